@@ -1,0 +1,3 @@
+"""χ-separation: maps of paramagnetic (iron) and diamagnetic (myelin) susceptibility from MRI."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,488 @@
+"""The commands on single maps, for Python: NIfTI paths, nibabel images or arrays in, nibabel images out."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import chisep
+from chisep import methods, metrics
+from chisep.errors import ChisepWarning, InputError
+from chisep.io import bids, nifti
+from chisep.io.files import make_directory, write_json
+from chisep.pipeline import relaxivity
+from chisep.types import Maps
+
+ImageLike = str | Path | NDArray[Any] | nib.spatialimages.SpatialImage
+"""A path of a NIfTI file, a nibabel image, or an array (then give `voxel_mm`)."""
+
+SOURCE_FILES = {
+    "paramagnetic": "desc-paramagnetic_Chimap.nii.gz",
+    "diamagnetic": "desc-diamagnetic_Chimap.nii.gz",
+    "total": "desc-total_Chimap.nii.gz",
+}
+"""File names of χ_pos, χ_neg and χ; names before `desc` (subject, session) may precede them."""
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How one susceptibility map is made."""
+
+    method: str = "tv"
+    """Method of dipole inversion; `chisep methods` lists them."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1, …"""
+
+    def __post_init__(self) -> None:
+        methods.find(self.method, "chi")
+
+
+@dataclass(frozen=True)
+class SeparationOptions:
+    """How sources are separated."""
+
+    method: str = "iterative"
+    """Separation method; `chisep methods` lists them."""
+    b0: float = 3.0
+    """Field strength in tesla; sets the default of D_r."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
+    dr: tuple[float, ...] = ()
+    """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg. Default 114·B0/3."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1, …"""
+
+    def __post_init__(self) -> None:
+        methods.find(self.method, "sources")
+        if not 0.01 <= self.b0 <= 25:
+            raise InputError(
+                "--b0",
+                found=f"{self.b0:g}",
+                wanted="tesla, e.g. 3",
+                remedy="Give the field strength of the scan.",
+            )
+        if len(self.dr) > 2:
+            raise InputError(
+                "--dr",
+                found=f"{len(self.dr)} numbers",
+                wanted="one, or two for χ_pos and χ_neg",
+                remedy="Give D_r in 1/s/ppm.",
+            )
+
+
+class SeparatedImages(NamedTuple):
+    """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map."""
+
+    paramagnetic: nib.Nifti1Image
+    diamagnetic: nib.Nifti1Image
+    total: nib.Nifti1Image
+
+
+def separate(
+    field: ImageLike,
+    r2prime: ImageLike,
+    mask: ImageLike,
+    *,
+    qsm: ImageLike | None = None,
+    magnitude: ImageLike | None = None,
+    options: SeparationOptions | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SeparatedImages:
+    """Separate paramagnetic from diamagnetic susceptibility.
+
+    Parameters
+    ----------
+    field
+        Local field in ppm, shape (i, j, k).
+    r2prime
+        R2' in 1/s, same grid.
+    mask
+        Brain mask, same grid.
+    qsm
+        Susceptibility map in ppm, same grid; made from the field where a method needs it and it is missing.
+    magnitude
+        Magnitude image, one or more echoes along the last axis, same grid; guides edges.
+    options
+        Method, field strength, B0 direction, D_r, device.
+    voxel_mm
+        Voxel edges in mm, for arrays.
+    progress
+        Called with iterations done and iterations at most.
+
+    Returns
+    -------
+    SeparatedImages
+        Three nibabel images.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used, grids differ, or the method is unknown.
+    """
+    options = options or SeparationOptions()
+    images = _Images(field, voxel_mm)
+    maps = Maps(
+        field_ppm=images.volume(field, "field"),
+        mask=images.mask(mask),
+        grid=images.grid(options.b0_dir),
+        relaxivity=relaxivity(options.dr, options.b0),
+        r2prime_hz=images.volume(r2prime, "r2prime"),
+        chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
+        magnitude=None if magnitude is None else images.magnitude(magnitude),
+    )
+    _question_units(maps)
+    sources = methods.separate(maps, options.method, device=options.device, progress=progress)
+    return SeparatedImages(
+        images.wrap(sources.chi_pos_ppm), images.wrap(sources.chi_neg_ppm), images.wrap(sources.chi_ppm)
+    )
+
+
+def qsm(
+    field: ImageLike,
+    mask: ImageLike,
+    *,
+    magnitude: ImageLike | None = None,
+    options: InversionOptions | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> nib.Nifti1Image:
+    """Make a susceptibility map (QSM) from a local field; arguments as in `separate`.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        χ in ppm on the grid of the field map.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used, grids differ, or the method is unknown.
+    """
+    options = options or InversionOptions()
+    images = _Images(field, voxel_mm)
+    maps = Maps(
+        field_ppm=images.volume(field, "field"),
+        mask=images.mask(mask),
+        grid=images.grid(options.b0_dir),
+        magnitude=None if magnitude is None else images.magnitude(magnitude),
+    )
+    _question_units(maps)
+    return images.wrap(methods.invert(maps, options.method, device=options.device, progress=progress).chi_ppm)
+
+
+class _Images:
+    """Reads images onto the grid of the first one and wraps results the same way."""
+
+    def __init__(self, reference: ImageLike, voxel_mm: Sequence[float] | None) -> None:
+        self._voxel_mm = voxel_mm
+        self._reference = self._read(reference, "field")
+
+    def _read(self, image: ImageLike, name: str, ndim: int = 3) -> nifti.Image:
+        if isinstance(image, str | Path):
+            return nifti.load(image, ndim=ndim)
+        if isinstance(image, np.ndarray):
+            if self._voxel_mm is None:
+                raise InputError(
+                    name,
+                    found="an array without a voxel size",
+                    wanted="voxel_mm=(…, …, …)",
+                    remedy="Give the voxel edges in mm.",
+                )
+            image = nib.Nifti1Image(image.astype(np.float32), np.diag([*self._voxel_mm, 1.0]))
+        return nifti.from_nibabel(image, source=name, ndim=ndim)
+
+    def _same_grid(self, image: nifti.Image) -> nifti.Image:
+        nifti.require_same_grid(self._reference, image)
+        return image
+
+    def grid(self, b0_direction: Sequence[float] | None) -> chisep.types.Grid:
+        return nifti.grid_of(self._reference, b0_direction)
+
+    def volume(self, image: ImageLike, name: str) -> Tensor:
+        return torch.from_numpy(self._same_grid(self._read(image, name)).data)
+
+    def mask(self, image: ImageLike) -> Tensor:
+        read = self._same_grid(self._read(image, "mask"))
+        return torch.from_numpy(nifti.checked_mask(read.data > 0.5, read.affine, read.source).data)
+
+    def magnitude(self, image: ImageLike) -> Tensor:
+        """Root of the sum of squares over the echoes, if there is more than one."""
+        echoes = (
+            len(image.shape) == 4 if not isinstance(image, str | Path) else nifti.number_of_axes(image) == 4
+        )
+        read = self._same_grid(self._read(image, "magnitude", ndim=4 if echoes else 3))
+        return torch.from_numpy(np.sqrt(np.square(read.data).sum(-1)) if echoes else read.data)
+
+    def wrap(self, volume: Tensor) -> nib.Nifti1Image:
+        return nifti.to_nibabel(volume.numpy(), self._reference.affine)
+
+
+def _question_units(maps: Maps) -> None:
+    """Warn where values are far from what their unit makes likely."""
+    field_size = _typical(maps.field_ppm, maps)
+    if field_size > 2:
+        warnings.warn(
+            f"the field is typically {field_size:.3g} ppm in the mask: is it in Hz or radians, or not yet "
+            "free of background? chisep wants the local field in ppm",
+            ChisepWarning,
+            stacklevel=3,
+        )
+    if maps.chi_ppm is not None and _typical(maps.chi_ppm, maps) > 2:
+        warnings.warn(
+            "the susceptibility map is typically above 2 ppm in the mask: is it in ppb?",
+            ChisepWarning,
+            stacklevel=3,
+        )
+    if maps.r2prime_hz is None:
+        return
+    if _typical(maps.r2prime_hz, maps) < 0.3:
+        warnings.warn(
+            "R2' is typically below 0.3 1/s in the mask: is it in 1/ms? chisep wants 1/s",
+            ChisepWarning,
+            stacklevel=3,
+        )
+    negative = int(torch.count_nonzero(maps.r2prime_hz[maps.mask] < 0))
+    if negative:
+        warnings.warn(
+            f"R2' is negative in {negative} voxels of the mask; the sources stay 0 at least",
+            ChisepWarning,
+            stacklevel=3,
+        )
+
+
+def _typical(volume: Tensor, maps: Maps) -> float:
+    """Root mean square within the mask."""
+    return float(volume[maps.mask].square().mean().sqrt())
+
+
+@dataclass(frozen=True)
+class SeparateConfig:
+    """Single maps on one grid."""
+
+    field: Path
+    """Local field in ppm (NIfTI)."""
+    r2prime: Path
+    """R2' in 1/s (NIfTI)."""
+    mask: Path
+    """Brain mask (NIfTI)."""
+    out: Path
+    """Folder for desc-paramagnetic_, desc-diamagnetic_ and desc-total_Chimap.nii.gz (ppm)."""
+    options: SeparationOptions
+    """How."""
+    qsm: Path | None = None
+    """Susceptibility map in ppm (NIfTI), if there is one."""
+    magnitude: Path | None = None
+    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+
+
+def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """Run `separate` on files and write the three maps with their sidecars.
+
+    Raises
+    ------
+    InputError
+        As `separate`, and if the output folder cannot be written.
+    """
+    make_directory(config.out)
+    images = separate(
+        config.field,
+        config.r2prime,
+        config.mask,
+        qsm=config.qsm,
+        magnitude=config.magnitude,
+        options=config.options,
+        progress=progress,
+    )
+    d_r = relaxivity(config.options.dr, config.options.b0)
+    facts = {
+        "Method": config.options.method,
+        "D_r_pos": d_r.pos_hz_per_ppm,
+        "D_r_neg": d_r.neg_hz_per_ppm,
+        "MagneticFieldStrength": config.options.b0,
+        "B0Direction": list(
+            nifti.b0_direction_of(images.total.affine)
+            if config.options.b0_dir is None
+            else config.options.b0_dir
+        ),
+    }
+    return [
+        _write(config.out / name, image, facts)
+        for name, image in zip(SOURCE_FILES.values(), images, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class QsmConfig:
+    """A field map and where its susceptibility goes."""
+
+    field: Path
+    """Local field in ppm (NIfTI)."""
+    mask: Path
+    """Brain mask (NIfTI)."""
+    out: Path
+    """File to write: χ in ppm (.nii or .nii.gz)."""
+    options: InversionOptions
+    """How."""
+    magnitude: Path | None = None
+    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+
+    def __post_init__(self) -> None:
+        if not self.out.name.endswith((".nii", ".nii.gz")):
+            raise InputError(
+                "--out",
+                found=str(self.out),
+                wanted="a name that ends in .nii or .nii.gz",
+                remedy="Add the ending.",
+            )
+
+
+def qsm_files(config: QsmConfig, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Run `qsm` on files and write the map with its sidecar.
+
+    Raises
+    ------
+    InputError
+        As `qsm`, and if the output cannot be written.
+    """
+    make_directory(config.out.parent)
+    image = qsm(
+        config.field, config.mask, magnitude=config.magnitude, options=config.options, progress=progress
+    )
+    direction = (
+        nifti.b0_direction_of(image.affine) if config.options.b0_dir is None else config.options.b0_dir
+    )
+    return _write(config.out, image, {"Method": config.options.method, "B0Direction": list(direction)})
+
+
+def _write(path: Path, image: nib.Nifti1Image, facts: dict[str, Any]) -> Path:
+    write_json(
+        bids.sidecar_of(path), {"Units": "ppm", **facts, "SoftwareVersion": f"chisep {chisep.__version__}"}
+    )
+    return nifti.save(path, np.asanyarray(image.dataobj), image.affine)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Separated maps and what they should have been."""
+
+    pred: Path
+    """Folder with the maps to judge (desc-…_Chimap.nii.gz)."""
+    truth: Path
+    """Folder with the true maps, named alike."""
+    mask: Path
+    """Where to judge (NIfTI)."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float | None]]:
+    """Judge every map that both folders have.
+
+    Returns
+    -------
+    dict
+        For paramagnetic, diamagnetic and total: all metrics by name; None where one is not defined.
+
+    Raises
+    ------
+    InputError
+        If no map is in both folders, one is there twice, or grids differ.
+    """
+    mask = nifti.load_mask(config.mask)
+    scores: dict[str, dict[str, float | None]] = {}
+    for source, name in SOURCE_FILES.items():
+        paths = [_only(folder, name) for folder in (config.pred, config.truth)]
+        if None in paths:
+            continue
+        pred, truth = (nifti.load(path) for path in paths if path)
+        for image in (truth, mask):
+            nifti.require_same_grid(pred, image)
+        values = metrics.evaluate(pred.data, truth.data, mask.data)
+        scores[source] = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    if not scores:
+        raise InputError(
+            config.pred,
+            found="no map that is also in " + str(config.truth),
+            wanted=", ".join(SOURCE_FILES.values()),
+            remedy="Give the folders that hold the maps of one subject.",
+        )
+    return scores
+
+
+def _only(folder: Path, name: str) -> Path | None:
+    """Return the one file of that name, possibly after subject and session, in a folder or below it."""
+    found = sorted(folder.rglob(f"*{name}"))
+    if len(found) > 1:
+        raise InputError(
+            folder,
+            found=f"{len(found)} files *{name}",
+            wanted="one",
+            remedy="Give the folder of one subject.",
+        )
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class QsmCiConfig:
+    """File contract of the public benchmark QSM-CI, stage chi-separation."""
+
+    input: Path
+    """Folder with localfield, r2prime, mask (.nii.gz), params.json, and perhaps chimap and magnitude."""
+    output: Path
+    """Folder for chi-para.nii.gz and chi-dia.nii.gz."""
+    method: str = "iterative"
+    """Separation method; `chisep methods` lists them."""
+
+
+def qsm_ci(config: QsmCiConfig) -> list[Path]:
+    """Separate the inputs of a QSM-CI run.
+
+    Raises
+    ------
+    InputError
+        If an input is missing or cannot be used.
+    """
+    make_directory(config.output)
+    options = _qsm_ci_options(config)
+    optional = {
+        name: config.input / f"{file}.nii.gz"
+        for name, file in (("qsm", "chimap"), ("magnitude", "magnitude"))
+    }
+    images = separate(
+        config.input / "localfield.nii.gz",
+        config.input / "r2prime.nii.gz",
+        config.input / "mask.nii.gz",
+        options=options,
+        **{name: path for name, path in optional.items() if path.exists()},
+    )
+    named = (("chi-para", images.paramagnetic), ("chi-dia", images.diamagnetic))
+    return [
+        nifti.save(config.output / f"{name}.nii.gz", np.asanyarray(i.dataobj), i.affine) for name, i in named
+    ]
+
+
+def _qsm_ci_options(config: QsmCiConfig) -> SeparationOptions:
+    file = config.input / "params.json"
+    try:
+        params = json.loads(file.read_text())
+        i, j, k = (float(b) for b in params["B0_dir"])
+        return SeparationOptions(method=config.method, b0=float(params["B0"]), b0_dir=(i, j, k))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            file,
+            found=f"no usable parameters ({error!r})",
+            wanted="JSON with B0 (T) and B0_dir (three numbers)",
+            remedy="Write params.json as the QSM-CI contract says.",
+        ) from error

@@ -1,0 +1,261 @@
+"""The command line. The only place that prints or exits.
+
+Each command is generated from the config dataclass of its owner. Owners are imported when their command
+is called, so that `chisep --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import chisep
+from chisep.errors import ChisepError, ChisepWarning
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+EPILOG = """\
+Start with `chisep demo`: it simulates a scan, runs everything, and opens the way to a report.
+`chisep COMMAND --help` explains a command. Units: field and χ in ppm, R2, R2*, R2' in 1/s, TE in s.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does, in a line, and the function that does it with the arguments after its name."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv
+        Arguments after the program's name; those of the process if None.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if all went well, 1 for an error that the message explains, 2 for a wrong call.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_help()
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"chisep {chisep.__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        return _fail(f"no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}", status=2)
+    _set_up_logging()
+    try:
+        return command.run(arguments[1:])
+    except ChisepError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished stages are kept, the same command goes on from there", status=130)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"chisep: error: {message}", file=sys.stderr)
+    return status
+
+
+def _print_help() -> None:
+    width = max(map(len, COMMANDS))
+    print("usage: chisep [--version] [--help] COMMAND …\n")
+    print("χ-separation: maps of iron (χ_pos) and myelin (χ_neg) from multi-echo MRI.\n\ncommands:")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<{width}}  {command.summary}")
+    print("\n" + EPILOG, end="")
+
+
+def _set_up_logging() -> None:
+    """Log to standard error; chisep's own warnings are log lines too."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=_console(), show_time=False, show_path=False, markup=False)
+    logger = logging.getLogger("chisep")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    plain = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:  # noqa: ANN401
+        if issubclass(category, ChisepWarning):
+            logger.warning("%s", message)
+        else:
+            plain(message, category, *rest)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _parse(config: type[T], name: str, arguments: Sequence[str]) -> T:
+    """Make a config from arguments."""
+    import tyro
+
+    return tyro.cli(
+        config,
+        prog=f"chisep {name}",
+        description=COMMANDS[name].summary,
+        args=list(arguments),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar; the function given takes what is done, how much of it, of how much."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_console(), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield show
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from chisep.pipeline import RunConfig, run
+
+    config = _parse(RunConfig, "run", arguments)
+    with _progress_bar() as show:
+        results = run(config, show)
+    for result in results:
+        print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
+    failed = [result for result in results if result.error]
+    if failed:
+        return _fail(
+            f"{len(failed)} of {len(results)} sessions failed:\n"
+            + "\n".join(f"  {r.name}: {r.error}" for r in failed)
+        )
+    return 0
+
+
+def _separate(arguments: Sequence[str]) -> int:
+    from chisep.api import SeparateConfig, separate_files
+
+    config = _parse(SeparateConfig, "separate", arguments)
+    with _progress_bar() as show:
+        written = separate_files(config, lambda done, total: show(config.options.method, done, total))
+    print(*written, sep="\n")
+    return 0
+
+
+def _qsm(arguments: Sequence[str]) -> int:
+    from chisep.api import QsmConfig, qsm_files
+
+    config = _parse(QsmConfig, "qsm", arguments)
+    with _progress_bar() as show:
+        print(qsm_files(config, lambda done, total: show(config.options.method, done, total)))
+    return 0
+
+
+def _simulate(arguments: Sequence[str]) -> int:
+    from chisep.simulation.dataset import SimulateConfig, simulate
+
+    config = _parse(SimulateConfig, "simulate", arguments)
+    with _progress_bar() as show:
+        subjects = simulate(config, show)
+    print(*(f"{config.out}: {subject}" for subject in subjects), sep="\n")
+    return 0
+
+
+def _import(arguments: Sequence[str]) -> int:
+    from chisep.io.importing import ImportConfig, import_session
+
+    print(*import_session(_parse(ImportConfig, "import", arguments)), sep="\n")
+    return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from chisep.api import EvaluateConfig, evaluate
+
+    print(json.dumps(evaluate(_parse(EvaluateConfig, "evaluate", arguments)), indent=2))
+    return 0
+
+
+def _methods(arguments: Sequence[str]) -> int:
+    from chisep.methods import METHODS, MethodsConfig
+
+    config = _parse(MethodsConfig, "methods", arguments)
+    rows = [method.row() for method in METHODS.values()]
+    if config.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    _print_table("", list(rows[0]), [list(row.values()) for row in rows])
+    return 0
+
+
+def _qsm_ci(arguments: Sequence[str]) -> int:
+    from chisep.api import QsmCiConfig, qsm_ci
+
+    print(*qsm_ci(_parse(QsmCiConfig, "qsm-ci", arguments)), sep="\n")
+    return 0
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    from chisep.demo import DemoConfig, demo
+
+    config = _parse(DemoConfig, "demo", arguments)
+    with _progress_bar() as show:
+        result = demo(config, show)
+    _print_table("Against the truth (simulated head)", result.columns, result.rows)
+    print(f"report: {result.report}\ncomparison: {result.comparison}")
+    return 0
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width of its own: give it what the table needs rather than cut cells.
+    Console(width=max(console.width, 200) if not console.is_terminal else None).print(table)
+
+
+COMMANDS = {
+    "run": Command("from a BIDS dataset to source maps and a report for every subject", _run),
+    "separate": Command("separate χ_pos and χ_neg from a field map and an R2' map", _separate),
+    "qsm": Command("make a susceptibility map from a field map", _qsm),
+    "simulate": Command("make a BIDS dataset of digital heads with known sources", _simulate),
+    "import": Command("bring single NIfTI files into a BIDS dataset", _import),
+    "evaluate": Command("judge source maps against the truth, as JSON", _evaluate),
+    "methods": Command("list the methods", _methods),
+    "qsm-ci": Command("run on the file contract of the public benchmark QSM-CI", _qsm_ci),
+    "demo": Command("simulate a scan, process it, and compare all methods", _demo),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Formats on disk: NIfTI, BIDS, atomic files."""

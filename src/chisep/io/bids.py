@@ -1,0 +1,418 @@
+"""BIDS: find raw series, inherit their sidecars, name and describe what is written.
+
+Finding and parsing names is ancpBIDS' work; inheritance of sidecars is done here, because its reader
+leaves out sidecars of upper folders that lack an entity of the image (BIDS 1.10, inheritance principle).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ancpbids
+
+import chisep
+from chisep.errors import InputError
+from chisep.io.files import write_json
+
+BIDS_VERSION = "1.10.0"
+_LONGEST_TE_S = {"MEGRE": 0.3, "MESE": 1.0}
+_UNIT_ENTITIES = ("ses", "acq", "run")
+
+
+@dataclass(frozen=True)
+class Series:
+    """The echoes of one multi-echo acquisition, in order of their echo time.
+
+    Parameters
+    ----------
+    magnitude, phase
+        One file per echo; `phase` is empty for a spin-echo series.
+    te_s
+        Echo times in seconds.
+    b0_t
+        Field strength in tesla; None where the sidecars of a spin-echo series do not say.
+    phase_units
+        Units that the sidecar of the phase states, if any.
+    """
+
+    magnitude: tuple[Path, ...]
+    phase: tuple[Path, ...]
+    te_s: tuple[float, ...]
+    b0_t: float | None
+    phase_units: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All images of the series."""
+        return self.magnitude + self.phase
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one subject brings from one visit: a gradient-echo series, perhaps a spin-echo one.
+
+    Parameters
+    ----------
+    subject
+        Label without `sub-`.
+    entities
+        Session, acquisition and run where the names have them, e.g. {"ses": "1"}.
+    megre
+        Multi-echo gradient echo.
+    mese
+        Multi-echo spin echo, None if there is none.
+    """
+
+    subject: str
+    entities: Mapping[str, str]
+    megre: Series
+    mese: Series | None
+
+    @property
+    def name(self) -> str:
+        """Start of all file names, e.g. sub-01_ses-1."""
+        return "_".join([f"sub-{self.subject}", *(f"{k}-{v}" for k, v in self.entities.items())])
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its images, relative to the root of a dataset."""
+        return _folder(self.subject, self.entities.get("ses"))
+
+    def output(self, root: Path, suffix: str, *, ext: str = ".nii.gz", **entities: str) -> Path:
+        """Path of a derivative: name of the session, more entities (desc, part, …), suffix."""
+        middle = [f"{key}-{value}" for key, value in entities.items()]
+        return root / self.folder / ("_".join([self.name, *middle, suffix]) + ext)
+
+
+def _folder(subject: str, session: str | None) -> Path:
+    return Path(f"sub-{subject}", *([f"ses-{session}"] if session else []), "anat")
+
+
+def raw_path(
+    root: Path,
+    subject: str,
+    suffix: str,
+    *,
+    echo: int,
+    part: str | None = None,
+    session: str | None = None,
+    ext: str = ".nii.gz",
+) -> Path:
+    """Path of one raw echo, e.g. sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz."""
+    names = [f"sub-{subject}", session and f"ses-{session}", f"echo-{echo}", part and f"part-{part}", suffix]
+    return root / _folder(subject, session) / ("_".join(filter(None, names)) + ext)
+
+
+def derivative_path(
+    root: Path,
+    subject: str,
+    suffix: str,
+    *,
+    session: str | None = None,
+    desc: str | None = None,
+    ext: str = ".nii.gz",
+) -> Path:
+    """Path of a derivative, e.g. sub-01/anat/sub-01_desc-total_Chimap.nii.gz."""
+    names = [f"sub-{subject}", session and f"ses-{session}", desc and f"desc-{desc}", suffix]
+    return root / _folder(subject, session) / ("_".join(filter(None, names)) + ext)
+
+
+def sidecar_of(image: Path) -> Path:
+    """Path of the JSON file beside an image."""
+    return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def write_dataset_description(root: Path, name: str, *, derivative: bool = False) -> Path:
+    """Write dataset_description.json of a raw or a derivative dataset."""
+    content: dict[str, Any] = {
+        "Name": name,
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative" if derivative else "raw",
+    }
+    content["GeneratedBy"] = [{"Name": "chisep", "Version": chisep.__version__}]
+    return write_json(root / "dataset_description.json", content)
+
+
+def read_sidecar(image: Path, root: Path) -> dict[str, Any]:
+    """Metadata of an image from all sidecars that apply to it, the nearest winning.
+
+    Parameters
+    ----------
+    image
+        An image below `root`.
+    root
+        Root of the dataset.
+
+    Raises
+    ------
+    InputError
+        If a sidecar is not a JSON object.
+    """
+    wanted = _entities(image.name)
+    folders = [root, *[root / part for part in reversed(image.relative_to(root).parents) if part != Path()]]
+    merged: dict[str, Any] = {}
+    for folder in folders:
+        candidates = [(len(_entities(f.name)), f) for f in folder.glob("*.json") if _applies(f.name, wanted)]
+        for _, file in sorted(candidates):
+            merged |= _json_object(file)
+    return merged
+
+
+def _entities(name: str) -> dict[str, str]:
+    """Entities and suffix of a BIDS file name."""
+    *pairs, suffix = name.split(".")[0].split("_")
+    return {key: value for key, _, value in (p.partition("-") for p in pairs)} | {"suffix": suffix}
+
+
+def _applies(sidecar: str, wanted: Mapping[str, str]) -> bool:
+    return all(wanted.get(key) == value for key, value in _entities(sidecar).items())
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            file,
+            found=f"a file that is not JSON ({error})",
+            wanted="a JSON object",
+            remedy="Mend the sidecar.",
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            file, found=f"a JSON {type(content).__name__}", wanted="a JSON object", remedy="Mend the sidecar."
+        )
+    return content
+
+
+def find_sessions(root: Path, participants: Sequence[str] = ()) -> list[Session]:
+    """Find every session with a multi-echo gradient-echo series.
+
+    Parameters
+    ----------
+    root
+        Root of a BIDS raw dataset.
+    participants
+        Labels with or without `sub-`; empty means all.
+
+    Returns
+    -------
+    list of Session
+        Sorted by name.
+
+    Raises
+    ------
+    InputError
+        If the folder or a participant does not exist, no series is found, an echo lacks its partner, or a
+        sidecar lacks, contradicts or mis-scales what chisep needs.
+    """
+    if not root.is_dir():
+        raise InputError(root, found="no such directory", wanted="a BIDS dataset", remedy="Check the path.")
+    wanted = [label.removeprefix("sub-") for label in participants]
+    for label in wanted:
+        if not (root / f"sub-{label}").is_dir():
+            known = sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir())
+            raise InputError(
+                root,
+                found=f"no participant {label}",
+                wanted=f"one of: {', '.join(known) or 'none'}",
+                remedy="Check --participant-label.",
+            )
+    series = _images_by_series(root)
+    sessions = []
+    for (subject, unit, suffix), images in sorted(series.items()):
+        if suffix != "MEGRE" or (wanted and subject not in wanted):
+            continue
+        megre = _series(root, suffix, images)
+        mese_images = _partner(series, subject, unit)
+        mese = _series(root, "MESE", mese_images) if mese_images else None
+        _check_field_strength(megre, mese)
+        sessions.append(Session(subject, {k: v for k, v in unit if v}, megre, mese))
+    if not sessions:
+        raise InputError(
+            root,
+            found="no multi-echo gradient-echo images" + (f" of {', '.join(wanted)}" if wanted else ""),
+            wanted="files like sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz with their part-phase",
+            remedy="Name the images as BIDS does, or bring single NIfTI files in with `chisep import`.",
+        )
+    return sessions
+
+
+_Unit = tuple[tuple[str, str], ...]
+
+
+def _images_by_series(root: Path) -> dict[tuple[str, _Unit, str], list[Path]]:
+    """Group raw MEGRE and MESE images by subject, unit (session, acquisition, run) and suffix."""
+    layout = ancpbids.BIDSLayout(str(root))
+    found: dict[tuple[str, _Unit, str], list[Path]] = defaultdict(list)
+    for suffix in ("MEGRE", "MESE"):
+        for extension in (".nii.gz", ".nii"):
+            for image in layout.get(suffix=suffix, extension=extension):
+                path = Path(image.get_absolute_path())
+                names = _entities(path.name)
+                if path.relative_to(root.absolute()).parts[0] == f"sub-{names.get('sub')}":
+                    unit = tuple((key, names.get(key, "")) for key in _UNIT_ENTITIES)
+                    found[names["sub"], unit, suffix].append(root / path.relative_to(root.absolute()))
+    return found
+
+
+def _partner(series: Mapping[tuple[str, _Unit, str], list[Path]], subject: str, unit: _Unit) -> list[Path]:
+    """Spin-echo images for a gradient-echo unit: of the same unit, else the only ones of the same session."""
+    if exact := series.get((subject, unit, "MESE")):
+        return exact
+    session = dict(unit)["ses"]
+    others = [
+        files
+        for (sub, u, suffix), files in series.items()
+        if (sub, suffix, dict(u)["ses"]) == (subject, "MESE", session)
+    ]
+    if len(others) > 1:
+        raise InputError(
+            others[0][0],
+            found=f"{len(others)} spin-echo series in one session",
+            wanted="one, or one with the acq and run of each gradient-echo series",
+            remedy="Keep the one to be used.",
+        )
+    return others[0] if others else []
+
+
+def _series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
+    """Check the sidecars of the images of one series against each other and sort its echoes."""
+    facts = {image: read_sidecar(image, root) for image in images}
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for image in images:
+        parts[_entities(image.name).get("part", "mag")].append(image)
+    te = {image: _echo_time(image, facts[image], suffix) for image in images}
+    magnitude = sorted(parts["mag"], key=lambda image: te[image])
+    phase = sorted(parts["phase"], key=lambda image: te[image])
+    if suffix == "MEGRE":
+        _check_pairs(images[0], magnitude, phase, te)
+    elif not magnitude:
+        raise InputError(
+            images[0],
+            found="spin-echo images without magnitude",
+            wanted="magnitude images",
+            remedy="Add them.",
+        )
+    _check_order(magnitude, te)
+    _check_order(phase, te)
+    return Series(
+        tuple(magnitude),
+        tuple(phase),
+        tuple(te[image] for image in magnitude),
+        _field_strength(facts),
+        next((str(facts[image]["Units"]) for image in phase if "Units" in facts[image]), None),
+    )
+
+
+def _echo_time(image: Path, facts: Mapping[str, Any], suffix: str) -> float:
+    value = facts.get("EchoTime")
+    if value is None:
+        raise InputError(
+            sidecar_of(image),
+            found="no EchoTime",
+            wanted="EchoTime in seconds",
+            remedy="Add it to the sidecar.",
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(
+            sidecar_of(image),
+            found=f"EchoTime {value!r}",
+            wanted="one number in seconds",
+            remedy="Correct the sidecar.",
+        )
+    if not 0 < value <= _LONGEST_TE_S[suffix]:
+        raise InputError(
+            sidecar_of(image),
+            found=f"EchoTime {value:g}",
+            wanted=f"seconds, above 0 and at most {_LONGEST_TE_S[suffix]:g}",
+            remedy=f"If it is in milliseconds, write {value / 1000:g}."
+            if value > 0
+            else "Correct the sidecar.",
+        )
+    return float(value)
+
+
+def _check_pairs(
+    anywhere: Path, magnitude: Sequence[Path], phase: Sequence[Path], te: Mapping[Path, float]
+) -> None:
+    if [te[m] for m in magnitude] != [te[p] for p in phase]:
+        raise InputError(
+            anywhere.parent,
+            found=f"magnitude at TE {[te[m] for m in magnitude]} s, phase at TE {[te[p] for p in phase]} s",
+            wanted="a magnitude and a phase image (part-mag, part-phase) for every echo, with equal EchoTime",
+            remedy="Add the missing image or correct the sidecars.",
+        )
+
+
+def _echo_number(image: Path) -> int:
+    label = _entities(image.name).get("echo", "")
+    if not label.isdigit():
+        raise InputError(
+            image,
+            found=f"echo label {label!r}" if label else "no echo label",
+            wanted="a number, as in echo-1",
+            remedy="Rename the image; split a file that holds all echoes, or use `chisep import`.",
+        )
+    return int(label)
+
+
+def _check_order(images: Sequence[Path], te: Mapping[Path, float]) -> None:
+    """Echo numbers and echo times must grow together, no time twice."""
+    for before, after in pairwise(images):
+        numbers = [_echo_number(image) for image in (before, after)]
+        if te[before] == te[after] or numbers[0] >= numbers[1]:
+            raise InputError(
+                sidecar_of(after),
+                found=f"echo {numbers[1]} at {te[after]:g} s beside echo {numbers[0]} at {te[before]:g} s",
+                wanted="echo times that grow with the echo number",
+                remedy="Correct EchoTime in the sidecars or the echo entity in the names.",
+            )
+
+
+def _check_field_strength(megre: Series, mese: Series | None) -> None:
+    sidecar = sidecar_of(megre.magnitude[0])
+    if megre.b0_t is None:
+        raise InputError(
+            sidecar,
+            found="no MagneticFieldStrength",
+            wanted="MagneticFieldStrength in tesla, e.g. 3",
+            remedy="Add it to the sidecar.",
+        )
+    if mese is not None and mese.b0_t not in (None, megre.b0_t):
+        raise InputError(
+            sidecar_of(mese.magnitude[0]),
+            found=f"MagneticFieldStrength {mese.b0_t}",
+            wanted=f"{megre.b0_t} as in {sidecar}",
+            remedy="Correct the sidecar that is wrong.",
+        )
+
+
+def _field_strength(facts: Mapping[Path, Mapping[str, Any]]) -> float | None:
+    stated = {
+        image: fact["MagneticFieldStrength"]
+        for image, fact in facts.items()
+        if "MagneticFieldStrength" in fact
+    }
+    for image, value in stated.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.01 <= value <= 25:
+            raise InputError(
+                sidecar_of(image),
+                found=f"MagneticFieldStrength {value!r}",
+                wanted="tesla, e.g. 3",
+                remedy="Correct the sidecar.",
+            )
+    if len(set(stated.values())) > 1:
+        raise InputError(
+            sidecar_of(next(iter(stated))),
+            found=f"MagneticFieldStrength {sorted(set(stated.values()))} within one series",
+            wanted="one field strength",
+            remedy="Correct the sidecars.",
+        )
+    return float(next(iter(stated.values()))) if stated else None

@@ -1,0 +1,1 @@
+"""How sources make fields and signals: dipole, operators, Φ, decay."""

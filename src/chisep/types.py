@@ -1,0 +1,208 @@
+"""The nouns that every floor shares: grids, input maps and separated sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from chisep.errors import InputError
+
+Volume = Float[Tensor, "i j k"]
+"""One real map on a grid, NIfTI axis order."""
+MaskVolume = Bool[Tensor, "i j k"]
+"""True inside the brain."""
+Echoes = Float[Tensor, "echo i j k"]
+"""One real volume per echo, echoes in order of their echo time."""
+ComplexEchoes = Complex[Tensor, "echo i j k"]
+"""One complex volume per echo."""
+Affine = Float[np.ndarray, "4 4"]
+"""NIfTI affine: voxel index to scanner millimetres (RAS+)."""
+
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels are, and where B0 points as seen from them.
+
+    Parameters
+    ----------
+    shape
+        Number of voxels along each voxel axis.
+    voxel_mm
+        Edge lengths of a voxel in mm.
+    b0_direction
+        Unit vector along B0 in voxel axes.
+    affine
+        Voxel index to scanner mm, shape (4, 4); None means axis-aligned with the origin at voxel 0.
+
+    Raises
+    ------
+    InputError
+        If a voxel edge is not positive, or the B0 direction has no length.
+    """
+
+    shape: tuple[int, int, int]
+    voxel_mm: tuple[float, float, float]
+    b0_direction: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    affine: Affine | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise InputError(
+                "grid",
+                found=f"shape {self.shape}",
+                wanted="three positive sizes",
+                remedy="Give a 3-D volume.",
+            )
+        if len(self.voxel_mm) != 3 or not all(math.isfinite(v) and v > 0 for v in self.voxel_mm):
+            raise InputError(
+                "grid",
+                found=f"voxel size {self.voxel_mm} mm",
+                wanted="three positive sizes",
+                remedy="Correct the voxel size in the image header.",
+            )
+        length = math.hypot(*self.b0_direction)
+        if not math.isfinite(length) or length < _UNIT_TOLERANCE:
+            raise InputError(
+                "B0 direction",
+                found=f"{self.b0_direction}",
+                wanted="a vector with a length",
+                remedy="Give three numbers in voxel axes, for example 0 0 1.",
+            )
+        object.__setattr__(self, "b0_direction", tuple(float(b) / length for b in self.b0_direction))
+
+    def matrix(self) -> Affine:
+        """Affine of the grid, shape (4, 4); made from the voxel size where none was given."""
+        return np.diag([*self.voxel_mm, 1.0]) if self.affine is None else self.affine
+
+    def reshaped(self, shape: Sequence[int]) -> Grid:
+        """Return the same voxels and B0 direction with another number of voxels."""
+        i, j, k = shape
+        return replace(self, shape=(int(i), int(j), int(k)))
+
+
+@dataclass(frozen=True)
+class Relaxivity:
+    """How much R2' a susceptibility source makes, D_r, in 1/s per ppm.
+
+    Parameters
+    ----------
+    pos_hz_per_ppm
+        D_r of paramagnetic sources.
+    neg_hz_per_ppm
+        D_r of diamagnetic sources (per ppm of magnitude).
+
+    Raises
+    ------
+    InputError
+        If one is not positive.
+    """
+
+    pos_hz_per_ppm: float
+    neg_hz_per_ppm: float
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(d) and d > 0 for d in (self.pos_hz_per_ppm, self.neg_hz_per_ppm)):
+            raise InputError(
+                "D_r",
+                found=f"{self.pos_hz_per_ppm}, {self.neg_hz_per_ppm}",
+                wanted="positive numbers in 1/s/ppm",
+                remedy="Typical is 114 at 3 T; it scales with B0.",
+            )
+
+    @property
+    def ratio(self) -> float:
+        """D_r,neg / D_r,pos."""
+        return self.neg_hz_per_ppm / self.pos_hz_per_ppm
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """What a separation or an inversion works on: maps of one subject on one grid.
+
+    Parameters
+    ----------
+    field_ppm
+        Local field, shape (i, j, k).
+    mask
+        True where the field is known, shape (i, j, k).
+    grid
+        Voxel size and B0 direction.
+    relaxivity
+        D_r of both sources at the field strength of the scan; needed by every method that reads R2'.
+    r2prime_hz
+        R2' in 1/s, shape (i, j, k).
+    chi_ppm
+        A susceptibility map (QSM) made before, shape (i, j, k).
+    magnitude
+        Image with anatomical edges, arbitrary scale, shape (i, j, k).
+    field_sigma_ppm, r2prime_sigma_hz
+        Standard deviation of the noise, one number; estimated from the map where None.
+    """
+
+    field_ppm: Volume
+    mask: MaskVolume
+    grid: Grid
+    relaxivity: Relaxivity | None = None
+    r2prime_hz: Volume | None = None
+    chi_ppm: Volume | None = None
+    magnitude: Volume | None = None
+    field_sigma_ppm: float | None = None
+    r2prime_sigma_hz: float | None = None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Maps:
+        """Return the same maps on another device and in another precision."""
+        moved = {
+            name: value.to(device, None if name == "mask" else dtype)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """How an iteration ended.
+
+    Parameters
+    ----------
+    iterations
+        Iterations done; 0 for a closed form.
+    converged
+        Whether the relative change fell below the tolerance before the iterations ran out.
+    change
+        Relative change of the solution at every iteration.
+    """
+
+    iterations: int = 0
+    converged: bool = True
+    change: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Susceptibility:
+    """A susceptibility map χ in ppm, shape (i, j, k), 0 outside the mask, and how it came to be."""
+
+    chi_ppm: Volume
+    convergence: Convergence = field(default_factory=Convergence)
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """χ_pos and χ_neg in ppm, both ≥ 0, shape (i, j, k), 0 outside the mask; χ = χ_pos − χ_neg."""
+
+    chi_pos_ppm: Volume
+    chi_neg_ppm: Volume
+    convergence: Convergence = field(default_factory=Convergence)
+
+    @property
+    def chi_ppm(self) -> Volume:
+        """Total susceptibility χ_pos − χ_neg in ppm."""
+        return self.chi_pos_ppm - self.chi_neg_ppm

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chisep.physics.dipole import Dipole
+from chisep.physics.separation import Separation
+from chisep.types import Grid
+
+GRID = Grid((5, 6, 7), (1.0, 1.2, 0.9), (0.2, 0.3, 0.9))
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def phi() -> Separation:
+    return Separation(Dipole(GRID, pad=False, dtype=torch.float64), ratio=0.7)
+
+
+def test_rows_are_the_three_equations(phi):
+    x = random(2, *GRID.shape)
+    chi, r2prime, field = phi.apply(x)
+    torch.testing.assert_close(chi, x[0] - x[1])
+    torch.testing.assert_close(r2prime, x[0] + 0.7 * x[1])
+    torch.testing.assert_close(field, phi.dipole.apply(x[0] - x[1]))
+
+
+def test_eigenvalues_of_the_gram():
+    """For equal D_r: 2 on χ_pos + χ_neg, 2 + 2d² on χ_pos − χ_neg."""
+    phi = Separation(Dipole(GRID, pad=False, dtype=torch.float64))
+    pp, pn, nn = phi.gram_symbol()
+    d2 = phi.dipole.kernel**2
+    torch.testing.assert_close(pp + pn, torch.full_like(d2, 2.0))
+    torch.testing.assert_close(pp - pn, 2 + 2 * d2)
+    torch.testing.assert_close(pp, nn)
+    assert (pp - pn).max() <= 26 / 9 + 1e-12
+
+
+def test_gram_symbol_is_the_gram(phi):
+    x = random(2, *GRID.shape)
+    pp, pn, nn = phi.gram_symbol()
+    pos, neg = phi.dipole.spectrum(x)
+    by_symbol = phi.dipole.volume(torch.stack((pp * pos + pn * neg, pn * pos + nn * neg)))
+    torch.testing.assert_close(by_symbol, phi.gram(x))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.05, 0.3, 30.0), (0.0, 1.0, 100.0)])
+def test_proximal_step_is_a_minimum(phi, weights):
+    """The gradient of the objective vanishes at the closed-form solution."""
+    y, z, rho = random(3, *GRID.shape, seed=1), random(2, *GRID.shape, seed=2), 0.5
+    x = phi.proximal(y, z, weights, rho)
+    w = torch.tensor(weights, dtype=torch.float64)[:, None, None, None]
+    gradient = phi.adjoint(w * (phi.apply(x) - y)) + rho * (x - z)
+    assert gradient.abs().max() < 1e-10
+
+
+def test_proximal_step_of_exact_data_returns_the_sources(phi):
+    x = random(2, *GRID.shape)
+    torch.testing.assert_close(phi.proximal(phi.apply(x), torch.zeros_like(x), rho=0.0), x)
+
+
+def test_closed_forms_refuse_a_padded_dipole():
+    phi = Separation(Dipole(GRID, dtype=torch.float64))
+    with pytest.raises(ValueError, match="without padding"):
+        phi.gram_symbol()
