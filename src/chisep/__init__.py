@@ -1,3 +1,49 @@
-"""χ-separation: maps of paramagnetic (iron) and diamagnetic (myelin) susceptibility from MRI."""
+"""χ-separation: maps of paramagnetic (iron) and diamagnetic (myelin) susceptibility from MRI.
+
+The commands from Python, imported when first used: `separate` and `qsm` on single maps (NIfTI paths,
+nibabel images or arrays), `run` on a BIDS dataset, `simulate`, `evaluate`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chisep.api import EvaluateConfig, InversionOptions, SeparationOptions, evaluate, qsm, separate
+    from chisep.pipeline import RunConfig, run
+    from chisep.simulation.dataset import SimulateConfig, simulate
 
 __version__ = "0.1.0"
+
+_OWNERS = {
+    "EvaluateConfig": "chisep.api",
+    "InversionOptions": "chisep.api",
+    "RunConfig": "chisep.pipeline",
+    "SeparationOptions": "chisep.api",
+    "SimulateConfig": "chisep.simulation.dataset",
+    "evaluate": "chisep.api",
+    "qsm": "chisep.api",
+    "run": "chisep.pipeline",
+    "separate": "chisep.api",
+    "simulate": "chisep.simulation.dataset",
+}
+
+__all__ = [
+    "EvaluateConfig",
+    "InversionOptions",
+    "RunConfig",
+    "SeparationOptions",
+    "SimulateConfig",
+    "evaluate",
+    "qsm",
+    "run",
+    "separate",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _OWNERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_OWNERS[name]), name)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tyro.conf import Positional
 
 import chisep
 from chisep import methods, metrics
@@ -22,7 +23,7 @@ from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_json
 from chisep.pipeline import relaxivity
-from chisep.types import Maps
+from chisep.types import Grid, Maps
 
 ImageLike = str | Path | NDArray[Any] | nib.spatialimages.SpatialImage
 """A path of a NIfTI file, a nibabel image, or an array (then give `voxel_mm`)."""
@@ -209,7 +210,7 @@ class _Images:
         nifti.require_same_grid(self._reference, image)
         return image
 
-    def grid(self, b0_direction: Sequence[float] | None) -> chisep.types.Grid:
+    def grid(self, b0_direction: Sequence[float] | None) -> Grid:
         return nifti.grid_of(self._reference, b0_direction)
 
     def volume(self, image: ImageLike, name: str) -> Tensor:
@@ -438,9 +439,9 @@ def _only(folder: Path, name: str) -> Path | None:
 class QsmCiConfig:
     """File contract of the public benchmark QSM-CI, stage chi-separation."""
 
-    input: Path
+    input: Positional[Path]
     """Folder with localfield, r2prime, mask (.nii.gz), params.json, and perhaps chimap and magnitude."""
-    output: Path
+    output: Positional[Path]
     """Folder for chi-para.nii.gz and chi-dia.nii.gz."""
     method: str = "iterative"
     """Separation method; `chisep methods` lists them."""

@@ -1,26 +1,23 @@
 """One subject from raw scans to maps and report, stage by stage, each stage resumable.
 
 A stage reads files and writes files; nothing else passes between stages, so a run that was killed and
-started again works on the same bytes as one that was not. When a stage is done it leaves a record of a
-key (version, parameters, checksums of its inputs) and the checksums of its outputs; a later run skips
-the stage as long as both still hold.
+started again works on the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
+import csv
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tyro.conf import Positional
 
@@ -28,18 +25,19 @@ import chisep
 from chisep import methods
 from chisep.errors import ChisepError, ChisepWarning, InputError
 from chisep.io import bids, nifti
-from chisep.io.files import make_directory, write_json
+from chisep.io.files import make_directory
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing import background, mask, registration, relaxometry
 from chisep.preprocessing import field as field_mapping
-from chisep.types import Grid, Maps, Relaxivity
+from chisep.report.session import SessionImages, panels, region_rows
+from chisep.report.subject import SubjectReport, write_report
+from chisep.stages import Ledger, Stage
+from chisep.types import Convergence, Grid, Maps, Relaxivity
 
 log = logging.getLogger("chisep")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
-
-PPM, RATE = "ppm", "1/s"
 
 
 @dataclass(frozen=True)
@@ -92,39 +90,28 @@ def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A step from files to files.
+class SessionResult:
+    """How one session ended.
 
     Parameters
     ----------
     name
-        Of the record and in messages.
-    inputs
-        Files it reads.
-    outputs
-        Files it writes, sidecars left out.
-    parameters
-        All that changes its result besides its inputs.
-    work
-        Writes the outputs.
+        Of the session.
+    report
+        Its page; None if it failed.
+    error
+        What stopped it.
+    warnings
+        What the user should know, each with its stage.
+    skipped
+        Stages whose results still held.
     """
-
-    name: str
-    inputs: tuple[Path, ...]
-    outputs: tuple[Path, ...]
-    parameters: Mapping[str, Any]
-    work: Callable[[], None]
-
-
-@dataclass(frozen=True)
-class SessionResult:
-    """How one session ended: its report, or what stopped it."""
 
     name: str
     report: Path | None = None
     error: ChisepError | None = None
     warnings: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = field(default=())
+    skipped: tuple[str, ...] = ()
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResult]:
@@ -174,13 +161,10 @@ class SessionRun:
     """
 
     def __init__(self, config: RunConfig, session: bids.Session) -> None:
-        self.config, self.session = config, session
-        b0_t = session.megre.b0_t
-        if b0_t is None:  # find_sessions promises it
+        if session.megre.b0_t is None:
             raise ValueError("a gradient-echo series without field strength")
-        self.b0_t = b0_t
-        self.relaxivity = relaxivity(config.dr, b0_t)
-        self.records = config.out / ".chisep" / session.name
+        self.config, self.session, self.b0_t = config, session, session.megre.b0_t
+        self.relaxivity = relaxivity(config.dr, self.b0_t)
         self.report = config.out / f"{session.name}.html"
         self.mask = self._path("mask", desc="brain")
         self.unwrapped = self._path("MEGRE", part="phase", desc="unwrapped")
@@ -193,158 +177,92 @@ class SessionRun:
             self._path("Chimap", desc=desc) for desc in ("paramagnetic", "diamagnetic", "total")
         )
 
-    def _path(self, suffix: str, *, ext: str = ".nii.gz", **entities: str) -> Path:
-        return self.session.output(self.config.out, suffix, ext=ext, **entities)
-
-    def stages(self) -> list[Stage]:
-        """All stages in order."""
-        config, megre, mese = self.config, self.session.megre, self.session.mese
-        d_r = {"D_r_pos": self.relaxivity.pos_hz_per_ppm, "D_r_neg": self.relaxivity.neg_hz_per_ppm}
-        echoes = {"EchoTime": list(megre.te_s), "MagneticFieldStrength": self.b0_t}
-        rates = (self.r2star, self.r2prime) if mese is None else (self.r2star, self.r2, self.r2prime)
-        spin_echo = (
-            {"SpinEchoTime": list(mese.te_s)} if mese else {"PseudoR2": relaxometry.pseudo_r2_hz(self.b0_t)}
-        )
-        return [
-            Stage("mask", megre.magnitude, (self.mask,), asdict(mask.MaskConfig()), self._make_mask),
-            Stage(
-                "field",
-                (*megre.files, self.mask),
-                (self.unwrapped, self.total_field),
-                echoes | asdict(self._field_config) | {"PhaseUnits": megre.phase_units},
-                self._make_field,
-            ),
-            Stage(
-                "background",
-                (self.total_field, self.mask),
-                (self.local_field, self.eroded_mask),
-                asdict(background.VsharpConfig()),
-                self._make_local_field,
-            ),
-            Stage(
-                "relaxometry",
-                (*megre.magnitude, *(mese.magnitude if mese else ()), self.mask),
-                rates,
-                echoes | spin_echo,
-                self._make_rates,
-            ),
-            Stage(
-                "qsm",
-                (self.local_field, self.eroded_mask, *megre.magnitude),
-                (self.qsm,),
-                {"Method": config.qsm},
-                self._make_qsm,
-            ),
-            Stage(
-                "separation",
-                (self.local_field, self.r2prime, self.qsm, self.eroded_mask, *megre.magnitude),
-                (self.chi_pos, self.chi_neg, self.chi),
-                {"Method": config.method} | d_r,
-                self._make_sources,
-            ),
-        ]
+    def _path(self, suffix: str, **entities: str) -> Path:
+        return self.session.output(self.config.out, suffix, **entities)
 
     def process(self, progress: Progress | None = None) -> SessionResult:
-        """Run what is missing or stale, then write the report.
+        """Run what is missing or stale, the report last.
 
         Raises
         ------
         ChisepError
             If an input cannot be used or an output not be written; finished stages stay.
         """
-        self._remove_leftovers()
-        stages = self.stages()
-        said: list[str] = []
-        skipped: list[str] = []
-        for number, stage in enumerate(stages):
+        ledger = Ledger(self.config.bids, self.config.out, self.session.name)
+        stages = self._map_stages()
+        for done, stage in enumerate(stages):
             if progress:
-                progress(f"{self.session.name}: {stage.name}", number, len(stages) + 1)
-            record = self._fresh_record(stage)
-            if record is None:
-                record = self._execute(stage)
-            else:
-                skipped.append(stage.name)
-            said += record["warnings"]
+                progress(f"{self.session.name}: {stage.name}", done, len(stages) + 1)
+            ledger.do(stage)
         if progress:
             progress(f"{self.session.name}: report", len(stages), len(stages) + 1)
-        self._write_report(stages, said)
-        return SessionResult(self.session.name, self.report, warnings=tuple(said), skipped=tuple(skipped))
+        ledger.do(self._report_stage(stages, ledger))
+        said = tuple(f"{name}: {text}" for name, record in ledger.records.items() for text in record.warnings)
+        return SessionResult(self.session.name, self.report, warnings=said, skipped=tuple(ledger.skipped))
 
-    # Records -----------------------------------------------------------------------------------------
+    def _map_stages(self) -> list[Stage]:
+        config, megre, mese = self.config, self.session.megre, self.session.mese
+        echoes = {"EchoTime": list(megre.te_s), "MagneticFieldStrength": self.b0_t}
+        if mese is None:
+            r2: Mapping[str, Any] = {"PseudoR2": relaxometry.pseudo_r2_hz(self.b0_t)}
+        else:
+            r2 = {"SpinEchoTime": list(mese.te_s)}
+        return [
+            Stage(
+                "mask",
+                "brain mask from the gradient-echo magnitude",
+                megre.magnitude,
+                [self.mask],
+                asdict(mask.MaskConfig()),
+                self._make_mask,
+            ),
+            Stage(
+                "field",
+                "total field from unwrapped phase, and the unwrapped phase without receiver offset",
+                [*megre.files, self.mask],
+                [self.unwrapped, self.total_field],
+                echoes | asdict(self._field_config) | {"PhaseUnits": megre.phase_units},
+                self._make_field,
+            ),
+            Stage(
+                "background",
+                "local field after background removal, and the mask in which it is known",
+                [self.total_field, self.mask],
+                [self.local_field, self.eroded_mask],
+                asdict(background.VsharpConfig()),
+                self._make_local_field,
+            ),
+            Stage(
+                "relaxometry",
+                "relaxation rate",
+                [*megre.magnitude, *(mese.magnitude if mese else ()), self.mask],
+                [self.r2star, self.r2prime, *([self.r2] if mese else [])],
+                {**echoes, **r2},
+                self._make_rates,
+            ),
+            Stage(
+                "qsm",
+                "magnetic susceptibility from dipole inversion of the local field",
+                [self.local_field, self.eroded_mask, *megre.magnitude],
+                [self.qsm],
+                {"Method": config.qsm},
+                self._make_qsm,
+            ),
+            Stage(
+                "separation",
+                "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
+                [self.local_field, self.r2prime, self.qsm, self.eroded_mask, *megre.magnitude],
+                [self.chi_pos, self.chi_neg, self.chi],
+                {
+                    "Method": config.method,
+                    "D_r_pos": self.relaxivity.pos_hz_per_ppm,
+                    "D_r_neg": self.relaxivity.neg_hz_per_ppm,
+                },
+                self._make_sources,
+            ),
+        ]
 
-    def _record_path(self, stage: Stage) -> Path:
-        return self.records / f"{stage.name}.json"
-
-    def _key(self, stage: Stage) -> str:
-        facts = {
-            "version": chisep.__version__,
-            "stage": stage.name,
-            "parameters": stage.parameters,
-            "inputs": [_checksum(path) for path in stage.inputs],
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def _fresh_record(self, stage: Stage) -> dict[str, Any] | None:
-        """Record of a stage that need not run again, else None."""
-        try:
-            record: dict[str, Any] = json.loads(self._record_path(stage).read_text())
-            if record["key"] != self._key(stage):
-                return None
-            whole = all(
-                _checksum(self.config.out / path) == checksum for path, checksum in record["outputs"].items()
-            )
-        except (OSError, ValueError, KeyError):
-            return None
-        return record if whole else None
-
-    def _execute(self, stage: Stage) -> dict[str, Any]:
-        log.info("%s: %s", self.session.name, stage.name)
-        with _collected_warnings() as said:
-            stage.work()
-        for message in said:
-            log.warning("%s: %s: %s", self.session.name, stage.name, message)
-        for path in stage.outputs:
-            self._write_sidecar(path, stage, said)
-        files = [*stage.outputs, *(bids.sidecar_of(path) for path in stage.outputs)]
-        record = {
-            "key": self._key(stage),
-            "outputs": {str(path.relative_to(self.config.out)): _checksum(path) for path in files},
-            "warnings": said,
-        }
-        write_json(self._record_path(stage), record)
-        return record
-
-    def _write_sidecar(self, path: Path, stage: Stage, said: Sequence[str]) -> None:
-        units = {"Chimap": PPM, "fieldmap": PPM, "MEGRE": "rad"}
-        suffix = path.name.split(".")[0].rsplit("_", 1)[-1]
-        facts: dict[str, Any] = {"Description": _DESCRIPTIONS[stage.name]}
-        if suffix != "mask":
-            facts["Units"] = units.get(suffix, RATE)
-        facts |= {"Sources": [self._uri(source) for source in stage.inputs], "Stage": stage.name}
-        facts |= {
-            "Parameters": dict(stage.parameters),
-            "Warnings": list(said),
-            "SoftwareVersion": f"chisep {chisep.__version__}",
-        }
-        write_json(bids.sidecar_of(path), facts)
-
-    def _uri(self, path: Path) -> str:
-        """BIDS URI of a file: this dataset's, or the raw one's."""
-        if path.is_relative_to(self.config.out):
-            return f"bids::{path.relative_to(self.config.out)}"
-        return f"bids:raw:{path.relative_to(self.config.bids)}"
-
-    def _remove_leftovers(self) -> None:
-        """Delete what killed writers of this session left under temporary names."""
-        for folder in (self._path("mask").parent, self.records):
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
-
-    # Stages ------------------------------------------------------------------------------------------
-
-    @property
-    def _field_config(self) -> field_mapping.FieldConfig:
-        return field_mapping.FieldConfig(phase_sign=self.config.phase_sign)
+    # Reading and writing -----------------------------------------------------------------------------
 
     @cached_property
     def _first(self) -> nifti.Image:
@@ -355,10 +273,13 @@ class SessionRun:
     def _grid(self) -> Grid:
         return nifti.grid_of(self._first)
 
-    def _load(self, path: Path) -> Tensor:
+    def _array(self, path: Path) -> NDArray[np.float32]:
         image = nifti.load(path)
         nifti.require_same_grid(self._first, image)
-        return torch.from_numpy(image.data).to(self.config.device)
+        return image.data
+
+    def _load(self, path: Path) -> Tensor:
+        return torch.from_numpy(self._array(path)).to(self.config.device)
 
     def _load_mask(self, path: Path) -> Tensor:
         return self._load(path) > 0
@@ -370,17 +291,21 @@ class SessionRun:
         dtype = np.uint8 if volume.dtype == torch.bool else np.float32
         nifti.save(path, volume.cpu().numpy(), self._first.affine, dtype=dtype)
 
-    def _make_mask(self) -> None:
-        self._save(
-            self.mask,
-            mask.brain_mask(self._echoes(self.session.megre.magnitude), self._grid, mask.MaskConfig()),
-        )
+    # What the stages do ------------------------------------------------------------------------------
 
-    def _make_field(self) -> None:
+    def _make_mask(self) -> dict[str, Any]:
+        magnitude = self._echoes(self.session.megre.magnitude)
+        self._save(self.mask, mask.brain_mask(magnitude, self._grid, mask.MaskConfig()))
+        return {}
+
+    @property
+    def _field_config(self) -> field_mapping.FieldConfig:
+        return field_mapping.FieldConfig(phase_sign=self.config.phase_sign)
+
+    def _make_field(self) -> dict[str, Any]:
         megre = self.session.megre
-        phase, note = field_mapping.phase_in_radians(
-            self._echoes(megre.phase), megre.phase[0].name, megre.phase_units
-        )
+        stored = self._echoes(megre.phase)
+        phase, note = field_mapping.phase_in_radians(stored, str(megre.phase[0]), megre.phase_units)
         if note:
             warnings.warn(note, ChisepWarning, stacklevel=1)
         result = field_mapping.total_field(
@@ -394,15 +319,16 @@ class SessionRun:
         )
         self._save(self.unwrapped, result.unwrapped_rad.movedim(0, -1))
         self._save(self.total_field, result.total_field_ppm)
+        return {}
 
-    def _make_local_field(self) -> None:
-        local = background.vsharp(
-            self._load(self.total_field), self._load_mask(self.mask), self._grid, background.VsharpConfig()
-        )
+    def _make_local_field(self) -> dict[str, Any]:
+        total, brain = self._load(self.total_field), self._load_mask(self.mask)
+        local = background.vsharp(total, brain, self._grid, background.VsharpConfig())
         self._save(self.local_field, local.local_field_ppm)
         self._save(self.eroded_mask, local.mask)
+        return {}
 
-    def _make_rates(self) -> None:
+    def _make_rates(self) -> dict[str, Any]:
         megre, mese = self.session.megre, self.session.mese
         brain = self._load_mask(self.mask)
         r2star = relaxometry.r2star(self._echoes(megre.magnitude), megre.te_s, brain)
@@ -410,16 +336,18 @@ class SessionRun:
             pseudo = relaxometry.pseudo_r2_hz(self.b0_t)
             warnings.warn(
                 f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
-                "which is an assumption that χ_pos and χ_neg depend on",
+                "an assumption that χ_pos and χ_neg depend on",
                 ChisepWarning,
                 stacklevel=1,
             )
-            r2 = torch.where(brain, pseudo, 0.0)
+            r2prime = relaxometry.r2prime(r2star, torch.where(brain, pseudo, 0.0))
         else:
             r2 = relaxometry.r2(self._spin_echoes(mese), mese.te_s, brain)
             self._save(self.r2, r2)
+            r2prime = relaxometry.r2prime(r2star, r2)
         self._save(self.r2star, r2star)
-        self._save(self.r2prime, relaxometry.r2prime(r2star, r2))
+        self._save(self.r2prime, r2prime)
+        return {}
 
     def _spin_echoes(self, mese: bids.Series) -> Tensor:
         """Spin echoes on the grid of the gradient echo."""
@@ -427,10 +355,7 @@ class SessionRun:
         for image in images[1:]:
             nifti.require_same_grid(images[0], image)
         data = torch.from_numpy(np.stack([image.data for image in images])).to(self.config.device)
-        same = images[0].data.shape == self._first.data.shape and np.allclose(
-            images[0].affine, self._first.affine, atol=1e-2
-        )
-        if same:
+        if nifti.is_same_grid(self._first, images[0]):
             return data
         warnings.warn(
             "spin echo and gradient echo have different grids: the spin echo was resampled through the "
@@ -438,58 +363,137 @@ class SessionRun:
             ChisepWarning,
             stacklevel=1,
         )
-        return registration.resample_to(data, images[0].affine, self._grid)
+        return registration.resample_to(data, images[0].affine, self._grid, source=images[0].source)
 
-    def _maps(self, *, r2prime: bool, qsm: bool) -> Maps:
+    def _maps(self) -> Maps:
         return Maps(
             field_ppm=self._load(self.local_field),
             mask=self._load_mask(self.eroded_mask),
             grid=self._grid,
-            relaxivity=self.relaxivity,
-            r2prime_hz=self._load(self.r2prime) if r2prime else None,
-            chi_ppm=self._load(self.qsm) if qsm else None,
             magnitude=self._echoes(self.session.megre.magnitude).square().sum(0).sqrt(),
         )
 
-    def _make_qsm(self) -> None:
-        result = methods.invert(
-            self._maps(r2prime=False, qsm=False), self.config.qsm, device=self.config.device
-        )
+    def _make_qsm(self) -> dict[str, Any]:
+        result = methods.invert(self._maps(), self.config.qsm, device=self.config.device)
         self._save(self.qsm, result.chi_ppm)
+        return _convergence_facts(result.convergence)
 
-    def _make_sources(self) -> None:
-        result = methods.separate(
-            self._maps(r2prime=True, qsm=True), self.config.method, device=self.config.device
+    def _make_sources(self) -> dict[str, Any]:
+        maps = replace(
+            self._maps(),
+            relaxivity=self.relaxivity,
+            r2prime_hz=self._load(self.r2prime),
+            chi_ppm=self._load(self.qsm),
         )
+        result = methods.separate(maps, self.config.method, device=self.config.device)
         self._save(self.chi_pos, result.chi_pos_ppm)
         self._save(self.chi_neg, result.chi_neg_ppm)
         self._save(self.chi, result.chi_ppm)
+        return _convergence_facts(result.convergence)
+
+    # Report ------------------------------------------------------------------------------------------
+
+    def _report_stage(self, stages: Sequence[Stage], ledger: Ledger) -> Stage:
+        """Stage of the report; made when all others are done, since it shows what they noted."""
+        labels = self._label_map()
+        records = ledger.records
+        convergence = {
+            name: record.facts["Convergence"]
+            for name, record in records.items()
+            if "Convergence" in record.facts
+        }
+        said = [f"{name}: {text}" for name, record in records.items() for text in record.warnings]
+        parameters = {stage.name: dict(stage.parameters) for stage in stages}
+
+        def work() -> dict[str, Any]:
+            images = self._images()
+            report = SubjectReport(
+                title=f"chisep: {self.session.name}",
+                subject=self.session.subject,
+                session=self.session.entities.get("ses"),
+                summary=self._summary(images),
+                warnings=said,
+                panels=panels(images, convergence),
+                regions=region_rows(images, *self._regions(labels)) if labels else [],
+                parameters=parameters,
+                versions={"chisep": chisep.__version__},
+            )
+            write_report(self.report, report)
+            return {}
+
+        return Stage(
+            "report",
+            "report",
+            [*(path for stage in stages for path in stage.outputs), *([labels] if labels else [])],
+            [self.report],
+            {"Warnings": said, "Convergence": convergence, "Parameters": parameters},
+            work,
+        )
+
+    def _images(self) -> SessionImages:
+        megre = self.session.megre
+        return SessionImages(
+            affine=self._first.affine,
+            te_s=megre.te_s,
+            magnitude=np.stack([self._array(path) for path in megre.magnitude]),
+            unwrapped_rad=np.moveaxis(nifti.load(self.unwrapped, ndim=4).data, -1, 0),
+            mask=self._array(self.mask) > 0,
+            eroded_mask=self._array(self.eroded_mask) > 0,
+            total_field_ppm=self._array(self.total_field),
+            local_field_ppm=self._array(self.local_field),
+            r2star_hz=self._array(self.r2star),
+            r2_hz=self._array(self.r2) if self.session.mese else None,
+            r2prime_hz=self._array(self.r2prime),
+            qsm_ppm=self._array(self.qsm),
+            chi_pos_ppm=self._array(self.chi_pos),
+            chi_neg_ppm=self._array(self.chi_neg),
+            chi_ppm=self._array(self.chi),
+        )
+
+    def _summary(self, images: SessionImages) -> list[tuple[str, str]]:
+        inside = images.eroded_mask
+        millilitre = inside.sum() * np.prod(self._grid.voxel_mm) / 1000
+        d_r = self.relaxivity
+        return [
+            ("Field strength", f"{self.b0_t:g} T"),
+            ("Voxel", " × ".join(f"{edge:.3g}" for edge in self._grid.voxel_mm) + " mm"),
+            ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in self._grid.b0_direction)),
+            ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in self.session.megre.te_s) + " ms"),
+            ("R2", "from spin echo" if self.session.mese else "none measured: pseudo-R2"),
+            ("Method", f"{self.config.method}, QSM by {self.config.qsm}"),
+            ("D_r", f"{d_r.pos_hz_per_ppm:.4g} (χ_pos), {d_r.neg_hz_per_ppm:.4g} (χ_neg) 1/s/ppm"),
+            ("Brain within the eroded mask", f"{millilitre:.0f} ml"),
+            ("Mean χ_pos", f"{1000 * images.chi_pos_ppm[inside].mean():.1f} ppb"),
+            ("Mean χ_neg", f"{1000 * images.chi_neg_ppm[inside].mean():.1f} ppb"),
+        ]
+
+    def _label_map(self) -> Path | None:
+        """First segmentation of the session in a derivatives dataset, if there is one on this grid."""
+        root = self.config.bids / "derivatives"
+        for path in sorted(root.glob(f"*/{self.session.folder}/sub-{self.session.subject}*_dseg.nii.gz")):
+            if nifti.is_same_grid(self._first, nifti.load(path)):
+                return path
+        return None
+
+    def _regions(self, path: Path) -> tuple[NDArray[np.int32], dict[int, str]]:
+        """Labels of a segmentation, and their names where a look-up table lies beside it or above."""
+        labels = np.rint(self._array(path)).astype(np.int32)
+        for folder in path.relative_to(self.config.bids / "derivatives").parents:
+            for table in sorted((self.config.bids / "derivatives" / folder).glob("*dseg.tsv")):
+                with table.open(encoding="utf-8", newline="") as file:
+                    rows = list(csv.DictReader(file, delimiter="\t"))
+                return labels, {int(row["index"]): row["name"] for row in rows}
+        return labels, {}
 
 
-_DESCRIPTIONS = {
-    "mask": "brain mask from the gradient-echo magnitude",
-    "field": "total field from unwrapped phase, and the unwrapped phase",
-    "background": "local field after background removal, and the mask in which it is known",
-    "relaxometry": "relaxation rates",
-    "qsm": "magnetic susceptibility from dipole inversion",
-    "separation": "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
-}
-
-
-@contextlib.contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Collect what chisep warns of, in order and once each; other warnings pass."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ChisepWarning)
-        yield said
-    for warning in caught:
-        if not issubclass(warning.category, ChisepWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif str(warning.message) not in said:
-            said.append(str(warning.message))
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _convergence_facts(convergence: Convergence) -> dict[str, Any]:
+    """Say how an iteration ended, for the sidecar; nothing for a closed form."""
+    if not convergence.iterations:
+        return {}
+    return {
+        "Convergence": {
+            "Iterations": convergence.iterations,
+            "Converged": convergence.converged,
+            "Change": list(convergence.change),
+        }
+    }

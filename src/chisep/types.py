@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ class Maps:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Maps:
         """Return the same maps on another device and in another precision."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, None if name == "mask" else dtype)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)

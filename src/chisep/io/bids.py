@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ancpbids
+from ancpbids import BIDSLayout  # type: ignore[attr-defined]
 
 import chisep
 from chisep.errors import InputError
@@ -249,12 +249,12 @@ _Unit = tuple[tuple[str, str], ...]
 
 def _images_by_series(root: Path) -> dict[tuple[str, _Unit, str], list[Path]]:
     """Group raw MEGRE and MESE images by subject, unit (session, acquisition, run) and suffix."""
-    layout = ancpbids.BIDSLayout(str(root))
+    layout = BIDSLayout(str(root))
     found: dict[tuple[str, _Unit, str], list[Path]] = defaultdict(list)
     for suffix in ("MEGRE", "MESE"):
         for extension in (".nii.gz", ".nii"):
-            for image in layout.get(suffix=suffix, extension=extension):
-                path = Path(image.get_absolute_path())
+            for name in layout.get(return_type="filename", suffix=suffix, extension=extension):
+                path = Path(str(name))
                 names = _entities(path.name)
                 if path.relative_to(root.absolute()).parts[0] == f"sub-{names.get('sub')}":
                     unit = tuple((key, names.get(key, "")) for key in _UNIT_ENTITIES)
@@ -299,6 +299,13 @@ def _series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
             found="spin-echo images without magnitude",
             wanted="magnitude images",
             remedy="Add them.",
+        )
+    if len(magnitude) < 2:
+        raise InputError(
+            magnitude[0],
+            found=f"the only echo of a {suffix} series",
+            wanted="at least two echoes",
+            remedy="Add the others (echo-1, echo-2, …), or remove the series; one echo tells no decay.",
         )
     _check_order(magnitude, te)
     _check_order(phase, te)

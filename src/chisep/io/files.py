@@ -12,6 +12,8 @@ from typing import Any
 
 from chisep.errors import OutputError
 
+_TEMPORARY = ".chisep-tmp"
+
 
 def make_directory(path: Path) -> Path:
     """Create a directory and its parents, and check that it can be written.
@@ -44,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         If the disk refuses; nothing is left behind then.
     """
     make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -62,6 +64,12 @@ def write_bytes(path: Path, content: bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in a folder under temporary names."""
+    for leftover in folder.glob(f".*{_TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> Path:

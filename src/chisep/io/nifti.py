@@ -13,13 +13,14 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from chisep.errors import InputError
 from chisep.io.files import write_bytes
 from chisep.types import Affine, Grid
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 _SAME_PLACE_MM = 1e-2
 
 
@@ -75,8 +76,7 @@ def load(path: str | Path, *, ndim: int = 3, dtype: DTypeLike = np.float32) -> I
     if not path.is_file():
         raise InputError(path, found="no such file", wanted="a NIfTI image", remedy="Check the path.")
     try:
-        loaded = nib.load(path)
-        return from_nibabel(loaded, source=str(path), ndim=ndim, dtype=dtype)
+        return from_nibabel(_open(path), source=str(path), ndim=ndim, dtype=dtype)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -88,10 +88,20 @@ def load(path: str | Path, *, ndim: int = 3, dtype: DTypeLike = np.float32) -> I
         ) from error
 
 
+def _open(path: Path) -> nib.Nifti1Image:
+    """Read a whole file at once: nibabel's own reader stops before the checksum at the end of a .gz."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+    image: nib.Nifti1Image = kind.from_bytes(content)
+    return image
+
+
 def number_of_axes(path: str | Path) -> int:
     """Count the axes of a NIfTI file from its header; 3 where it cannot be read, so that `load` says why."""
     try:
-        return len(nib.load(path).shape)
+        return len(_open(Path(path)).shape)
     except _UNREADABLE:
         return 3
 
@@ -164,6 +174,13 @@ def checked_mask(mask: NDArray[np.bool_], affine: Affine, source: str) -> Image:
     return Image(mask, affine, source)
 
 
+def is_same_grid(reference: Image, other: Image) -> bool:
+    """Whether two images have the same voxels at the same places."""
+    return reference.data.shape[:3] == other.data.shape[:3] and np.allclose(
+        reference.affine, other.affine, atol=_SAME_PLACE_MM
+    )
+
+
 def require_same_grid(reference: Image, other: Image) -> None:
     """Check that two images have the same voxels at the same places.
 
@@ -172,20 +189,15 @@ def require_same_grid(reference: Image, other: Image) -> None:
     InputError
         If shape or affine differ.
     """
-    if reference.data.shape[:3] != other.data.shape[:3]:
-        raise InputError(
-            other.source,
-            found=f"shape {other.data.shape[:3]}",
-            wanted=f"shape {reference.data.shape[:3]} as in {reference.source}",
-            remedy="Resample it to the grid of the other image.",
-        )
-    if not np.allclose(reference.affine, other.affine, atol=_SAME_PLACE_MM):
-        raise InputError(
-            other.source,
-            found="another position or orientation (affine)",
-            wanted=f"the affine of {reference.source}",
-            remedy="Resample it to the grid of the other image.",
-        )
+    if is_same_grid(reference, other):
+        return
+    same_shape = reference.data.shape[:3] == other.data.shape[:3]
+    raise InputError(
+        other.source,
+        found="another position or orientation (affine)" if same_shape else f"shape {other.data.shape[:3]}",
+        wanted=f"the grid of {reference.source}, shape {reference.data.shape[:3]}",
+        remedy="Resample it to the grid of the other image.",
+    )
 
 
 def b0_direction_of(affine: Affine) -> tuple[float, float, float]:

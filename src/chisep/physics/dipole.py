@@ -118,21 +118,23 @@ class Dipole(LinearOperator):
         i, j, k = self.padded_shape
         spectrum: Tensor = torch.fft.rfft(x, n=k, dim=-1)
         spectrum = torch.fft.fft(spectrum, n=j, dim=-2)
-        return torch.fft.fft(spectrum, n=i, dim=-3)
+        spectrum = torch.fft.fft(spectrum, n=i, dim=-3)
+        return spectrum
 
     def volume(self, spectrum: Tensor) -> Tensor:
         """Inverse of `spectrum`, cropped to the grid, shape (..., i, j, k)."""
         i, j, k = self.shape
         x: Tensor = torch.fft.ifft(spectrum, dim=-3)[..., :i, :, :]
         x = torch.fft.ifft(x, dim=-2)[..., :j, :]
-        return torch.fft.irfft(x, n=self.padded_shape[2], dim=-1)[..., :k]
+        x = torch.fft.irfft(x, n=self.padded_shape[2], dim=-1)[..., :k]
+        return x
 
     def apply(self, x: Tensor) -> Tensor:
         """Field of the sources x."""
         return self.volume(self.spectrum(x).mul_(self.kernel))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Do the same as `apply`: the kernel is real and even, padding and cropping are each other's adjoint."""
+        """Do the same as `apply`: the kernel is real and even, and cropping is the adjoint of padding."""
         return self.apply(y)
 
     def gram(self, x: Tensor) -> Tensor:

@@ -1,0 +1,298 @@
+"""The report of one subject: what went in, what every stage made of it, and what to be wary of.
+
+The page needs nothing beside itself: style and pictures are inside, and there are no scripts. Equal reports
+give equal pages; whatever is to be shown, dates included, the caller puts into the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from chisep.figures import to_svg_or_png_base64
+from chisep.io.files import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first column names the rows.
+
+    Parameters
+    ----------
+    header
+        One text per column.
+    rows
+        One text per column in every row.
+    groups
+        Headings above the header, each with the number of columns it spans; together they span all.
+    best
+        (row, column) of the cells to stress.
+
+    Raises
+    ------
+    ValueError
+        If a row is not as long as the header, or the groups do not span it.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[str, int], ...] = ()
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def __post_init__(self) -> None:
+        columns = len(self.header)
+        if any(len(row) != columns for row in self.rows):
+            raise ValueError(f"every row needs {columns} cells, one per column of the header")
+        if self.groups and sum(span for _, span in self.groups) != columns:
+            raise ValueError(f"the groups together need to span {columns} columns")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure or table with its heading.
+
+    Parameters
+    ----------
+    title
+        Heading, also in the table of contents.
+    caption
+        What to look for.
+    image
+        Data URI of a figure.
+    alt
+        What the figure shows, for those who do not see it; required with an image.
+    table
+        A table in place of a figure.
+
+    Raises
+    ------
+    ValueError
+        If there is not exactly one of image and table, the image is no data URI, or it has no `alt`.
+    """
+
+    title: str
+    caption: str
+    image: str | None = None
+    alt: str = ""
+    table: Table | None = None
+
+    def __post_init__(self) -> None:
+        if (self.image is None) == (self.table is None):
+            raise ValueError("a panel has either an image or a table")
+        if self.image is not None and not (self.image.startswith("data:image/") and self.alt):
+            raise ValueError("the image of a panel is a data URI (data:image/…) with an alternative text")
+
+    @classmethod
+    def of_figure(cls, title: str, caption: str, figure: Figure, *, alt: str) -> Panel:
+        """Make a panel from a Matplotlib figure."""
+        return cls(title, caption, image=to_svg_or_png_base64(figure), alt=alt)
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """Mean and standard deviation of the maps in a region, in ppb.
+
+    Parameters
+    ----------
+    region
+        Its name.
+    voxels
+        How many voxels it has.
+    chi_pos_ppb, chi_neg_ppb, chi_ppb
+        (mean, standard deviation) of each map.
+    """
+
+    region: str
+    voxels: int
+    chi_pos_ppb: tuple[float, float]
+    chi_neg_ppb: tuple[float, float]
+    chi_ppb: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How close a map is to the truth: NRMSE in %, PSNR in dB, SSIM and xSIM."""
+
+    nrmse_percent: float
+    psnr_db: float
+    ssim: float
+    xsim: float
+
+
+@dataclass(frozen=True)
+class MethodScores:
+    """Scores of both source maps of one method.
+
+    Parameters
+    ----------
+    method
+        Its name.
+    chi_pos, chi_neg
+        Scores of χ_pos and χ_neg.
+    """
+
+    method: str
+    chi_pos: Scores
+    chi_neg: Scores
+
+
+@dataclass(frozen=True)
+class SubjectReport:
+    """What a subject's page shows.
+
+    Parameters
+    ----------
+    title
+        Heading of the page.
+    subject, session
+        Labels of BIDS, without `sub-` and `ses-`.
+    summary
+        The few facts to see first: name and value.
+    warnings
+        What was assumed, repaired or left out.
+    panels
+        Figures and tables in the order of the stages.
+    regions
+        Values per region; empty where there are no labels.
+    parameters
+        Settings of every stage, nested as deep as they are.
+    versions
+        Program → version.
+    """
+
+    title: str
+    subject: str
+    session: str | None = None
+    summary: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = ()
+    panels: Sequence[Panel] = ()
+    regions: Sequence[RegionRow] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def method_table(scores: Sequence[MethodScores]) -> Table:
+    """Table of methods against the truth, the best of every column stressed.
+
+    Parameters
+    ----------
+    scores
+        One entry per method.
+    """
+    # Format, and the sign that makes larger better.
+    columns = (("nrmse_percent", ".1f", -1), ("psnr_db", ".2f", 1), ("ssim", ".4f", 1), ("xsim", ".4f", 1))
+    cells = [[entry.method] for entry in scores]
+    best = set()
+    for source in ("chi_pos", "chi_neg"):
+        for name, form, sign in columns:
+            texts = [format(getattr(getattr(entry, source), name), form) for entry in scores]
+            # Compared as printed: methods that look equal are both the best.
+            top = max((sign * float(text) for text in texts), default=0.0)
+            for row, text in enumerate(texts):
+                cells[row].append(text)
+                if sign * float(text) == top:
+                    best.add((row, len(cells[row]) - 1))
+    measures = ("NRMSE % ↓", "PSNR dB ↑", "SSIM ↑", "xSIM ↑")
+    return Table(
+        header=("method", *measures, *measures),
+        rows=tuple(tuple(row) for row in cells),
+        groups=(("", 1), ("χ_pos", len(measures)), ("χ_neg", len(measures))),
+        best=frozenset(best) if len(scores) > 1 else frozenset(),
+    )
+
+
+def region_table(regions: Sequence[RegionRow]) -> Table:
+    """Table of regions with mean ± standard deviation of each map in ppb.
+
+    Parameters
+    ----------
+    regions
+        One entry per region.
+    """
+    return Table(
+        header=("region", "voxels", "χ_pos (ppb)", "χ_neg (ppb)", "χ (ppb)"),
+        rows=tuple(
+            (
+                row.region,
+                str(row.voxels),
+                *(
+                    f"{_number(mean)} ± {sd:.1f}"
+                    for mean, sd in (row.chi_pos_ppb, row.chi_neg_ppb, row.chi_ppb)
+                ),
+            )
+            for row in regions
+        ),
+    )
+
+
+def render(report: SubjectReport) -> str:
+    """Make the page: one HTML document, complete in itself; every text of the report is escaped.
+
+    Parameters
+    ----------
+    report
+        What to show.
+    """
+    environment = Environment(
+        loader=PackageLoader("chisep.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("subject.html.j2").render(
+        report=report,
+        region_table=region_table(report.regions),
+        parameters={
+            stage: list(_leaves(values, "" if isinstance(values, Mapping) else stage))
+            for stage, values in report.parameters.items()
+        },
+    )
+
+
+def write_report(path: Path, report: SubjectReport) -> Path:
+    """Write the page, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The HTML file.
+    report
+        What to show.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    return write_text(path, render(report))
+
+
+def _leaves(value: object, name: str) -> Iterator[tuple[str, str]]:
+    """Names joined by " › " and texts of all values below a setting."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _leaves(below, f"{name} › {key}" if name else str(key))
+    else:
+        yield name, _text(value)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(entry) for entry in value)
+    return str(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".replace("-", "−")

@@ -1,0 +1,278 @@
+"""The contracts of single maps, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from chisep import api, cli
+from chisep.errors import ChisepWarning, InputError
+from chisep.io import nifti
+from chisep.physics.dipole import Dipole
+from chisep.types import Grid
+
+SHAPE, VOXEL_MM = (20, 22, 18), (1.0, 1.2, 1.5)
+TURN = np.array([[1.0, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = TURN @ np.diag(VOXEL_MM)
+
+
+@pytest.fixture(scope="module")
+def maps() -> dict[str, np.ndarray]:
+    """Two boxes, one of each source, on an oblique grid at 3 T."""
+    pos, neg, mask = np.zeros((3, *SHAPE), np.float32)
+    mask[2:-2, 2:-2, 2:-2] = 1
+    pos[5:9, 6:12, 5:12] = 0.1
+    neg[11:15, 6:12, 5:12] = 0.05
+    grid = Grid(SHAPE, VOXEL_MM, nifti.b0_direction_of(AFFINE))
+    field = Dipole(grid).apply(torch.from_numpy(pos - neg)).numpy() * mask
+    return {
+        "pos": pos,
+        "neg": neg,
+        "mask": mask,
+        "field": field,
+        "r2prime": 114 * (pos + neg),
+        "chi": pos - neg,
+    }
+
+
+@pytest.fixture
+def files(maps, tmp_path):
+    return {name: nifti.save(tmp_path / f"{name}.nii.gz", data, AFFINE) for name, data in maps.items()}
+
+
+def arguments(files, *names):
+    return [word for name in names for word in (f"--{name}", str(files[name]))]
+
+
+class TestSeparate:
+    @pytest.mark.parametrize("kind", ["path", "nibabel", "array"])
+    def test_files_images_and_arrays_give_the_same(self, maps, files, kind):
+        wrap = {
+            "path": lambda name: files[name],
+            "nibabel": lambda name: nib.Nifti1Image(maps[name], AFFINE),
+            "array": lambda name: maps[name],
+        }[kind]
+        options = api.SeparationOptions(
+            method="closed-form", b0_dir=nifti.b0_direction_of(AFFINE) if kind == "array" else None
+        )
+        images = api.separate(
+            wrap("field"), wrap("r2prime"), wrap("mask"), qsm=wrap("chi"), options=options, voxel_mm=VOXEL_MM
+        )
+        np.testing.assert_allclose(images.paramagnetic.dataobj, maps["pos"], atol=1e-6)
+        np.testing.assert_allclose(images.diamagnetic.dataobj, maps["neg"], atol=1e-6)
+        np.testing.assert_allclose(images.total.dataobj, maps["chi"], atol=1e-6)
+
+    def test_command(self, maps, files, tmp_path, capsys):
+        out = tmp_path / "out"
+        status = cli.main(
+            [
+                "separate",
+                *arguments(files, "field", "r2prime", "mask"),
+                "--qsm",
+                str(files["chi"]),
+                "--b0",
+                "3",
+                "--dr",
+                "114",
+                "--method",
+                "closed-form",
+                "--out",
+                str(out),
+            ]
+        )
+        assert status == 0
+        images = {
+            name: nib.load(out / f"desc-{name}_Chimap.nii.gz")
+            for name in ("paramagnetic", "diamagnetic", "total")
+        }
+        for image in images.values():
+            np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+        np.testing.assert_allclose(images["paramagnetic"].dataobj, maps["pos"], atol=1e-6)
+        assert capsys.readouterr().out.split() == [str(out / f"desc-{name}_Chimap.nii.gz") for name in images]
+        sidecar = json.loads((out / "desc-total_Chimap.json").read_text())
+        assert (sidecar["Units"], sidecar["D_r_pos"]) == ("ppm", 114.0)
+
+    def test_relaxivity_defaults_to_the_field_strength(self, maps):
+        """At 7 T the same sources have 7/3 of the R2'."""
+        images = api.separate(
+            maps["field"],
+            maps["r2prime"] * 7 / 3,
+            maps["mask"],
+            qsm=maps["chi"],
+            options=api.SeparationOptions(method="closed-form", b0=7.0),
+            voxel_mm=VOXEL_MM,
+        )
+        np.testing.assert_allclose(images.paramagnetic.dataobj, maps["pos"], atol=1e-6)
+
+    def test_two_relaxivities(self, maps):
+        r2prime = 120 * maps["pos"] + 60 * maps["neg"]
+        options = api.SeparationOptions(method="closed-form", dr=(120.0, 60.0))
+        images = api.separate(
+            maps["field"], r2prime, maps["mask"], qsm=maps["chi"], options=options, voxel_mm=VOXEL_MM
+        )
+        np.testing.assert_allclose(images.diamagnetic.dataobj, maps["neg"], atol=1e-6)
+
+    def test_magnitude_with_echoes_is_their_root_sum_of_squares(self, maps, files, tmp_path):
+        echoes = np.stack([3 * maps["mask"] + maps["pos"], 4 * maps["mask"]], -1)
+        combined = np.sqrt(np.square(echoes).sum(-1))
+        path = nifti.save(tmp_path / "magnitude.nii.gz", echoes, AFFINE)
+        results = [
+            api.separate(files["field"], files["r2prime"], files["mask"], magnitude=magnitude)
+            for magnitude in (path, nib.Nifti1Image(combined, AFFINE))
+        ]
+        np.testing.assert_allclose(results[0].total.dataobj, results[1].total.dataobj, atol=1e-6)
+
+    def test_questions_units(self, maps):
+        with pytest.warns(ChisepWarning, match="Hz or radians"):
+            api.qsm(
+                1000 * maps["field"],
+                maps["mask"],
+                options=api.InversionOptions(method="tkd"),
+                voxel_mm=VOXEL_MM,
+            )
+        options = api.SeparationOptions(method="closed-form")
+        with pytest.warns(ChisepWarning, match="1/ms"):
+            api.separate(
+                maps["field"], maps["r2prime"] / 1000, maps["mask"], options=options, voxel_mm=VOXEL_MM
+            )
+
+
+class TestRefuses:
+    """Exit status 1, one message on standard error, nothing written."""
+
+    def check(self, capsys, arguments, out, *words):
+        assert cli.main(arguments) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("chisep: error: ")
+        for word in words:
+            assert word in message
+        assert not list(out.rglob("*.nii*"))
+
+    def test_other_grid(self, files, maps, tmp_path, capsys):
+        files["mask"] = nifti.save(tmp_path / "small.nii.gz", maps["mask"][1:], AFFINE)
+        out = tmp_path / "out"
+        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--out", str(out)]
+        self.check(capsys, command, out, "small.nii.gz", "shape (19, 22, 18)", "field.nii.gz")
+
+    def test_empty_mask(self, files, maps, tmp_path, capsys):
+        files["mask"] = nifti.save(tmp_path / "empty.nii.gz", 0 * maps["mask"], AFFINE)
+        out = tmp_path / "out"
+        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--out", str(out)]
+        self.check(capsys, command, out, "empty.nii.gz", "without any voxel inside")
+
+    def test_unknown_method(self, files, tmp_path, capsys):
+        out = tmp_path / "out"
+        command = [
+            "separate",
+            *arguments(files, "field", "r2prime", "mask"),
+            "--method",
+            "itterative",
+            "--out",
+            str(out),
+        ]
+        self.check(capsys, command, out, "itterative", "iterative", "closed-form")
+        command = [
+            "qsm",
+            *arguments(files, "field", "mask"),
+            "--method",
+            "iterative",
+            "--out",
+            str(out / "chi.nii.gz"),
+        ]
+        self.check(capsys, command, out, "iterative", "tikhonov", "tkd", "tv")
+
+    def test_output_that_cannot_be_written(self, files, tmp_path, capsys):
+        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--out", str(files["field"])]
+        self.check(capsys, command, tmp_path / "out", "cannot be written")
+
+    def test_output_name(self, files, tmp_path, capsys):
+        command = ["qsm", *arguments(files, "field", "mask"), "--out", str(tmp_path / "chi.mat")]
+        self.check(capsys, command, tmp_path / "out", "--out", ".nii.gz")
+
+    def test_absent_gpu(self, files, tmp_path, capsys):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        out = tmp_path / "out"
+        command = [
+            "qsm",
+            *arguments(files, "field", "mask"),
+            "--device",
+            "cuda",
+            "--out",
+            str(out / "chi.nii.gz"),
+        ]
+        self.check(capsys, command, out, "cuda")
+
+    def test_array_without_voxel_size(self, maps):
+        with pytest.raises(InputError, match="voxel_mm"):
+            api.qsm(maps["field"], maps["mask"])
+
+
+def test_qsm_command(files, maps, tmp_path, capsys):
+    out = tmp_path / "sub" / "chi.nii.gz"
+    direction = [str(b) for b in nifti.b0_direction_of(AFFINE)]
+    for extra in ([], ["--b0-dir", *direction]):
+        assert (
+            cli.main(["qsm", *arguments(files, "field", "mask"), "--method", "tv", *extra, "--out", str(out)])
+            == 0
+        )
+        chi = nib.load(out).get_fdata()
+        assert np.corrcoef(chi[maps["mask"] > 0], maps["chi"][maps["mask"] > 0])[0, 1] > 0.9
+    assert capsys.readouterr().out.split() == [str(out)] * 2
+
+
+class TestEvaluate:
+    def test_perfect_maps(self, files, maps, tmp_path, capsys):
+        folder = tmp_path / "maps"
+        for name, data in (
+            ("paramagnetic", maps["pos"]),
+            ("diamagnetic", maps["neg"]),
+            ("total", maps["chi"]),
+        ):
+            nifti.save(folder / f"sub-01_desc-{name}_Chimap.nii.gz", data, AFFINE)
+        command = ["evaluate", "--pred", str(folder), "--truth", str(folder), "--mask", str(files["mask"])]
+        assert cli.main(command) == 0
+        scores = json.loads(capsys.readouterr().out)
+        for source in ("paramagnetic", "diamagnetic", "total"):
+            assert scores[source]["nrmse_percent"] == 0
+            assert scores[source]["xsim"] == pytest.approx(1)
+            assert scores[source]["ssim"] == pytest.approx(1)
+            assert scores[source]["psnr_db"] is None  # infinite
+
+    def test_nothing_in_common(self, files, tmp_path):
+        with pytest.raises(InputError, match="no map"):
+            api.evaluate(api.EvaluateConfig(tmp_path, tmp_path, files["mask"]))
+
+
+class TestQsmCi:
+    def test_contract(self, maps, tmp_path):
+        given = tmp_path / "in"
+        for name, key in (
+            ("localfield", "field"),
+            ("r2prime", "r2prime"),
+            ("mask", "mask"),
+            ("chimap", "chi"),
+        ):
+            nifti.save(given / f"{name}.nii.gz", maps[key], AFFINE)
+        facts = {
+            "TE": [0.004],
+            "B0": 3.0,
+            "B0_dir": list(nifti.b0_direction_of(AFFINE)),
+            "voxel_size": list(VOXEL_MM),
+        }
+        (given / "params.json").write_text(json.dumps(facts))
+        assert cli.main(["qsm-ci", str(given), str(tmp_path / "out")]) == 0
+        for name in ("chi-para", "chi-dia"):
+            image = nib.load(tmp_path / "out" / f"{name}.nii.gz")
+            assert image.shape == SHAPE
+            assert image.get_fdata().min() >= 0
+
+    def test_parameters_are_checked(self, tmp_path):
+        (tmp_path / "params.json").write_text('{"B0": 3}')
+        with pytest.raises(InputError, match=r"params\.json"):
+            api.qsm_ci(api.QsmCiConfig(tmp_path, tmp_path / "out"))

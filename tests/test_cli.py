@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import chisep
+from chisep import cli
+
+HEAVY = ("torch", "numpy", "nibabel", "matplotlib", "tyro", "scipy")
+
+
+@pytest.mark.parametrize("call", [["--help"], ["--version"]])
+def test_help_imports_nothing_heavy(call):
+    """So that it answers at once."""
+    code = f"import sys; from chisep.cli import main; main({call}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not set(HEAVY) & set(done.stderr.split())
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name} " in printed
+        assert command.summary in printed
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"chisep {chisep.__version__}\n"
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"chisep {name}" in printed
+
+
+def test_wrong_calls(capsys):
+    assert cli.main([]) == 2
+    assert cli.main(["seperate"]) == 2
+    assert "there are: run, separate" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["separate", "--field", "f.nii"])
+    assert ended.value.code == 2
+
+
+def test_methods(capsys):
+    assert cli.main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert cli.main(["methods", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"closed-form", "iterative", "tikhonov", "tkd", "tv"} <= {row["name"] for row in rows}
+    for row in rows:
+        assert row["name"] in printed
+        assert row["source"] in ("closed-form", "iterative")
+        assert row["inputs"]

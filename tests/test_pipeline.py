@@ -1,0 +1,266 @@
+"""The whole way on a small simulated session: results, resuming, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from chisep import cli
+from chisep.io import bids, nifti
+from chisep.pipeline import RunConfig, run
+from chisep.simulation.dataset import SimulateConfig, simulate
+
+ANAT = Path("sub-01", "anat")
+TRUTH = Path("derivatives", "truth") / ANAT
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """A coarse scan of the packaged head, SNR 100."""
+    root = tmp_path_factory.mktemp("raw")
+    simulate(SimulateConfig(out=root, voxel_mm=4.0, snr=100.0, seed=3))
+    return root
+
+
+@pytest.fixture(scope="session")
+def out(raw, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    assert cli.main(["run", str(raw), str(folder), "participant"]) == 0
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def load(path: Path) -> np.ndarray:
+    return nib.load(path).get_fdata()
+
+
+class TestResults:
+    def test_outputs_and_sidecars(self, out):
+        units = {
+            "desc-paramagnetic_Chimap": "ppm",
+            "desc-diamagnetic_Chimap": "ppm",
+            "desc-total_Chimap": "ppm",
+            "desc-qsm_Chimap": "ppm",
+            "desc-local_fieldmap": "ppm",
+            "desc-total_fieldmap": "ppm",
+            "R2starmap": "1/s",
+            "R2map": "1/s",
+            "R2primemap": "1/s",
+        }
+        for name, unit in units.items():
+            image = nib.load(out / ANAT / f"sub-01_{name}.nii.gz")
+            assert np.isfinite(image.get_fdata()).all()
+            sidecar = json.loads((out / ANAT / f"sub-01_{name}.json").read_text())
+            assert sidecar["Units"] == unit
+            assert sidecar["Sources"]
+            assert sidecar["SoftwareVersion"].startswith("chisep ")
+        assert (
+            json.loads((out / ANAT / "sub-01_desc-total_Chimap.json").read_text())["Parameters"]["D_r_pos"]
+            == 114
+        )
+        assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+
+    def test_sources_are_magnitudes_that_add_up(self, out):
+        pos, neg, total = (
+            load(out / ANAT / f"sub-01_desc-{name}_Chimap.nii.gz")
+            for name in ("paramagnetic", "diamagnetic", "total")
+        )
+        assert min(pos.min(), neg.min()) >= 0
+        np.testing.assert_allclose(pos - neg, total, atol=1e-6)
+
+    def test_every_stage_is_near_the_truth(self, raw, out):
+        mask = load(out / ANAT / "sub-01_desc-eroded_mask.nii.gz") > 0
+        for name, lowest in (("desc-local_fieldmap", 0.95), ("desc-paramagnetic_Chimap", 0.6)):
+            made, truth = (
+                load(folder / f"sub-01_{name}.nii.gz")[mask] for folder in (out / ANAT, raw / TRUTH)
+            )
+            assert np.corrcoef(made, truth)[0, 1] > lowest, name
+        for name in ("R2starmap", "R2map"):
+            made, truth = (
+                load(folder / f"sub-01_{name}.nii.gz")[mask] for folder in (out / ANAT, raw / TRUTH)
+            )
+            assert np.median(np.abs(made - truth) / truth) < 0.05, name
+
+    def test_report_is_one_page_with_regions(self, out):
+        page = (out / "sub-01.html").read_text()
+        assert page.count("data:image/") >= 8
+        for text in ("Putamen", "χ_pos", "V-SHARP" if "V-SHARP" in page else "background", "114"):
+            assert text in page
+        assert "pseudo-R2" not in page
+
+
+class TestResuming:
+    def test_second_run_does_nothing(self, raw, out):
+        before = contents(out)
+        (result,) = run(RunConfig(raw, out))
+        assert set(result.skipped) == {
+            "mask",
+            "field",
+            "background",
+            "relaxometry",
+            "qsm",
+            "separation",
+            "report",
+        }
+        assert contents(out) == before
+
+    def test_only_what_is_stale_runs(self, raw, out, tmp_path):
+        folder = tmp_path / "copy"
+        shutil.copytree(out, folder)
+        (result,) = run(RunConfig(raw, folder, dr=(100.0,)))
+        assert set(result.skipped) == {"mask", "field", "background", "relaxometry", "qsm"}
+        damaged = folder / ANAT / "sub-01_R2starmap.nii.gz"
+        damaged.write_bytes(damaged.read_bytes()[:-10])
+        (result,) = run(RunConfig(raw, folder))
+        assert set(result.skipped) == {"mask", "field", "background", "qsm"}
+        assert contents(folder) == contents(out)
+
+    def test_killed_at_any_moment(self, raw, out, tmp_path):
+        """Ten times SIGKILL at a random moment, then one undisturbed call: the same bytes."""
+        folder = tmp_path / "killed"
+        command = [sys.executable, "-m", "chisep.cli", "run", str(raw), str(folder), "participant"]
+        moments = random.Random(0)
+        kills = 0
+        while kills < 10:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(moments.uniform(1.5, 8.0))
+            if process.poll() is not None:  # finished before it could be killed: start afresh
+                assert process.returncode == 0
+                shutil.rmtree(folder)
+                continue
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        subprocess.run(command, check=True, capture_output=True)
+        assert contents(folder) == contents(out)
+
+
+class TestWithoutSpinEcho:
+    def test_pseudo_r2_is_said_everywhere(self, raw, tmp_path, capsys):
+        root, folder = tmp_path / "raw", tmp_path / "out"
+        shutil.copytree(raw, root)
+        for file in (root / ANAT).glob("*MESE*"):
+            file.unlink()
+        assert cli.main(["run", str(root), str(folder), "participant"]) == 0
+        log = " ".join(capsys.readouterr().err.split())
+        sidecar = json.loads((folder / ANAT / "sub-01_R2primemap.json").read_text())
+        page = (folder / "sub-01.html").read_text()
+        assert "pseudo-R2 of 12.7 1/s" in log
+        assert "pseudo-R2 of 12.7 1/s" in " ".join(sidecar["Warnings"])
+        assert sidecar["Parameters"]["PseudoR2"] == 12.7
+        assert "pseudo-R2 of 12.7 1/s" in page
+        assert not (folder / ANAT / "sub-01_R2map.nii.gz").exists()
+
+
+class TestBadInput:
+    """Exit status 1, a message naming file, found, wanted and remedy, and no map half-written."""
+
+    @pytest.fixture
+    def copy(self, raw, tmp_path):
+        root = tmp_path / "raw"
+        shutil.copytree(raw, root)
+        return root
+
+    def check(self, root, capsys, *words):
+        folder = root.parent / "out"
+        assert cli.main(["run", str(root), str(folder), "participant"]) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        for word in words:
+            assert word in said
+        assert not list(folder.rglob("*Chimap*"))
+        assert not list(folder.rglob(".*tmp"))
+        assert not list(folder.glob("*.html"))
+
+    def echo(self, root, number=2, part="phase"):
+        return bids.raw_path(root, "01", "MEGRE", echo=number, part=part)
+
+    def change(self, path, function):
+        image = nifti.load(path)
+        nifti.save(path, function(image.data), image.affine)
+
+    def test_milliseconds(self, copy, capsys):
+        sidecar = bids.sidecar_of(self.echo(copy))
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"EchoTime": 11.0}))
+        self.check(copy, capsys, "echo-2_part-phase_MEGRE.json", "milliseconds, write 0.011")
+
+    def test_nan(self, copy, capsys):
+        path = self.echo(copy)
+        image = nib.load(path)
+        data = image.get_fdata(dtype=np.float32)
+        data[0, 0, 0] = np.nan
+        nib.save(nib.Nifti1Image(data, image.affine), path)
+        self.check(copy, capsys, path.name, "1 of", "NaN")
+
+    def test_truncated(self, copy, capsys):
+        path = self.echo(copy, part="mag")
+        path.write_bytes(path.read_bytes()[:5000])
+        self.check(copy, capsys, path.name, "cannot be read")
+
+    def test_other_grid(self, copy, capsys):
+        path = self.echo(copy)
+        self.change(path, lambda data: data[:-1])
+        self.check(copy, capsys, path.name, "Resample")
+
+    def test_no_signal(self, copy, capsys):
+        for path in (copy / ANAT).glob("*part-mag_MEGRE.nii.gz"):
+            self.change(path, np.zeros_like)
+        self.check(copy, capsys, "mask")
+
+    def test_no_phase_in_the_phase(self, copy, capsys):
+        for path in (copy / ANAT).glob("*part-phase_MEGRE.nii.gz"):
+            self.change(path, np.zeros_like)
+        self.check(copy, capsys, "part-phase_MEGRE", "one value everywhere")
+
+    def test_one_bad_session_does_not_stop_the_others(self, raw, copy, tmp_path, capsys):
+        for path in (raw / ANAT).iterdir():
+            target = copy / "sub-02" / "anat" / path.name.replace("sub-01", "sub-02")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+        self.change(self.echo(copy), lambda data: data[:-1])
+        folder = tmp_path / "out"
+        assert (
+            cli.main(
+                ["run", str(copy), str(folder), "participant", "--method", "closed-form", "--qsm", "tkd"]
+            )
+            == 1
+        )
+        printed = capsys.readouterr()
+        assert "sub-01: FAILED" in printed.out
+        assert "1 of 2 sessions failed" in printed.err
+        assert (folder / "sub-02.html").exists()
+
+
+@pytest.mark.parametrize("scale", [4096 / (2 * np.pi), 180 / np.pi, 0.00117])
+def test_phase_in_other_scales_gives_the_same_maps(raw, out, tmp_path, scale):
+    """Scanner integers, degrees, or any scale: rescaled, and said so."""
+    root = tmp_path / "raw"
+    shutil.copytree(raw, root)
+    for path in (root / ANAT).glob("*part-phase_MEGRE.nii.gz"):
+        image = nifti.load(path)
+        nifti.save(path, image.data * scale, image.affine)
+        sidecar = bids.sidecar_of(path)
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"Units": "arbitrary"}))
+    (result,) = run(RunConfig(root, tmp_path / "out", method="closed-form", qsm="tkd"))
+    assert result.error is None
+    assert any("radians" in text for text in result.warnings)
+    field = "sub-01_desc-local_fieldmap.nii.gz"
+    made, expected = load(tmp_path / "out" / ANAT / field), load(out / ANAT / field)
+    assert np.abs(made - expected).max() < 2e-3
