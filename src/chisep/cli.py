@@ -117,7 +117,7 @@ def _parse(config: type[T], name: str, arguments: Sequence[str]) -> T:
         prog=f"chisep {name}",
         description=COMMANDS[name].summary,
         args=list(arguments),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 

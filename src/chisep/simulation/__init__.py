@@ -1,0 +1,1 @@
+"""Digital heads: anatomy, tissue, a scanner, and the BIDS dataset they make."""
