@@ -1,0 +1,298 @@
+"""The registry of methods, and the two doors they stand behind: `separate` and `invert`.
+
+A new solver or network is a file and an entry here; the command line, the demo and the parametrised tests
+find it by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from chisep.errors import InputError
+from chisep.types import Convergence, Maps, Sources, Susceptibility
+
+Progress = Callable[[int, int], None]
+"""Called with iterations done and iterations at most."""
+Target = Literal["sources", "chi"]
+"""What a method makes: χ_pos and χ_neg, or χ alone."""
+Solve = Callable[[Maps, Any, Progress | None], Sources | Susceptibility]
+"""The one signature: maps, a config (None for its defaults), progress."""
+
+_WORDS = {"field": "field_ppm", "r2prime": "r2prime_hz", "qsm": "chi_ppm", "magnitude": "magnitude"}
+
+
+@dataclass(frozen=True)
+class MethodsConfig:
+    """Settings of the list of methods."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make sources or susceptibility.
+
+    Parameters
+    ----------
+    name
+        As on the command line.
+    target
+        What it makes.
+    needs, uses
+        Maps it cannot do without, and maps it uses if they are there.
+    source
+        Where results come from: a closed form, an iteration, a trained network.
+    summary
+        What it does, in a line.
+    reference
+        The paper.
+    load
+        Returns the solver; called when it is first used, so that listing methods imports none.
+    """
+
+    name: str
+    target: Target
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    source: str
+    summary: str
+    reference: str
+    load: Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]
+
+    def row(self) -> dict[str, str]:
+        """Texts of the table that `chisep methods` prints."""
+        return {
+            "name": self.name,
+            "makes": "χ_pos, χ_neg" if self.target == "sources" else "χ",
+            "inputs": ", ".join([*self.needs, *(f"[{name}]" for name in self.uses)]),
+            "source": self.source,
+            "what it does": self.summary,
+            "reference": self.reference,
+        }
+
+
+def _closed_form() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    from chisep.solvers import closed_form
+
+    return closed_form.solve, closed_form.ClosedFormConfig
+
+
+def _iterative() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    from chisep.solvers import iterative
+
+    return iterative.solve, iterative.IterativeConfig
+
+
+def _tikhonov() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    from chisep.solvers import tikhonov
+
+    return tikhonov.solve, tikhonov.TikhonovConfig
+
+
+def _tkd() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    from chisep.solvers import tkd
+
+    return tkd.solve, tkd.TkdConfig
+
+
+def _tv() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    from chisep.solvers import tv
+
+    return tv.solve, tv.TvConfig
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "closed-form",
+            "sources",
+            ("field", "r2prime"),
+            ("qsm",),
+            "closed-form",
+            "two equations a voxel: R2' and a susceptibility map (Tikhonov, if none is given)",
+            "Shin 2021, 10.1016/j.neuroimage.2021.118371",
+            _closed_form,
+        ),
+        Method(
+            "iterative",
+            "sources",
+            ("field", "r2prime"),
+            ("qsm", "magnitude"),
+            "iterative",
+            "field and R2' weighed by their noise, total variation, no negative sources",
+            "Shin 2021, 10.1016/j.neuroimage.2021.118371",
+            _iterative,
+        ),
+        Method(
+            "tikhonov",
+            "chi",
+            ("field",),
+            (),
+            "closed-form",
+            "dipole inversion with a quadratic penalty",
+            "Bilgic 2014, 10.1002/mrm.25029",
+            _tikhonov,
+        ),
+        Method(
+            "tkd",
+            "chi",
+            ("field",),
+            (),
+            "closed-form",
+            "dipole inversion with a truncated kernel",
+            "Shmueli 2009, 10.1002/mrm.22135",
+            _tkd,
+        ),
+        Method(
+            "tv",
+            "chi",
+            ("field",),
+            ("magnitude",),
+            "iterative",
+            "dipole inversion with total variation",
+            "Milovic 2018, 10.1002/mrm.27073",
+            _tv,
+        ),
+    )
+}
+
+
+def find(name: str, target: Target) -> Method:
+    """Look a method up.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name that makes the target; names those there are.
+    """
+    known = [method.name for method in METHODS.values() if method.target == target]
+    if name in known:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    raise InputError(
+        "method",
+        found=repr(name),
+        wanted=f"one of: {', '.join(known)}",
+        remedy=f"Did you mean {close[0]}?" if close else "`chisep methods` explains them.",
+    )
+
+
+def check_device(device: str) -> None:
+    """Check that tensors can live on a device.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown or the device is not there.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            "--device",
+            found=f"{device!r}, which cannot be used here ({str(error).splitlines()[0]})",
+            wanted="cpu, or a GPU of this machine such as cuda or cuda:0",
+            remedy="Choose cpu, or install a torch build for your GPU.",
+        ) from error
+
+
+def separate(
+    maps: Maps,
+    method: str = "iterative",
+    config: object = None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Sources:
+    """Separate χ_pos from χ_neg.
+
+    Parameters
+    ----------
+    maps
+        Local field, R2', mask, D_r, and what else there is.
+    method
+        Name of a method that makes sources.
+    config
+        Its config; defaults if None.
+    device
+        Where to compute; results come back to the CPU.
+    progress
+        Called during iterations.
+
+    Returns
+    -------
+    Sources
+        float32, on the CPU.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, a map it needs is missing or of another shape, or the device is absent.
+    """
+    result = _solve(find(method, "sources"), maps, config, device, progress)
+    return Sources(result.chi_pos_ppm.cpu(), result.chi_neg_ppm.cpu(), result.convergence)
+
+
+def invert(
+    maps: Maps,
+    method: str = "tv",
+    config: object = None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Susceptibility:
+    """Make a susceptibility map from the local field; arguments and errors as of `separate`.
+
+    Returns
+    -------
+    Susceptibility
+        float32, on the CPU.
+    """
+    result = _solve(find(method, "chi"), maps, config, device, progress)
+    convergence: Convergence = result.convergence
+    return Susceptibility(result.chi_ppm.cpu(), convergence)
+
+
+def _solve(method: Method, maps: Maps, config: object, device: str, progress: Progress | None) -> Any:  # noqa: ANN401
+    check_device(device)
+    for name, attribute in _WORDS.items():
+        volume = getattr(maps, attribute)
+        if volume is None and name in method.needs:
+            raise InputError(
+                method.name,
+                found=f"no {name} map",
+                wanted=f"{', '.join(method.needs)}",
+                remedy="Give the map.",
+            )
+        if volume is not None and tuple(volume.shape) != maps.grid.shape:
+            raise InputError(
+                f"{name} map",
+                found=f"shape {tuple(volume.shape)}",
+                wanted=f"shape {maps.grid.shape} of the grid",
+                remedy="Resample it to the grid of the field.",
+            )
+        if volume is not None and not bool(torch.isfinite(volume).all()):
+            raise InputError(
+                f"{name} map",
+                found="NaN or infinite values",
+                wanted="finite numbers everywhere",
+                remedy="Replace them (0 outside the head).",
+            )
+    if tuple(maps.mask.shape) != maps.grid.shape:
+        raise InputError(
+            "mask",
+            found=f"shape {tuple(maps.mask.shape)}",
+            wanted=f"shape {maps.grid.shape} of the grid",
+            remedy="Resample it to the grid of the field.",
+        )
+    if not bool(maps.mask.any()):
+        raise InputError("mask", found="no voxel inside", wanted="a brain mask", remedy="Check the mask.")
+    solve, default = method.load()
+    return solve(maps.to(device), config or default(), progress)

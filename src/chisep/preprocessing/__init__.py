@@ -1,0 +1,1 @@
+"""From scanner images to maps: mask, field, background removal, relaxation rates, resampling."""

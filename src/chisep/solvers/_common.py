@@ -1,0 +1,233 @@
+"""What the solvers share: a window around the mask, noise estimates, edges, and how an iteration ends."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+from torch.nn.functional import max_pool3d
+
+from chisep.errors import ChisepWarning, InputError
+from chisep.physics.operators import Gradient
+from chisep.types import Convergence, Grid, MaskVolume, Relaxivity, Volume
+
+Progress = Callable[[int, int], None]
+"""Called with the iterations done and the most there can be."""
+
+# A share of 2 % of |N(0, 1)| is below 0.02507. So low a quantile, because edges only ever raise the
+# high-pass: the median of an anatomy without noise is far from 0, its lowest values are not.
+_QUANTILE, _QUANTILE_OF_NORMAL = 0.02, 0.025069
+_SECOND_DIFFERENCE_GAIN = math.sqrt(6.0)
+_FEWEST_VOXELS = 500
+_LEAST_RELATIVE_NOISE, _LEAST_NOISE_PPM = 1e-3, 1e-6
+
+
+class Window:
+    """The bounding box of the mask, and a periodic grid around it whose sizes are fast for real FFTs.
+
+    The box has one empty layer after each axis, so that periodic differences meet nothing when they
+    wrap around.
+
+    Parameters
+    ----------
+    mask
+        True inside, not empty, shape (i, j, k).
+    grid
+        Grid of the mask.
+    padding
+        Zeros after each axis of the periodic grid, as a fraction of the box but never fewer than 16
+        voxels; with 1 the dipole does not wrap around.
+    """
+
+    def __init__(self, mask: MaskVolume, grid: Grid, padding: float) -> None:
+        inside = mask.nonzero()
+        first, last = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
+        self._shape = grid.shape
+        self._source = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        self._target = tuple(slice(0, b - a) for a, b in zip(first, last, strict=True))
+        size = [b - a + 1 for a, b in zip(first, last, strict=True)]
+        self.box_grid = grid.reshaped(size)
+        # real=True on every axis: then the sizes do not depend on how the volume lies in its axes.
+        padded = [next_fast_len(n + max(16, math.ceil(padding * n)), real=True) for n in size]
+        self.periodic_grid = grid.reshaped(padded)
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """Part of a volume that is in the box: (i, j, k) → shape of `box_grid`."""
+        box = volume.new_zeros(self.box_grid.shape)
+        box[self._target] = volume[self._source]
+        return box
+
+    def box(self, periodic: Tensor) -> Tensor:
+        """View of the box in a tensor on the periodic grid: (..., *periodic_grid) → (..., *box_grid)."""
+        i, j, k = self.box_grid.shape
+        return periodic[..., :i, :j, :k]
+
+    def restore(self, box: Tensor) -> Volume:
+        """Put the box back into a volume of zeros: shape of `box_grid` → (i, j, k)."""
+        volume = box.new_zeros(self._shape)
+        volume[self._source] = box[self._target]
+        return volume
+
+
+def required(volume: Volume | None, name: str) -> Volume:
+    """Return a map that a solver cannot do without.
+
+    Raises
+    ------
+    InputError
+        If it is None.
+    """
+    if volume is None:
+        raise InputError(
+            name,
+            found="no such map",
+            wanted=f"a {name} map on the grid of the field",
+            remedy="Give the map, or choose a method that does without it.",
+        )
+    return volume
+
+
+def required_relaxivity(relaxivity: Relaxivity | None) -> Relaxivity:
+    """Return the D_r that every method reading R2' needs.
+
+    Raises
+    ------
+    InputError
+        If it is None.
+    """
+    if relaxivity is None:
+        raise InputError(
+            "D_r",
+            found="no relaxivity",
+            wanted="D_r of both sources in 1/s/ppm",
+            remedy="Give D_r (114 at 3 T, growing with B0).",
+        )
+    return relaxivity
+
+
+def noise_sigma(volume: Volume, mask: MaskVolume, *, nonnegative: bool = False) -> float:
+    """Estimate the standard deviation of white noise from one map.
+
+    Second differences along all three axes leave noise (with a known gain) and edges; the lowest
+    few magnitudes are read as the lowest of a normal distribution.
+
+    Parameters
+    ----------
+    volume
+        The map, shape (i, j, k).
+    mask
+        Where it is known.
+    nonnegative
+        Whether the map was clipped at 0, so that zeros tell nothing about the noise.
+
+    Returns
+    -------
+    float
+        In the unit of the map; 0 where the mask is too small to tell.
+    """
+    known = mask & (volume > 0) if nonnegative else mask
+    high_pass = volume
+    for axis in range(3):
+        n = high_pass.shape[axis]
+        if n < 3:
+            return 0.0
+        high_pass = (
+            high_pass.narrow(axis, 0, n - 2)
+            - 2 * high_pass.narrow(axis, 1, n - 2)
+            + high_pass.narrow(axis, 2, n - 2)
+        )
+    unknown_near = max_pool3d((~known).to(volume.dtype)[None, None], 3, stride=1)[0, 0] > 0
+    values = high_pass[~unknown_near].abs()
+    if values.numel() < _FEWEST_VOXELS:
+        return 0.0
+    lowest = values.kthvalue(max(1, int(_QUANTILE * values.numel()))).values
+    return float(lowest) / _QUANTILE_OF_NORMAL / _SECOND_DIFFERENCE_GAIN**3
+
+
+def smooth_places(
+    mask: MaskVolume, gradient: Gradient, magnitude: Volume | None, edge_fraction: float
+) -> Tensor:
+    """Where total variation may act: inside the mask and, if a magnitude is given, not on its edges.
+
+    Differences across the border of the mask carry no anatomy. Edges are the voxels with the steepest
+    magnitude (MEDI: Liu 2011, 10.1002/mrm.22816).
+
+    Parameters
+    ----------
+    mask
+        Shape (i, j, k).
+    gradient
+        The difference operator of the regulariser.
+    magnitude
+        Image with anatomical edges, shape (i, j, k).
+    edge_fraction
+        Share of the voxels in the mask that count as edges, 0 to 1.
+
+    Returns
+    -------
+    Tensor
+        Bool, shape (3, i, j, k).
+    """
+    places = torch.stack([mask & mask.roll(-1, axis) for axis in (-3, -2, -1)])
+    if magnitude is None:
+        return places
+    steepness = gradient.apply(magnitude).mul_(places).square_().sum(0)
+    inside = steepness[mask]
+    flat = max(1, int((1 - edge_fraction) * inside.numel()))
+    return places & (steepness <= inside.kthvalue(flat).values)
+
+
+def relative_change(new: Tensor, old: Tensor) -> float:
+    """Compute ‖new − old‖ / ‖new‖; 0 where new is 0 throughout."""
+    size = float(torch.linalg.vector_norm(new))
+    return float(torch.linalg.vector_norm(new - old)) / size if size > 0 else 0.0
+
+
+def ended(change: Sequence[float], tolerance: float, method: str) -> Convergence:
+    """Sum an iteration up, and warn where it stopped far from converged.
+
+    Warns
+    -----
+    ChisepWarning
+        If the last relative change is above ten times the tolerance.
+    """
+    converged = change[-1] < tolerance
+    if change[-1] > 10 * tolerance:
+        warnings.warn(
+            f"{method} stopped after {len(change)} iterations with a relative change of {change[-1]:.1e}, "
+            f"far above the tolerance {tolerance:.1e}; allow more iterations",
+            ChisepWarning,
+            stacklevel=3,
+        )
+    return Convergence(len(change), converged, tuple(change))
+
+
+def least_noise_ppm(volume_ppm: Tensor, mask: Tensor) -> float:
+    """Return the noise below which a map counts as noise-free.
+
+    Maps without noise still need weights: a thousandth of the root mean square, so that results scale
+    with the maps.
+    """
+    return max(_LEAST_RELATIVE_NOISE * float(volume_ppm[mask].square().mean().sqrt()), _LEAST_NOISE_PPM)
+
+
+def check(name: str, value: float | int, *, low: float | int, high: float | int = math.inf) -> None:
+    """Check a number of a config: low < value ≤ high.
+
+    Raises
+    ------
+    InputError
+        If it is outside, or not finite.
+    """
+    if not (math.isfinite(value) and low < value <= high):
+        limit = "" if math.isinf(high) else f", at most {high:g}"
+        raise InputError(
+            name,
+            found=f"{value}",
+            wanted=f"a number above {low:g}{limit}",
+            remedy="Correct the option or leave it at its default.",
+        )

@@ -1,0 +1,174 @@
+"""χ-separation by iteration: field, R2' and total variation weighed by their noise.
+
+    min  ½ ‖M (D * (χ_pos − χ_neg) − Δf)‖² / σ_f²  +  ½ ‖M (χ_pos + r χ_neg − R2'/D_r,pos)‖² / σ_r²
+       + ½ ‖M (χ_pos − χ_neg − χ_QSM)‖² / σ_q²     +  (λ / σ_r) TV(χ_pos, χ_neg)
+    over χ_pos, χ_neg ≥ 0, both 0 outside the mask M; r = D_r,neg / D_r,pos
+
+(Shin 2021, 10.1016/j.neuroimage.2021.118371, with the noise of the maps as weights.) The third term is
+there only when a QSM map is given. The unknowns are t = (χ_pos + χ_neg)/√2 and c = (χ_pos − χ_neg)/√2: the
+field sees c alone, so that the two decouple in k-space, and this turn changes neither the lengths that
+TV sums nor the distances of a proximal step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chisep.physics.operators import Gradient
+from chisep.solvers import closed_form
+from chisep.solvers._common import (
+    Progress,
+    Window,
+    check,
+    ended,
+    least_noise_ppm,
+    noise_sigma,
+    required,
+    required_relaxivity,
+    smooth_places,
+)
+from chisep.solvers._splitting import PENALTY_VOXEL, minimise
+from chisep.types import Maps, Sources
+
+# Phase and R2* come from the same echoes: noise that makes 1/s in R2* makes 1 rad/s in the field, and
+# D_r is 38 1/s/ppm per tesla where the field is 268 rad/s/ppm. An estimate of σ_f above that is anatomy.
+_R2PRIME_TO_FIELD_NOISE = 7.0
+
+
+@dataclass(frozen=True)
+class IterativeConfig:
+    """Settings of iterative χ-separation."""
+
+    tv_weight: float = 0.6
+    """Weight λ of total variation, in units of the noise of R2'/D_r; smooths more when larger."""
+    iterations: int = 150
+    """Most iterations."""
+    tolerance: float = 1e-4
+    """Relative change of both maps at which the iteration stops."""
+    qsm_sigma_ppm: float = 0.03
+    """Error σ_q that a given QSM map is taken to have, in ppm."""
+    edge_fraction: float = 0.3
+    """Share of voxels taken as edges of a given magnitude image, where maps are not smoothed."""
+
+    def __post_init__(self) -> None:
+        check("tv-weight", self.tv_weight, low=0.0)
+        check("iterations", self.iterations, low=0)
+        check("tolerance", self.tolerance, low=0.0, high=1.0)
+        check("qsm-sigma-ppm", self.qsm_sigma_ppm, low=0.0)
+        check("edge-fraction", self.edge_fraction, low=0.0, high=1.0)
+
+
+def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None) -> Sources:
+    """Separate the sources of field and R2'.
+
+    Parameters
+    ----------
+    maps
+        With R2' and D_r; a QSM map and a magnitude are used where given.
+    config
+        Weights and when to stop.
+    progress
+        Called after every iteration.
+
+    Returns
+    -------
+    Sources
+        χ_pos and χ_neg in ppm.
+
+    Raises
+    ------
+    InputError
+        If R2' or D_r is missing.
+
+    Warns
+    -----
+    ChisepWarning
+        If the iterations ran out far from convergence.
+    """
+    r2prime_hz = required(maps.r2prime_hz, "R2'")
+    relaxivity = required_relaxivity(maps.relaxivity)
+    window = Window(maps.mask, maps.grid, padding=0.25)
+    mask = window.cut(maps.mask)
+    field = window.cut(maps.field_ppm) * mask
+    target = window.cut(r2prime_hz) * mask / relaxivity.pos_hz_per_ppm
+    qsm = None if maps.chi_ppm is None else window.cut(maps.chi_ppm) * mask
+    magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
+
+    # All weights are relative to that of the field, 1/σ_f².
+    sigma_f, sigma_r = _noise_ppm(maps, field, target, mask, relaxivity.pos_hz_per_ppm)
+    weight_r = (sigma_f / sigma_r) ** 2
+    weight_q = 0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2
+    voxelwise = _VoxelStep(target, qsm, mask, relaxivity.ratio, weight_r, weight_q)
+    start = closed_form.solve(maps, closed_form.ClosedFormConfig())
+    x, change = minimise(
+        window=window,
+        grid=maps.grid,
+        field_ppm=field,
+        mask=mask,
+        start=_turned(torch.stack((window.cut(start.chi_pos_ppm), window.cut(start.chi_neg_ppm)))),
+        field_gain=math.sqrt(2),
+        tv_weight=config.tv_weight * sigma_f**2 / sigma_r,
+        places=smooth_places(mask, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
+        voxelwise=lambda z: _turned(voxelwise(_turned(z))),
+        iterations=config.iterations,
+        tolerance=config.tolerance,
+        progress=progress,
+    )
+    pos, neg = _turned(x).clamp_(min=0)
+    return Sources(window.restore(pos), window.restore(neg), ended(change, config.tolerance, "iterative"))
+
+
+def _turned(x: Tensor) -> Tensor:
+    """(χ_pos, χ_neg) → (χ_pos + χ_neg, χ_pos − χ_neg)/√2, and back: the turn is its own inverse."""
+    return torch.stack((x[0] + x[1], x[0] - x[1])).mul_(math.sqrt(0.5))
+
+
+def _noise_ppm(
+    maps: Maps, field: Tensor, target: Tensor, mask: Tensor, d_r_hz_per_ppm: float
+) -> tuple[float, float]:
+    """Noise of the field and of R2'/D_r in ppm: as given, else estimated; never quite 0."""
+    if maps.r2prime_sigma_hz is None:
+        sigma_r = noise_sigma(target, mask, nonnegative=True)
+    else:
+        sigma_r = maps.r2prime_sigma_hz / d_r_hz_per_ppm
+    sigma_r = max(sigma_r, least_noise_ppm(target, mask))
+    if maps.field_sigma_ppm is None:
+        sigma_f = min(noise_sigma(field, mask), sigma_r / _R2PRIME_TO_FIELD_NOISE)
+    else:
+        sigma_f = maps.field_sigma_ppm
+    return max(sigma_f, least_noise_ppm(field, mask)), sigma_r
+
+
+class _VoxelStep:
+    """The terms that know nothing of neighbours, with χ_pos, χ_neg ≥ 0 and the mask: a proximal step.
+
+    Per voxel it minimises ½w_r(p + r n − R)² + ½w_q(p − n − q)² + ½ρ(p − z_p)² + ½ρ(n − z_n)² over
+    p, n ≥ 0: the free minimum where that is allowed, else the minimum on the border it crossed.
+    """
+
+    def __init__(
+        self, target: Tensor, qsm: Tensor | None, mask: Tensor, ratio: float, weight_r: float, weight_q: float
+    ) -> None:
+        self.mask = mask
+        self.constant = weight_r * torch.stack((target, ratio * target))
+        if qsm is not None:
+            self.constant += weight_q * torch.stack((qsm, -qsm))
+        seen = weight_q + PENALTY_VOXEL
+        self.pp, self.pn, self.nn = weight_r + seen, weight_r * ratio - weight_q, weight_r * ratio**2 + seen
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Proximal step from z, shape (2, i, j, k)."""
+        pos, neg = (self.constant + PENALTY_VOXEL * z).mul_(self.mask)
+        determinant = self.pp * self.nn - self.pn**2
+        free_pos = (self.nn * pos - self.pn * neg).div_(determinant)
+        free_neg = (self.pp * neg - self.pn * pos).div_(determinant)
+        return torch.stack(
+            (
+                torch.where(free_neg < 0, pos / self.pp, free_pos).clamp_(min=0),
+                torch.where(free_pos < 0, neg / self.nn, free_neg).clamp_(min=0),
+            )
+        )

@@ -1,0 +1,53 @@
+"""QSM by Tikhonov regularisation: one division in k-space.
+
+    χ = argmin ‖D χ − Δf‖² + α ‖χ‖²,  so  χ(k) = D(k) Δf(k) / (D(k)² + α)
+
+(Bilgic 2014, 10.1002/mrm.25029, with the identity as regulariser.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chisep.physics.dipole import Dipole
+from chisep.solvers._common import Progress, Window, check
+from chisep.types import Maps, Susceptibility
+
+
+@dataclass(frozen=True)
+class TikhonovConfig:
+    """Settings of the Tikhonov inversion."""
+
+    alpha: float = 0.01
+    """Weight α of the size of χ against the misfit of the field; smoother and fainter when larger."""
+
+    def __post_init__(self) -> None:
+        check("alpha", self.alpha, low=0.0)
+
+
+def solve(maps: Maps, config: TikhonovConfig, progress: Progress | None = None) -> Susceptibility:
+    """Invert the field with Tikhonov regularisation.
+
+    Parameters
+    ----------
+    maps
+        Field and mask.
+    config
+        The regularisation.
+    progress
+        Called once.
+
+    Returns
+    -------
+    Susceptibility
+        χ in ppm, 0 outside the mask.
+    """
+    window = Window(maps.mask, maps.grid, padding=1.0)
+    mask = window.cut(maps.mask)
+    field = window.cut(maps.field_ppm) * mask
+    dipole = Dipole(window.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
+    inverse = dipole.kernel / (dipole.kernel**2 + config.alpha)
+    chi = window.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
+    if progress is not None:
+        progress(1, 1)
+    return Susceptibility(window.restore(chi))

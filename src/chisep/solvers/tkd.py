@@ -1,0 +1,70 @@
+"""QSM by thresholded k-space division (TKD).
+
+    χ(k) = Δf(k) / D(k), with |D(k)| never taken to be less than a threshold
+
+(Shmueli 2009, 10.1002/mrm.22135), divided by the mean of its point-spread function so that it does not
+underestimate (Schweser 2013, 10.1002/mrm.24405).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from chisep.physics.dipole import Dipole
+from chisep.solvers._common import Progress, Window, check
+from chisep.types import Maps, Susceptibility
+
+
+@dataclass(frozen=True)
+class TkdConfig:
+    """Settings of thresholded k-space division."""
+
+    threshold: float = 0.15
+    """Least |D| that is divided by, between 0 and 2/3; smoother when larger."""
+
+    def __post_init__(self) -> None:
+        check("threshold", self.threshold, low=0.0, high=2 / 3)
+
+
+def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Susceptibility:
+    """Invert the field by thresholded division.
+
+    Parameters
+    ----------
+    maps
+        Field and mask.
+    config
+        The threshold.
+    progress
+        Called once.
+
+    Returns
+    -------
+    Susceptibility
+        χ in ppm, 0 outside the mask.
+    """
+    window = Window(maps.mask, maps.grid, padding=1.0)
+    mask = window.cut(maps.mask)
+    field = window.cut(maps.field_ppm) * mask
+    dipole = Dipole(window.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
+    kernel = dipole.kernel
+    sign = torch.where(kernel < 0, -1.0, 1.0).to(kernel)
+    inverse = sign / kernel.abs().clamp(min=config.threshold)
+    # The point-spread function of division after convolution is inverse · D; its value at its centre is
+    # the share of a point that is recovered.
+    inverse /= _volume_mean(inverse * kernel, window.periodic_grid.shape[2])
+    chi = window.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
+    if progress is not None:
+        progress(1, 1)
+    return Susceptibility(window.restore(chi))
+
+
+def _volume_mean(half: torch.Tensor, last_size: int) -> torch.Tensor:
+    """Mean over the whole spectrum of a real, even function given on its half spectrum."""
+    twice = torch.full((half.shape[-1],), 2.0, dtype=half.dtype, device=half.device)
+    twice[0] = 1.0
+    if last_size % 2 == 0:
+        twice[-1] = 1.0
+    return (half * twice).sum() / (half.shape[0] * half.shape[1] * last_size)

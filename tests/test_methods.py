@@ -1,0 +1,159 @@
+"""What every method must do, and how the registry answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+import torch
+
+from chisep import methods
+from chisep.errors import InputError
+from chisep.methods import METHODS
+from tests.solvers.head import make_head, nrmse_percent
+
+SOURCES = [name for name, method in METHODS.items() if method.target == "sources"]
+CHI = [name for name, method in METHODS.items() if method.target == "chi"]
+LINEAR = ["tikhonov", "tkd"]
+
+
+@pytest.fixture(scope="module")
+def head():
+    return make_head((26, 28, 24))
+
+
+@pytest.fixture(scope="module")
+def maps(head):
+    return head.maps(field_noise_ppm=1e-3, r2prime_noise_ppm=1e-2)
+
+
+def solve(name, maps, **options):
+    """Volumes that a method makes: χ_pos, χ_neg and χ, or χ alone."""
+    if METHODS[name].target == "sources":
+        made = methods.separate(maps, name, **options)
+        return {"pos": made.chi_pos_ppm, "neg": made.chi_neg_ppm, "chi": made.chi_ppm}
+    return {"chi": methods.invert(maps, name, **options).chi_ppm}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_makes_float32_maps_that_are_zero_outside_the_mask(name, head, maps):
+    for volume in solve(name, maps.to("cpu", torch.float64)).values():
+        assert volume.shape == head.grid.shape
+        assert volume.dtype == torch.float32
+        assert torch.isfinite(volume).all()
+        assert volume[head.mask].any()
+        assert not volume[~head.mask].any()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sources_are_not_negative_and_near_the_truth(name, head, maps):
+    made = solve(name, maps)
+    for source, truth in (("pos", head.chi_pos_ppm), ("neg", head.chi_neg_ppm)):
+        assert made[source].min() >= 0
+        assert nrmse_percent(made[source], truth, head.mask) < 50
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_leaves_its_inputs_alone(name, maps):
+    before = {n: v.clone() for n, v in vars(maps).items() if isinstance(v, torch.Tensor)}
+    solve(name, maps)
+    for key, value in before.items():
+        assert torch.equal(getattr(maps, key), value), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_twice_the_maps_are_twice_the_susceptibility(name, maps, head):
+    doubled = replace(maps, field_ppm=2 * maps.field_ppm, r2prime_hz=2 * maps.r2prime_hz)
+    once, twice = solve(name, maps)["chi"], solve(name, doubled)["chi"]
+    assert nrmse_percent(twice, 2 * once, head.mask) < (0.01 if name in LINEAR else 0.5)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_methods_add_up(name, maps, head):
+    other = replace(maps, field_ppm=maps.field_ppm.flip(0) * head.mask)
+    both = replace(maps, field_ppm=maps.field_ppm + other.field_ppm)
+    first, second, together = (solve(name, m)["chi"] for m in (maps, other, both))
+    torch.testing.assert_close(first + second, together, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rotating_volume_and_b0_together_rotates_the_result(name, maps, head):
+    """A quarter turn about the first axis takes B0 from the third axis to the second."""
+
+    def turn(volume):
+        return torch.rot90(volume, 1, (1, 2)).contiguous()
+
+    i, j, k = head.grid.shape
+    turned = replace(
+        maps,
+        field_ppm=turn(maps.field_ppm),
+        r2prime_hz=turn(maps.r2prime_hz),
+        mask=turn(maps.mask),
+        grid=replace(head.grid, shape=(i, k, j), b0_direction=(0.0, 1.0, 0.0)),
+    )
+    straight = turn(solve(name, maps)["chi"])
+    # Forward differences become backward ones: regularised methods turn almost exactly, not to the bit.
+    assert nrmse_percent(solve(name, turned)["chi"], straight, turned.mask) < (0.1 if name in LINEAR else 5)
+    wrong = replace(turned, grid=replace(turned.grid, b0_direction=(0.0, 0.0, 1.0)))
+    assert nrmse_percent(solve(name, wrong)["chi"], straight, turned.mask) > 20
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_reports_progress_to_the_end(name, maps):
+    seen = []
+    solve(name, maps, progress=lambda done, most: seen.append((done, most)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1][0] <= seen[-1][1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_default_settings_are_a_documented_frozen_dataclass(name):
+    config = METHODS[name].load()[1]()
+    assert is_dataclass(config)
+    with pytest.raises(AttributeError):
+        setattr(config, fields(config)[0].name, 1)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("missing", ["r2prime_hz", "relaxivity"])
+def test_missing_inputs_are_named(name, missing, maps):
+    with pytest.raises(InputError, match="r2prime" if missing == "r2prime_hz" else "D_r"):
+        methods.separate(replace(maps, **{missing: None}), name)
+
+
+@pytest.mark.parametrize("bad", ["shape", "mask shape", "empty mask", "nan", "device"])
+def test_unusable_inputs_are_refused(bad, maps):
+    options = {}
+    if bad == "shape":
+        maps = replace(maps, r2prime_hz=maps.r2prime_hz[1:])
+    elif bad == "mask shape":
+        maps = replace(maps, mask=maps.mask[1:])
+    elif bad == "empty mask":
+        maps = replace(maps, mask=torch.zeros_like(maps.mask))
+    elif bad == "nan":
+        maps = replace(maps, field_ppm=maps.field_ppm.clone().index_fill_(0, torch.tensor([4]), torch.nan))
+    else:
+        options["device"] = "no-such-device"
+    with pytest.raises(InputError):
+        methods.separate(maps, "closed-form", **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU")
+def test_a_gpu_that_is_not_there(maps):
+    with pytest.raises(InputError, match="cuda"):
+        methods.invert(maps, "tkd", device="cuda")
+
+
+def test_unknown_methods_get_the_list_and_a_guess():
+    with pytest.raises(InputError, match=r"closed-form, iterative.*Did you mean iterative"):
+        methods.find("iterativ", "sources")
+    with pytest.raises(InputError, match="tikhonov, tkd, tv"):
+        methods.find("closed-form", "chi")
+    assert methods.find("tv", "chi") is METHODS["tv"]
+
+
+def test_listing_methods_imports_no_solver():
+    code = "import sys, chisep.methods; sys.exit(any(m.startswith('chisep.solvers') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
