@@ -51,7 +51,10 @@ class TestAgainstOtherPrograms:
     def test_slope_of_scipy(self):
         assigned = np.array([50.0, 100, 200, 400, 700])
         predicted = 0.9 * assigned + np.array([3.0, -2, 4, 0, -3])
-        line, fit = metrics.lesion_slope(list(assigned), list(predicted)), stats.linregress(assigned, predicted)
+        line, fit = (
+            metrics.lesion_slope(list(assigned), list(predicted)),
+            stats.linregress(assigned, predicted),
+        )
         assert (line.slope, line.intercept) == pytest.approx((fit.slope, fit.intercept))
         half = stats.t.ppf(0.975, 3) * fit.stderr
         assert (line.slope_low, line.slope_high) == pytest.approx((fit.slope - half, fit.slope + half))

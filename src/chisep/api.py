@@ -457,16 +457,14 @@ def qsm_ci(config: QsmCiConfig) -> list[Path]:
     """
     make_directory(config.output)
     options = _qsm_ci_options(config)
-    optional = {
-        name: config.input / f"{file}.nii.gz"
-        for name, file in (("qsm", "chimap"), ("magnitude", "magnitude"))
-    }
+    chi, magnitude = (config.input / f"{name}.nii.gz" for name in ("chimap", "magnitude"))
     images = separate(
         config.input / "localfield.nii.gz",
         config.input / "r2prime.nii.gz",
         config.input / "mask.nii.gz",
+        qsm=chi if chi.exists() else None,
+        magnitude=magnitude if magnitude.exists() else None,
         options=options,
-        **{name: path for name, path in optional.items() if path.exists()},
     )
     named = (("chi-para", images.paramagnetic), ("chi-dia", images.diamagnetic))
     return [

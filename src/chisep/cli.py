@@ -132,7 +132,8 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_console(), transient=True) as progress:
+    console = _console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
 
         def show(what: str, done: int, total: int) -> None:

@@ -36,6 +36,8 @@ from chisep.types import Convergence, Grid, Maps, Relaxivity
 
 log = logging.getLogger("chisep")
 
+_MISSING_SPIN_ECHO = 0.01
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
 
@@ -169,6 +171,7 @@ class SessionRun:
         self.mask = self._path("mask", desc="brain")
         self.unwrapped = self._path("MEGRE", part="phase", desc="unwrapped")
         self.total_field = self._path("fieldmap", desc="total")
+        self.reliable_mask = self._path("mask", desc="reliable")
         self.local_field = self._path("fieldmap", desc="local")
         self.eroded_mask = self._path("mask", desc="eroded")
         self.r2star, self.r2, self.r2prime = (self._path(s) for s in ("R2starmap", "R2map", "R2primemap"))
@@ -218,16 +221,16 @@ class SessionRun:
             ),
             Stage(
                 "field",
-                "total field from unwrapped phase, and the unwrapped phase without receiver offset",
+                "unwrapped phase without receiver offset, the total field, and the mask where it is reliable",
                 [*megre.files, self.mask],
-                [self.unwrapped, self.total_field],
+                [self.unwrapped, self.total_field, self.reliable_mask],
                 echoes | asdict(self._field_config) | {"PhaseUnits": megre.phase_units},
                 self._make_field,
             ),
             Stage(
                 "background",
                 "local field after background removal, and the mask in which it is known",
-                [self.total_field, self.mask],
+                [self.total_field, self.reliable_mask],
                 [self.local_field, self.eroded_mask],
                 asdict(background.VsharpConfig()),
                 self._make_local_field,
@@ -251,7 +254,10 @@ class SessionRun:
             Stage(
                 "separation",
                 "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
-                [self.local_field, self.r2prime, self.qsm, self.eroded_mask, *megre.magnitude],
+                [
+                    *(self.local_field, self.r2prime, *([self.r2] if mese else []), self.qsm),
+                    *(self.eroded_mask, *megre.magnitude),
+                ],
                 [self.chi_pos, self.chi_neg, self.chi],
                 {
                     "Method": config.method,
@@ -319,11 +325,12 @@ class SessionRun:
         )
         self._save(self.unwrapped, result.unwrapped_rad.movedim(0, -1))
         self._save(self.total_field, result.total_field_ppm)
+        self._save(self.reliable_mask, result.reliable)
         return {}
 
     def _make_local_field(self) -> dict[str, Any]:
-        total, brain = self._load(self.total_field), self._load_mask(self.mask)
-        local = background.vsharp(total, brain, self._grid, background.VsharpConfig())
+        total, known = self._load(self.total_field), self._load_mask(self.reliable_mask)
+        local = background.vsharp(total, known, self._grid, background.VsharpConfig())
         self._save(self.local_field, local.local_field_ppm)
         self._save(self.eroded_mask, local.mask)
         return {}
@@ -342,9 +349,19 @@ class SessionRun:
             )
             r2prime = relaxometry.r2prime(r2star, torch.where(brain, pseudo, 0.0))
         else:
-            r2 = relaxometry.r2(self._spin_echoes(mese), mese.te_s, brain)
+            spin_echoes = self._spin_echoes(mese)
+            covered = spin_echoes[0] > 0
+            missing = float((brain & ~covered).sum() / brain.sum())
+            if missing > _MISSING_SPIN_ECHO:
+                warnings.warn(
+                    f"the spin echo has no signal in {100 * missing:.0f} % of the brain; sources are not "
+                    "separated there",
+                    ChisepWarning,
+                    stacklevel=1,
+                )
+            r2 = relaxometry.r2(spin_echoes, mese.te_s, brain & covered)
             self._save(self.r2, r2)
-            r2prime = relaxometry.r2prime(r2star, r2)
+            r2prime = torch.where(covered, relaxometry.r2prime(r2star, r2), 0.0)
         self._save(self.r2star, r2star)
         self._save(self.r2prime, r2prime)
         return {}
@@ -379,8 +396,11 @@ class SessionRun:
         return _convergence_facts(result.convergence)
 
     def _make_sources(self) -> dict[str, Any]:
+        maps = self._maps()
+        if self.session.mese:  # without R2 there is nothing to separate by
+            maps = replace(maps, mask=maps.mask & (self._load(self.r2) + self._load(self.r2prime) > 0))
         maps = replace(
-            self._maps(),
+            maps,
             relaxivity=self.relaxivity,
             r2prime_hz=self._load(self.r2prime),
             chi_ppm=self._load(self.qsm),

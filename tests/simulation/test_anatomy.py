@@ -108,6 +108,24 @@ def test_structures_replace_only_what_they_lie_in(packaged, structured):
     assert not np.isin(packaged.labels[changed], anatomy.OUTSIDE).any()
 
 
+def test_the_inner_pallidum_lies_medial_of_the_outer(structured):
+    for side, sign in ((0, -1), (1, 1)):
+        outer, inner = (centre_mm(structured, pair[side]) for pair in ((13, 52), anatomy.PALLIDUM_INTERNUM))
+        assert sign * outer[0] > sign * inner[0] + 1
+
+
+def test_the_dentate_is_a_folded_sheet(structured):
+    nucleus = structured.labels == anatomy.DENTATE[0]
+    part = ndimage.find_objects(nucleus.astype(np.int8))[0]
+    assert nucleus[part].mean() < 0.4
+    assert not ndimage.binary_erosion(nucleus, iterations=2).any()
+
+
+def test_the_pineal_gland_is_a_small_thing_on_the_midline(structured):
+    np.testing.assert_allclose(centre_mm(structured, anatomy.PINEAL), (0, -32, 0), atol=3)
+    assert 0.002 < volume_ml(structured, anatomy.PINEAL) < 0.1
+
+
 def test_callosum_runs_from_genu_to_splenium(structured):
     genu, body, splenium = (
         centre_mm(structured, label)
@@ -226,11 +244,15 @@ def test_a_real_head_gets_every_structure(shared_labels: Path):
         anatomy.RED_NUCLEUS,
         anatomy.DENTATE,
         anatomy.PULVINAR,
+        anatomy.PALLIDUM_INTERNUM,
         anatomy.CAPSULE_POSTERIOR,
+        anatomy.CINGULUM,
+        anatomy.LONGITUDINAL,
     ):
         left, right = (volume_ml(full, label) for label in labels)
         assert min(left, right) > 0.1
         assert max(left, right) < 2 * min(left, right)
+    assert full.veins is not None
     nigra, nucleus = centre_mm(full, *anatomy.NIGRA), centre_mm(full, *anatomy.RED_NUCLEUS)
     assert nigra[1] > nucleus[1], "substantia nigra lies in front of the red nucleus"
     assert volume_ml(full, anatomy.CALLOSUM_BODY) > 3

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from chisep.errors import InputError
 from chisep.io import bids, nifti
-from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
+from chisep.physics.dipole import Dipole
+from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, simulate
+from chisep.simulation.motion import moved
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -23,7 +30,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def made(coarse_file, tmp_path_factory) -> Path:
     """Two subjects, phase in scanner units, head oblique."""
     out = tmp_path_factory.mktemp("simulated")
-    lines: list[str] = []
+    told: list[tuple[str, int, int]] = []
     config = SimulateConfig(
         out=out,
         subjects=2,
@@ -32,8 +39,8 @@ def made(coarse_file, tmp_path_factory) -> Path:
         phase_units="arbitrary",
         tilt_deg=(15.0, 0.0, 0.0),
     )
-    assert simulate(config, lines.append) == ["01", "02"]
-    assert len(lines) == 2
+    assert simulate(config, lambda *what: told.append(what)) == ["01", "02"]
+    assert told == [("sub-01", 0, 2), ("sub-01", 1, 2), ("sub-02", 1, 2), ("sub-02", 2, 2)]
     return out
 
 
@@ -96,7 +103,7 @@ def test_the_bids_validator_has_no_errors(made):
 def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number(coarse_file, tmp_path):
     def dataset(name: str, **options: object) -> dict[str, bytes]:
         config = SimulateConfig(
-            out=tmp_path / name, labels=(coarse_file,), voxel_mm=6.0, megre_only=True, **options
+            out=tmp_path / name, labels=(coarse_file,), voxel_mm=8.0, megre_only=True, **options
         )
         simulate(config)
         return contents(config.out)
@@ -107,7 +114,7 @@ def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number
         dataset("three", subjects=1, seed=1),
     )
     shared = [name for name in two if name.startswith(("sub-01", str(TRUTH / "sub-01")))]
-    assert len(shared) == 2 * (2 * 5 + 9)
+    assert len(shared) == 2 * (2 * 5 + 9) + 1
     assert all(one[name] == two[name] for name in shared)
     assert dataset("again", subjects=2) == one
     images = [name for name in shared if name.endswith("MEGRE.nii.gz") or "Chimap.nii" in name]
@@ -133,7 +140,155 @@ def test_a_wrong_label_map_leaves_nothing_behind(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("values", [{"subjects": 0}, {"seed": -1}])
+@pytest.fixture
+def small(coarse_file, tmp_path) -> SimulateConfig:
+    return SimulateConfig(
+        out=tmp_path / "bids", subjects=2, labels=(coarse_file,), voxel_mm=8.0, megre_only=True, simple=True
+    )
+
+
+def test_subjects_that_are_there_are_kept_and_others_made_again(small):
+    simulate(small)
+    before = contents(small.out)
+    kept, lost = (small.out / f"sub-{name}" for name in ("01", "02"))
+    stamp = kept.stat().st_ino
+    shutil.rmtree(lost)
+    told: list[tuple[str, int, int]] = []
+    assert simulate(small, lambda *what: told.append(what)) == ["01", "02"]
+    assert told == [("sub-02", 1, 2), ("sub-02", 2, 2)]
+    assert kept.stat().st_ino == stamp
+    assert contents(small.out) == before
+    simulate(replace(small, subjects=1, snr=30.0))
+    after = contents(small.out)
+    assert {name for name in before if before[name] != after[name]} == {
+        *(name for name in before if name.startswith("sub-01") and name.endswith("MEGRE.nii.gz")),
+        str(TRUTH / "sub-01" / "sub-01_simulation.json"),
+    }
+    assert before.keys() == after.keys()
+
+
+def test_an_interrupted_subject_leaves_nothing_and_is_made_again(small):
+    def interrupt(signal_number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            simulate(small, lambda what, done, total: signal.setitimer(signal.ITIMER_REAL, 0.1))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not [*small.out.rglob("*sub-*")]
+    # A killed process cannot clean up: the next one does.
+    (small.out / ".sub-01.chisep-tmp" / "sub-01").mkdir(parents=True)
+    simulate(small)
+    assert not [*small.out.glob(".*")]
+    assert bids.find_sessions(small.out)[1].subject == "02"
+
+
+def test_people_whom_chisep_did_not_simulate_are_not_replaced(small):
+    image = small.out / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    with pytest.raises(InputError, match="sub-02"):
+        simulate(small)
+    assert [*small.out.rglob("*")] == [image.parent.parent, image.parent, image]
+
+
+def test_processes_make_the_same_dataset(small, tmp_path):
+    apart = replace(small, out=tmp_path / "apart", jobs=2)
+    told: list[tuple[str, int, int]] = []
+    assert simulate(apart, lambda *what: told.append(what)) == ["01", "02"]
+    assert {what for what, _, _ in told} == {"sub-01", "sub-02"}
+    assert [done for _, done, _ in told] == [1, 2]
+    simulate(small)
+    assert contents(apart.out) == contents(small.out)
+
+
+def test_orientations_share_head_and_grid_and_differ_in_b0(small):
+    config = replace(small, subjects=1, orientations=3)
+    simulate(config)
+    sessions = bids.find_sessions(config.out)
+    assert [session.entities for session in sessions] == [{"acq": f"ori{n}"} for n in (1, 2, 3)]
+    images = [nifti.load(session.megre.magnitude[0]) for session in sessions]
+    for image in images[1:]:
+        nifti.require_same_grid(images[0], image)
+    directions, fields = [], []
+    for number, session in enumerate(sessions, start=1):
+        facts = bids.read_sidecar(session.megre.phase[0], config.out)
+        directions.append(facts["B0DirectionVoxelAxes"])
+        truth = config.out / TRUTH / "sub-01" / "anat" / f"sub-01_acq-ori{number}_desc-local_fieldmap.nii.gz"
+        assert json.loads(bids.sidecar_of(truth).read_text())["B0DirectionVoxelAxes"] == directions[-1]
+        fields.append(nifti.load(truth).data)
+    np.testing.assert_allclose(directions[0], nifti.b0_direction_of(images[0].affine), atol=1e-6)
+    assert abs(fields[0] - fields[1]).max() > 1e-3
+    chi = sum(
+        sign * nifti.load(bids.derivative_path(config.out / TRUTH, "01", "Chimap", desc=desc)).data
+        for desc, sign in (("paramagnetic", 1), ("diamagnetic", -1))
+    )
+    grid = nifti.grid_of(images[0], directions[1])
+    expected = Dipole(grid).apply(torch.from_numpy(chi)).numpy()
+    inside = fields[1] != 0
+    np.testing.assert_allclose(fields[1][inside], expected[inside], atol=1e-5)
+
+
+def test_motion_between_the_scans_is_stated_and_undoes_itself(small):
+    still = replace(small, subjects=1, megre_only=False, simple=False, snr=math.inf, voxel_mm=6.0)
+    moved_config = replace(still, out=still.out.with_name("moved"), motion_mm=6.0, motion_deg=5.0)
+    images = []
+    for config in (still, moved_config):
+        simulate(config)
+        images.append(nifti.load(bids.raw_path(config.out, "01", "MESE", echo=1)))
+    path = moved_config.out / TRUTH / "sub-01" / "anat" / "sub-01_desc-motion_xfm.json"
+    transform = np.array(json.loads(path.read_text())["MegreToMeseWorldMm"])
+    assert abs(transform[:3, 3]).max() > 1
+    before, after = (torch.from_numpy(image.data) for image in images)
+    back = moved(after, images[0].affine, np.linalg.inv(transform))
+    mask = torch.from_numpy(
+        nifti.load(bids.derivative_path(still.out / TRUTH, "01", "mask", desc="brain")).data > 0
+    )
+    assert float((back - before)[mask].std()) < 0.4 * float((after - before)[mask].std())
+
+
+def test_maps_only_writes_noisy_maps_and_no_scans(small):
+    config = replace(small, subjects=1, maps_only=True)
+    simulate(config)
+    assert not (config.out / "sub-01").exists()
+    for suffix, desc in (("fieldmap", "local"), ("fieldmap", "total"), ("R2primemap", None)):
+        path = bids.derivative_path(config.out / MAPS, "01", suffix, desc=desc)
+        facts = json.loads(bids.sidecar_of(path).read_text())
+        assert facts["NoiseSdMedian"] > 0
+        if desc == "total":
+            continue
+        truth = nifti.load(bids.derivative_path(config.out / TRUTH, "01", suffix, desc=desc)).data
+        error = (nifti.load(path).data - truth)[truth != 0]
+        assert 0.5 < np.median(abs(error)) / (0.674 * facts["NoiseSdMedian"]) < 1.2
+    stamp = path.stat().st_mtime_ns
+    simulate(config)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_oversampled_scans_have_the_grid_of_their_truth(small):
+    config = replace(small, subjects=1, megre_only=False, simple=False, voxel_mm=8.0, oversampling=2)
+    simulate(config)
+    truth = nifti.load(bids.derivative_path(config.out / TRUTH, "01", "fieldmap", desc="local"))
+    for path in (
+        bids.raw_path(config.out, "01", "MEGRE", echo=1, part="phase"),
+        bids.raw_path(config.out, "01", "MESE", echo=6),
+    ):
+        nifti.require_same_grid(truth, nifti.load(path))
+    plain = replace(config, out=config.out.with_name("plain"), oversampling=1)
+    simulate(plain)
+    coarse = nifti.load(bids.derivative_path(plain.out / TRUTH, "01", "fieldmap", desc="local"))
+    assert np.corrcoef(truth.data[truth.data != 0], coarse.data[truth.data != 0])[0, 1] > 0.9
+    chi = [
+        bids.derivative_path(c.out / TRUTH, "01", "Chimap", desc="total").read_bytes()
+        for c in (plain, config)
+    ]
+    assert chi[0] == chi[1]
+
+
+@pytest.mark.parametrize("values", [{"subjects": 0}, {"seed": -1}, {"jobs": 0}])
 def test_impossible_datasets_are_refused(tmp_path, values):
     with pytest.raises(InputError, match=next(iter(values))):
         SimulateConfig(out=tmp_path, **values)

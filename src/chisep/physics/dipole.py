@@ -116,17 +116,15 @@ class Dipole(LinearOperator):
     def spectrum(self, x: Tensor) -> Tensor:
         """Half spectrum of x on the (padded) grid, shape (..., *kernel.shape)."""
         i, j, k = self.padded_shape
-        spectrum: Tensor = torch.fft.rfft(x, n=k, dim=-1)
-        spectrum = torch.fft.fft(spectrum, n=j, dim=-2)
-        spectrum = torch.fft.fft(spectrum, n=i, dim=-3)
+        along_k = torch.fft.rfft(x, n=k, dim=-1)
+        spectrum: Tensor = torch.fft.fft(torch.fft.fft(along_k, n=j, dim=-2), n=i, dim=-3)
         return spectrum
 
     def volume(self, spectrum: Tensor) -> Tensor:
         """Inverse of `spectrum`, cropped to the grid, shape (..., i, j, k)."""
         i, j, k = self.shape
-        x: Tensor = torch.fft.ifft(spectrum, dim=-3)[..., :i, :, :]
-        x = torch.fft.ifft(x, dim=-2)[..., :j, :]
-        x = torch.fft.irfft(x, n=self.padded_shape[2], dim=-1)[..., :k]
+        along_k = torch.fft.ifft(torch.fft.ifft(spectrum, dim=-3)[..., :i, :, :], dim=-2)[..., :j, :]
+        x: Tensor = torch.fft.irfft(along_k, n=self.padded_shape[2], dim=-1)[..., :k]
         return x
 
     def apply(self, x: Tensor) -> Tensor:

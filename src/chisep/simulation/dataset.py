@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import copy
+import hashlib
+import json
+import multiprocessing
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
+from torch import Tensor
 
 import chisep
-from chisep.errors import InputError
+from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_json, write_text
 from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, tilted, with_structures
-from chisep.simulation.scanner import Fields, ScannerConfig, scan_gre, scan_se, stored_phase, total_field
+from chisep.simulation.fields import dental_implants, total_field
+from chisep.simulation.kspace import block_mean
+from chisep.simulation.measured import MeasuredMaps, measured_maps
+from chisep.simulation.motion import ORIENTATION_TILTS_DEG, random_rigid, reoriented
+from chisep.simulation.scanner import ScannerConfig, scan_gre, scan_se, session_coils, stored_phase
 from chisep.simulation.tissue import REGIONS, Tissue, TissueConfig, make_tissue
+from chisep.simulation.warps import WarpConfig, warped
+from chisep.types import Affine, ComplexEchoes, Echoes, Volume
 
 TRUTH = Path("derivatives", "truth")
 """Where the truth lies within the raw dataset."""
+MAPS = Path("derivatives", "maps")
+"""Where the maps of the fast path lie."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being made, how many subjects are done, and of how many."""
 
 _README = """Simulated multi-echo gradient-echo and spin-echo scans
 ======================================================
@@ -28,7 +47,10 @@ _README = """Simulated multi-echo gradient-echo and spin-echo scans
 Digital heads made by chisep: no scan of a person is in here. `derivatives/truth` holds the maps that made
 the scans: sources χ_pos and χ_neg (ppm; χ_neg is a positive magnitude), their local field (ppm), R2, R2'
 and R2* (1/s), the brain mask and the labels. All but the labels are 0 outside the brain mask.
+Scans `acq-ori1`, `acq-ori2`, … are of one head in several poses, registered to the first: their voxels and
+affine are those of the first, and `B0DirectionVoxelAxes` in the sidecar is where B0 points.
 """
+_NOT_IN_RECIPE = ("out", "subjects", "labels", "jobs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +67,35 @@ class SimulateConfig(ScannerConfig):
     """Seed of all that is random; a subject does not depend on how many there are."""
     megre_only: bool = False
     """Leave out the spin-echo scan."""
+    maps_only: bool = False
+    """Leave out all scans: fields and R2' with their noise, in derivatives/maps (fast, for training)."""
+    jobs: int = 1
+    """Subjects made at the same time, each in a process of its own."""
+    warp: WarpConfig = field(default_factory=WarpConfig)
+    """How the head differs from its label map."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
     """How people and voxels differ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.subjects < 1:
-            raise InputError(
-                "subjects", found=f"{self.subjects}", wanted="1 or more", remedy="Correct the option."
-            )
+        for name in ("subjects", "jobs"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(name, found=f"{value}", wanted="1 or more", remedy="Correct the option.")
         if self.seed < 0:
             raise InputError("seed", found=f"{self.seed}", wanted="0 or more", remedy="Correct the option.")
         self.tissue.relaxivity(self.b0_t)
 
 
-def simulate(config: SimulateConfig, progress: Callable[[str], None] | None = None) -> list[str]:
-    """Write a simulated dataset.
+def simulate(config: SimulateConfig, progress: Progress | None = None) -> list[str]:
+    """Write a simulated dataset; subjects that are there from equal options are kept.
 
     Parameters
     ----------
     config
         What to simulate, and where.
     progress
-        Called with one line before each subject.
+        Told which subject is being made (or was made, where several are at a time), and how many are done.
 
     Returns
     -------
@@ -77,144 +105,358 @@ def simulate(config: SimulateConfig, progress: Callable[[str], None] | None = No
     Raises
     ------
     InputError
-        If a label map cannot be used; nothing is written then.
+        If a label map cannot be used, or a participant is there that chisep did not simulate; nothing is
+        written then.
     OutputError
         If the dataset cannot be written.
     """
-    heads = [load_labels(path) for path in config.labels[: config.subjects]] or [packaged_labels()]
+    works = [_Work(config, k) for k in range(config.subjects)]
+    missing = [work for work in works if not work.is_done()]
+    for work in missing:
+        work.refuse_others()
+    heads = {work.labels: _head(work.labels) for work in missing}
     make_directory(config.out)
-    names = [f"{number:02d}" for number in range(1, config.subjects + 1)]
-    _write_dataset_files(config, names, [heads[k % len(heads)] for k in range(config.subjects)])
-    for k, name in enumerate(names):
+    _write_dataset_files(config)
+    finished = (
+        _made_here(missing, heads, progress)
+        if config.jobs == 1 or len(missing) < 2
+        else _made_apart(missing, heads, config.jobs)
+    )
+    for done, name in enumerate(finished, start=len(works) - len(missing) + 1):
         if progress is not None:
-            progress(f"sub-{name} ({k + 1} of {config.subjects})")
-        _simulate_subject(config, name, heads[k % len(heads)], np.random.default_rng([config.seed, k]))
-    return names
+            progress(f"sub-{name}", done, len(works))
+    _write_participants(config.out)
+    return [work.name for work in works]
 
 
-def _simulate_subject(config: SimulateConfig, name: str, head: LabelMap, rng: np.random.Generator) -> None:
-    # Each part draws from a stream of its own, so that changing one leaves the others as they were.
-    anatomy_rng, tissue_rng, gre_rng, se_rng = rng.spawn(4)
-    head = tilted(with_structures(head, anatomy_rng), config.tilt_deg)
-    tissue = make_tissue(head, tissue_rng, config.tissue, voxel_mm=config.voxel_edges_mm, b0_t=config.b0_t)
-    fields = total_field(tissue)
-    _write_truth(config, name, tissue, fields)
-    _write_gre(config, name, tissue, fields, gre_rng)
-    if not config.megre_only:
-        _write_se(config, name, tissue, se_rng)
+# ---- subjects that are whole or absent ---------------------------------------------------------------------
 
 
-def _write_gre(
-    config: SimulateConfig, name: str, tissue: Tissue, fields: Fields, rng: np.random.Generator
-) -> None:
-    scan = scan_gre(tissue, fields.total_ppm, config, rng)
-    facts = _facts(config) | {
-        "PulseSequenceType": "Multi-echo gradient echo",
-        "ScanningSequence": "GR",
-        "RepetitionTimeExcitation": config.tr_gre_s,
-        "FlipAngle": config.flip_deg,
-    }
-    phase_type = np.float32 if config.phase_units == "rad" else np.int16
-    for echo, (signal, te_s) in enumerate(zip(scan, config.te_gre_s, strict=True), start=1):
-        facts = facts | {"EchoTime": te_s, "EchoNumber": echo}
-        image = bids.raw_path(config.out, name, "MEGRE", echo=echo, part="mag")
-        _write(image, signal.abs().numpy(), tissue, facts | {"Units": "arbitrary"})
-        image = bids.raw_path(config.out, name, "MEGRE", echo=echo, part="phase")
-        phase = stored_phase(signal, config.phase_units).numpy()
-        _write(image, phase, tissue, facts | {"Units": config.phase_units}, dtype=phase_type)
+class _Work:
+    """One subject: whether it is there, and how it gets there.
+
+    Parameters
+    ----------
+    config
+        Of the dataset.
+    index
+        Number of the subject, from 0.
+    """
+
+    def __init__(self, config: SimulateConfig, index: int) -> None:
+        self.config, self.index, self.name = config, index, f"{index + 1:02d}"
+        self.labels = config.labels[index % len(config.labels)] if config.labels else None
+        subject = Path(f"sub-{self.name}")
+        # The truth holds the recipe: it comes first and goes last.
+        self.folders = (TRUTH / subject, MAPS / subject if config.maps_only else subject)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that the files depend on, as it is stored beside the truth."""
+        options = {k: v for k, v in asdict(self.config).items() if k not in _NOT_IN_RECIPE}
+        head, checksum = "packaged MNI152 head", None
+        if self.labels is not None and self.labels.is_file():
+            head, checksum = self.labels.name, hashlib.sha256(self.labels.read_bytes()).hexdigest()
+        facts = {"GeneratedBy": f"chisep {chisep.__version__}", "Head": head, "HeadSha256": checksum}
+        # As it is read back: JSON has no tuples, paths or infinity.
+        recipe = json.dumps(facts | {"Options": options}, default=str)
+        return dict(json.loads(recipe, parse_constant=str))
+
+    def is_done(self) -> bool:
+        """Whether all is there from the same recipe."""
+        out = self.config.out
+        return all((out / f).is_dir() for f in self.folders) and _recipe(out, self.name) == self.recipe
+
+    def refuse_others(self) -> None:
+        """Check that nothing would be replaced but what chisep simulated.
+
+        Raises
+        ------
+        InputError
+            If it would.
+        """
+        for folder in self.folders:
+            if (self.config.out / folder).exists() and _recipe(self.config.out, self.name) is None:
+                raise InputError(
+                    self.config.out / folder,
+                    found="a participant that chisep did not simulate",
+                    wanted="an empty place, or an earlier simulation",
+                    remedy="Choose another folder for the simulated dataset, or remove that participant.",
+                )
+
+    def make(self, head: LabelMap) -> None:
+        """Make the subject under a temporary name, then put it in its place."""
+        out = self.config.out
+        temporary = out / f".sub-{self.name}.chisep-tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            rng = np.random.default_rng([self.config.seed, self.index])
+            _Session(self.config, temporary, self.name).make(head, rng)
+            write_json(_recipe_path(temporary, self.name), self.recipe)
+            for number, folder in enumerate(reversed(self.folders)):
+                if (out / folder).exists():
+                    (out / folder).replace(make_directory(temporary / "old") / str(number))
+            for folder in self.folders:
+                make_directory((out / folder).parent)
+                (temporary / folder).replace(out / folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_se(config: SimulateConfig, name: str, tissue: Tissue, rng: np.random.Generator) -> None:
-    scan = scan_se(tissue, config, rng)
-    facts = _facts(config) | {
-        "PulseSequenceType": "Multi-echo spin echo",
-        "ScanningSequence": "SE",
-        "RepetitionTimeExcitation": config.tr_se_s,
-        "FlipAngle": 90.0,
-    }
-    for echo, (magnitude, te_s) in enumerate(zip(scan, config.te_se_s, strict=True), start=1):
-        image = bids.raw_path(config.out, name, "MESE", echo=echo)
-        _write(
-            image,
-            magnitude.numpy(),
-            tissue,
-            facts | {"EchoTime": te_s, "EchoNumber": echo, "Units": "arbitrary"},
+def _head(labels: Path | None) -> LabelMap:
+    return packaged_labels() if labels is None else load_labels(labels)
+
+
+def _recipe_path(root: Path, name: str) -> Path:
+    return root / TRUTH / f"sub-{name}" / f"sub-{name}_simulation.json"
+
+
+def _recipe(root: Path, name: str) -> dict[str, Any] | None:
+    """Recipe that a subject was made by; None where chisep made none."""
+    path = _recipe_path(root, name)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _made_here(
+    works: list[_Work], heads: Mapping[Path | None, LabelMap], progress: Progress | None
+) -> Iterator[str]:
+    """Make subjects one after the other; yields the name of each."""
+    total = works[0].config.subjects if works else 0
+    for number, work in enumerate(works):
+        if progress is not None:
+            progress(f"sub-{work.name}", total - len(works) + number, total)
+        work.make(heads[work.labels])
+        yield work.name
+
+
+def _made_apart(works: list[_Work], heads: Mapping[Path | None, LabelMap], jobs: int) -> Iterator[str]:
+    """Make several subjects at a time in processes; yields the name of each."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    # Processes start afresh: copies of one whose threads are at work may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        names = {pool.submit(_make_apart, work, heads[work.labels]): work.name for work in works}
+        try:
+            for future in as_completed(names):
+                for message in future.result():
+                    warnings.warn(message, ChisepWarning, stacklevel=3)
+                yield names[future]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _make_apart(work: _Work, head: LabelMap) -> list[str]:
+    """Make a subject in this process; returns what it warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work.make(head)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, ChisepWarning)]
+
+
+# ---- one subject -------------------------------------------------------------------------------------------
+
+
+class _Session:
+    """The scans of one subject, and the files that they become.
+
+    Parameters
+    ----------
+    config
+        Head and scanner.
+    root
+        Folder to write into as if it were the dataset.
+    name
+        Label of the subject.
+
+    Attributes
+    ----------
+    affine
+        Of all images; known when the tissue is made.
+    """
+
+    affine: Affine
+
+    def __init__(self, config: SimulateConfig, root: Path, name: str) -> None:
+        self.config, self.root, self.name = config, root, name
+
+    def make(self, head: LabelMap, rng: np.random.Generator) -> None:
+        """Make the head, scan it, write all."""
+        config = self.config
+        # Each part draws from a stream of its own, so that changing one leaves the others as they were.
+        anatomy_rng, tissue_rng, gre_rng, se_rng, coils_rng, motion_rng, implant_rng, warp_rng = rng.spawn(8)
+        head = warped(head, config.warp, warp_rng)
+        head = tilted(with_structures(head, anatomy_rng), config.tilt_deg)
+
+        def tissue_of(voxel_mm: tuple[float, float, float]) -> Tissue:
+            same_rng = copy.deepcopy(tissue_rng)
+            return make_tissue(head, same_rng, config.tissue, voxel_mm=voxel_mm, b0_t=config.b0_t)
+
+        tissue = tissue_of(config.voxel_edges_mm)
+        implants_mm = dental_implants(tissue, config.dental_implants, implant_rng, config.tilt_deg)
+        self.affine = tissue.grid.matrix()
+        self._write_truth(tissue)
+        # Voxels that signals are made on; the same head where they are finer.
+        fine = tissue
+        if config.oversampling > 1 and not config.maps_only:
+            fine = tissue_of(config.fine_voxel_edges_mm)
+        coils = None if config.maps_only else session_coils(fine, config, coils_rng)
+        gre_rngs, rest_rngs = gre_rng.spawn(config.orientations), motion_rng.spawn(config.orientations)
+        for number, (noise_rng, rest_rng) in enumerate(zip(gre_rngs, rest_rngs, strict=True)):
+            posed = reoriented(fine, ORIENTATION_TILTS_DEG[number]) if number else fine
+            acq = f"ori{number + 1}" if config.orientations > 1 else None
+            if coils is None:
+                maps = measured_maps(posed, config, noise_rng, implants_mm)
+                self._write_field(posed, maps.fields.local_ppm * posed.mask, acq, {})
+                self._write_maps(posed, maps, acq)
+                continue
+            rest = np.eye(4)
+            if number:
+                rest = random_rigid(fine, config.misregistration_mm, config.misregistration_deg, rest_rng)
+            fields = total_field(posed, implants_mm)
+            local = block_mean(fields.local_ppm, config.oversampling) * tissue.mask
+            self._write_field(posed, local, acq, {"ResidualMisregistrationWorldMm": rest.tolist()})
+            scan = scan_gre(posed, fields.total_ppm, coils, config, noise_rng, transform=rest)
+            self._write_gre(posed, scan, acq)
+        if coils is not None and not config.megre_only:
+            motion = random_rigid(fine, config.motion_mm, config.motion_deg, motion_rng)
+            self._write_motion(motion)
+            self._write_se(scan_se(fine, coils, config, se_rng, transform=motion))
+
+    def _write_gre(self, tissue: Tissue, scan: ComplexEchoes, acq: str | None) -> None:
+        config = self.config
+        facts = self._facts | {
+            "PulseSequenceType": "Multi-echo gradient echo",
+            "ScanningSequence": "GR",
+            "RepetitionTimeExcitation": config.tr_gre_s,
+            "FlipAngle": config.flip_deg,
+            "B0DirectionVoxelAxes": list(tissue.grid.b0_direction),
+        }
+        phase_type = np.float32 if config.phase_units == "rad" else np.int16
+        for echo, (signal, te_s) in enumerate(zip(scan, config.te_gre_s, strict=True), start=1):
+            facts = facts | {"EchoTime": te_s, "EchoNumber": echo}
+            image = bids.raw_path(self.root, self.name, "MEGRE", echo=echo, part="mag")
+            self._write(_acquired(image, acq), signal.abs(), facts | {"Units": "arbitrary"})
+            image = bids.raw_path(self.root, self.name, "MEGRE", echo=echo, part="phase")
+            phase = stored_phase(signal, config.phase_units)
+            self._write(_acquired(image, acq), phase, facts | {"Units": config.phase_units}, phase_type)
+
+    def _write_se(self, scan: Echoes) -> None:
+        facts = self._facts | {
+            "PulseSequenceType": "Multi-echo spin echo",
+            "ScanningSequence": "SE",
+            "RepetitionTimeExcitation": self.config.tr_se_s,
+            "FlipAngle": 90.0,
+            "Units": "arbitrary",
+        }
+        for echo, (magnitude, te_s) in enumerate(zip(scan, self.config.te_se_s, strict=True), start=1):
+            image = bids.raw_path(self.root, self.name, "MESE", echo=echo)
+            self._write(image, magnitude, facts | {"EchoTime": te_s, "EchoNumber": echo})
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "Manufacturer": "chisep",
+            "ManufacturersModelName": "digital head",
+            "SoftwareVersions": chisep.__version__,
+            "Modality": "MR",
+            "MagneticFieldStrength": self.config.b0_t,
+        }
+
+    def _write_truth(self, tissue: Tissue) -> None:
+        dr = {
+            "DrPositiveHzPerPpm": tissue.relaxivity.pos_hz_per_ppm,
+            "DrNegativeHzPerPpm": tissue.relaxivity.neg_hz_per_ppm,
+        }
+        mask, chi_pos, chi_neg = tissue.mask, tissue.chi_pos_ppm, tissue.chi_neg_ppm
+        r2, r2prime = tissue.r2_hz, tissue.r2prime_hz
+        described: tuple[tuple[str | None, str, Volume, dict[str, Any]], ...] = (
+            ("paramagnetic", "Chimap", chi_pos, {"Description": "χ_pos, paramagnetic sources"}),
+            ("diamagnetic", "Chimap", chi_neg, {"Description": "χ_neg, a positive magnitude"}),
+            ("total", "Chimap", chi_pos - chi_neg, {"Description": "χ_pos − χ_neg"}),
+            (None, "R2map", r2 * mask, {}),
+            (None, "R2primemap", r2prime, dr),
+            (None, "R2starmap", (r2 + r2prime) * mask, dr),
         )
+        for desc, suffix, volume, facts in described:
+            units = {"Units": "ppm" if suffix == "Chimap" else "1/s"}
+            self._write_derived(TRUTH, desc, suffix, volume, tissue, units | facts)
+        image = self._derived(TRUTH, "brain", "mask")
+        self._write(image, mask, {"Type": "Brain"}, np.uint8)
+        labels = self._derived(TRUTH, None, "dseg")
+        self._write(labels, tissue.labels, {"Description": "Names in dseg.tsv"}, np.int16)
+
+    def _write_field(self, tissue: Tissue, local_ppm: Volume, acq: str | None, facts: dict[str, Any]) -> None:
+        facts = {"Units": "ppm", "Description": "Field of the sources in the mask"} | facts
+        self._write_derived(TRUTH, "local", "fieldmap", local_ppm, tissue, facts, acq)
+
+    def _write_motion(self, transform: Affine) -> None:
+        """Say where the head went between gradient echo and spin echo."""
+        facts = {"Description": "Where points of the head in the MEGRE lie in the MESE, in world mm"}
+        path = self._derived(TRUTH, "motion", "xfm").with_suffix("").with_suffix(".json")
+        write_json(path, facts | {"MegreToMeseWorldMm": transform.tolist()})
+
+    def _write_maps(self, tissue: Tissue, maps: MeasuredMaps, acq: str | None) -> None:
+        inside = tissue.mask
+        for desc, suffix, volume, sigma, units in (
+            ("local", "fieldmap", maps.local_ppm, maps.field_sigma_ppm, "ppm"),
+            ("total", "fieldmap", maps.total_ppm, maps.field_sigma_ppm, "ppm"),
+            (None, "R2primemap", maps.r2prime_hz, maps.r2prime_sigma_hz, "1/s"),
+        ):
+            facts = {"Units": units, "NoiseSdMedian": float(sigma[inside].median())}
+            self._write_derived(MAPS, desc, suffix, volume, tissue, facts, acq)
+
+    def _write_derived(
+        self,
+        folder: Path,
+        desc: str | None,
+        suffix: str,
+        volume: Volume,
+        tissue: Tissue,
+        facts: Mapping[str, Any],
+        acq: str | None = None,
+    ) -> None:
+        common = {
+            "MagneticFieldStrength": self.config.b0_t,
+            "B0DirectionVoxelAxes": list(tissue.grid.b0_direction),
+        }
+        self._write(_acquired(self._derived(folder, desc, suffix), acq), volume, {**common, **facts})
+
+    def _derived(self, folder: Path, desc: str | None, suffix: str) -> Path:
+        return bids.derivative_path(self.root / folder, self.name, suffix, desc=desc)
+
+    def _write(
+        self, path: Path, data: Tensor, facts: Mapping[str, Any], dtype: DTypeLike = np.float32
+    ) -> None:
+        """Write an image and its sidecar."""
+        write_json(bids.sidecar_of(path), facts)
+        nifti.save(path, data.numpy(), self.affine, dtype=dtype)
 
 
-def _facts(config: SimulateConfig) -> dict[str, Any]:
-    return {
-        "Manufacturer": "chisep",
-        "ManufacturersModelName": "digital head",
-        "SoftwareVersions": chisep.__version__,
-        "Modality": "MR",
-        "MagneticFieldStrength": config.b0_t,
-    }
+def _acquired(path: Path, acq: str | None) -> Path:
+    """Name of an image of one of several acquisitions."""
+    subject, rest = path.name.split("_", 1)
+    return path if acq is None else path.with_name(f"{subject}_acq-{acq}_{rest}")
 
 
-def _write_truth(config: SimulateConfig, name: str, tissue: Tissue, fields: Fields) -> None:
-    root = config.out / TRUTH
-    dr = {
-        "DrPositiveHzPerPpm": tissue.relaxivity.pos_hz_per_ppm,
-        "DrNegativeHzPerPpm": tissue.relaxivity.neg_hz_per_ppm,
-    }
-    common = {"MagneticFieldStrength": config.b0_t, "B0DirectionVoxelAxes": list(tissue.grid.b0_direction)}
-    mask = tissue.mask
-    for desc, suffix, volume, facts in (
-        (
-            "paramagnetic",
-            "Chimap",
-            tissue.chi_pos_ppm,
-            {"Units": "ppm", "Description": "χ_pos, paramagnetic sources"},
-        ),
-        (
-            "diamagnetic",
-            "Chimap",
-            tissue.chi_neg_ppm,
-            {"Units": "ppm", "Description": "χ_neg, a positive magnitude"},
-        ),
-        (
-            "total",
-            "Chimap",
-            tissue.chi_pos_ppm - tissue.chi_neg_ppm,
-            {"Units": "ppm", "Description": "χ_pos − χ_neg"},
-        ),
-        (
-            "local",
-            "fieldmap",
-            fields.local_ppm * mask,
-            {"Units": "ppm", "Description": "Field of the sources in the mask"},
-        ),
-        (None, "R2map", tissue.r2_hz * mask, {"Units": "1/s"}),
-        (None, "R2primemap", tissue.r2prime_hz, {"Units": "1/s", **dr}),
-        (None, "R2starmap", (tissue.r2_hz + tissue.r2prime_hz) * mask, {"Units": "1/s", **dr}),
-    ):
-        _write(bids.derivative_path(root, name, suffix, desc=desc), volume.numpy(), tissue, common | facts)
-    image = bids.derivative_path(root, name, "mask", desc="brain")
-    _write(image, mask.numpy(), tissue, {"Type": "Brain"}, dtype=np.uint8)
-    labels = bids.derivative_path(root, name, "dseg")
-    _write(labels, tissue.labels.numpy(), tissue, {"Description": "Names in dseg.tsv"}, dtype=np.int16)
+# ---- the dataset -------------------------------------------------------------------------------------------
 
 
-def _write(
-    path: Path, data: ArrayLike, tissue: Tissue, facts: Mapping[str, Any], dtype: DTypeLike = np.float32
-) -> None:
-    """Write an image, and its sidecar first: an image never lacks its facts."""
-    write_json(bids.sidecar_of(path), facts)
-    nifti.save(path, data, tissue.grid.matrix(), dtype=dtype)
-
-
-def _write_dataset_files(config: SimulateConfig, names: list[str], heads: list[LabelMap]) -> None:
+def _write_dataset_files(config: SimulateConfig) -> None:
     out, truth = config.out, config.out / TRUTH
     bids.write_dataset_description(out, "Simulated scans of digital heads")
     bids.write_dataset_description(truth, "Truth of simulated scans of digital heads", derivative=True)
+    if config.maps_only:
+        bids.write_dataset_description(out / MAPS, "Fields and R2' of digital heads", derivative=True)
     write_text(out / "README", _README)
-    rows = [
-        "participant_id\tspecies\thead",
-        *(f"sub-{n}\tn/a\t{Path(h.source).name}" for n, h in zip(names, heads, strict=True)),
-    ]
-    write_text(out / "participants.tsv", "\n".join(rows) + "\n")
     write_json(out / "participants.json", {"head": {"Description": "Label map that the head was made from"}})
     looked_up = sorted(pair for region in REGIONS for pair in region.names())
     table = ["index\tname", *(f"{index}\t{label}" for index, label in looked_up)]
     write_text(truth / "dseg.tsv", "\n".join(table) + "\n")
+
+
+def _write_participants(out: Path) -> None:
+    """List everyone who is there, those of earlier runs too."""
+    names = sorted(folder.name.removeprefix("sub-") for folder in (out / TRUTH).glob("sub-*"))
+    recipes = {name: _recipe(out, name) for name in names}
+    rows = [f"sub-{name}\tn/a\t{recipe['Head']}" for name, recipe in recipes.items() if recipe]
+    write_text(out / "participants.tsv", "\n".join(["participant_id\tspecies\thead", *rows]) + "\n")

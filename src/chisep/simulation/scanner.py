@@ -1,28 +1,35 @@
-"""A scanner for digital heads: the field they make, and the scans of it."""
+"""A scanner for digital heads: the scans of a session as complex signals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Complex
 from torch import Tensor
-from torch.nn.functional import pad
 
 from chisep.errors import InputError
-from chisep.physics.dipole import Dipole
+from chisep.physics.epg import SliceProfile, mese_signal, slice_profile
 from chisep.physics.signal import gre_signal, se_signal
-from chisep.simulation.tissue import AIR_PPM, Tissue
-from chisep.types import ComplexEchoes, Echoes, MaskVolume, Volume
+from chisep.simulation.coils import Coils, ComplexVolume, combined_sensitivity, transmit_field, with_noise
+from chisep.simulation.fields import dephasing
+from chisep.simulation.kspace import CoarseComplex, Window, block_mean, crop_kspace
+from chisep.simulation.motion import ORIENTATION_TILTS_DEG, moved
+from chisep.simulation.tissue import Tissue
+from chisep.types import Affine, ComplexEchoes, Echoes, Volume
 
 PHASE_LEVELS = 4096
 """Levels of a phase in scanner units: 0 to 4095 stand for −π to π."""
+Images = Complex[Tensor, "echo i2 j2 k2"]
+"""One complex image per echo, of voxels that are coarser than those of the maps where k-space is cropped."""
 
-_NECK_MM = 80.0
-_CUT_FRACTION = 0.2
+_SLICE_POSITIONS = 8
+_EVEN_TE = 0.01
+_BIPOLAR_OFFSET_RAD, _BIPOLAR_EDGE_RAD = 0.4, 1.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class ScannerConfig:
     te_gre_s: tuple[float, ...] = (0.005, 0.011, 0.017, 0.023, 0.029)
     """Echo times of the gradient-echo scan in seconds."""
     te_se_s: tuple[float, ...] = (0.015, 0.030, 0.045, 0.060, 0.075, 0.090)
-    """Echo times of the spin-echo scan in seconds."""
+    """Echo times of the spin-echo scan in seconds; multiples of the first for stimulated echoes."""
     tr_gre_s: float = 0.033
     """Repetition time of the gradient-echo scan in seconds."""
     tr_se_s: float = 3.0
@@ -47,19 +54,64 @@ class ScannerConfig:
     """Mean magnitude of the first echo in the brain over the noise's SD in each channel; inf for no noise."""
     tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Rotation of the head about the scanner's x, y and z axis in degrees: an oblique B0 direction."""
-    receiver_phase: bool = True
-    """Whether a smooth phase of the receiver is added to all echoes."""
+    orientations: int = 1
+    """Gradient-echo scans of the head in as many poses, up to six, registered to the first: for COSMOS."""
     phase_units: Literal["rad", "arbitrary"] = "rad"
     """Phase images in radians, or as whole numbers 0 to 4095 as scanners write them."""
+    simple: bool = False
+    """Even coils, ideal pulses, no dephasing, no motion: overrides the options after `receiver_phase`."""
+    receiver_phase: bool = True
+    """Whether the receiver adds a smooth phase to all gradient echoes."""
+    coils: int = 8
+    """Number of receive coils; 0 for an even sensitivity."""
+    combination: Literal["adaptive", "sum-of-squares"] = "adaptive"
+    """How their images become one: matched filter (Gaussian noise), or root of the sum of squares."""
+    b1_spread: float = 0.1
+    """Standard deviation of the transmit field in the brain at 3 T, relative to nominal; grows with B0."""
+    stimulated_echoes: bool = True
+    """Whether refocusing pulses are imperfect, by B1 and slice profile: extended phase graphs."""
+    refocusing_deg: float = 180.0
+    """Nominal flip angle of the refocusing pulses in degrees."""
+    pulse: Literal["ideal", "sinc", "gaussian"] = "sinc"
+    """Slice profile of the spin echo: even across the slice, or that of a sinc or Gaussian pulse."""
+    refocusing_width: float = 2.0
+    """Thickness of the refocused over that of the excited slice; near 1, stimulated echoes are strong."""
+    dephasing: bool = True
+    """Whether the field's gradient across a voxel weakens gradient echoes."""
+    bipolar: bool = False
+    """Read odd and even gradient echoes in opposite directions: a phase between them, linear in position."""
+    read_axis: Literal[0, 1, 2] = 1
+    """Voxel axis that is read out."""
+    dental_implants: int = 0
+    """Number of titanium implants in the mouth."""
+    motion_mm: float = 0.0
+    """SD of the head's shift between gradient echo and spin echo along each axis in mm."""
+    motion_deg: float = 0.0
+    """SD of its turn about each axis in degrees."""
+    misregistration_mm: float = 0.0
+    """SD of what is left of the shift after further orientations were registered to the first, in mm."""
+    misregistration_deg: float = 0.0
+    """SD of what is left of the turn, in degrees."""
+    oversampling: int = 1
+    """Signals are made on voxels so many times finer, and k-space is cropped; time and memory grow cubed."""
+    kspace_window: Window = "none"
+    """Weighting of cropped k-space against ringing."""
 
     def __post_init__(self) -> None:
-        for name in ("voxel_mm", "b0_t", "te_gre_s", "te_se_s", "tr_gre_s", "tr_se_s", "flip_deg", "snr"):
+        if self.simple:
+            for name, value in _SIMPLE.items():
+                object.__setattr__(self, name, value)
+        for name in _POSITIVE:
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
             if not numbers or not all(number > 0 for number in numbers):
                 raise InputError(
                     name, found=f"{value}", wanted="numbers above 0", remedy="Correct the option."
                 )
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise InputError(name, found=f"{value}", wanted="0 or more", remedy="Correct the option.")
         for name, te_s, tr_s in (
             ("te_gre_s", self.te_gre_s, self.tr_gre_s),
             ("te_se_s", self.te_se_s, self.tr_se_s),
@@ -71,107 +123,200 @@ class ScannerConfig:
                     wanted="echo times in seconds that grow and are shorter than TR",
                     remedy="Times are in seconds: 5 ms is 0.005.",
                 )
+        if self.stimulated_echoes and any(
+            abs(after - before - self.te_se_s[0]) > _EVEN_TE * self.te_se_s[0]
+            for before, after in pairwise(self.te_se_s)
+        ):
+            raise InputError(
+                "te_se_s",
+                found=f"{self.te_se_s}",
+                wanted="multiples of the first echo time, as stimulated echoes need",
+                remedy="Change the echo times, or leave out stimulated echoes.",
+            )
+        if not 1 <= self.orientations <= len(ORIENTATION_TILTS_DEG):
+            raise InputError(
+                "orientations",
+                found=f"{self.orientations}",
+                wanted=f"1 to {len(ORIENTATION_TILTS_DEG)}",
+                remedy="Correct the option.",
+            )
 
     @property
     def voxel_edges_mm(self) -> tuple[float, float, float]:
         """Voxel edges, always three."""
         return self.voxel_mm if isinstance(self.voxel_mm, tuple) else (self.voxel_mm,) * 3
 
-
-@dataclass(frozen=True, eq=False)
-class Fields:
-    """Field in ppm of the sources in the brain mask, and of all else after shimming; shapes (i, j, k)."""
-
-    local_ppm: Volume
-    background_ppm: Volume
-
     @property
-    def total_ppm(self) -> Volume:
-        """What the scanner sees."""
-        return self.local_ppm + self.background_ppm
+    def fine_voxel_edges_mm(self) -> tuple[float, float, float]:
+        """Edges of the voxels that signals are made on."""
+        i, j, k = (edge / self.oversampling for edge in self.voxel_edges_mm)
+        return i, j, k
 
 
-def total_field(tissue: Tissue) -> Fields:
-    """Field of a head in air.
+_POSITIVE = (
+    "voxel_mm",
+    "b0_t",
+    "te_gre_s",
+    "te_se_s",
+    "tr_gre_s",
+    "tr_se_s",
+    "flip_deg",
+    "snr",
+    "refocusing_deg",
+    "refocusing_width",
+    "oversampling",
+)
+_NOT_NEGATIVE = (
+    "coils",
+    "b1_spread",
+    "dental_implants",
+    "motion_mm",
+    "motion_deg",
+    "misregistration_mm",
+    "misregistration_deg",
+)
+_SIMPLE = {
+    "coils": 0,
+    "combination": "adaptive",
+    "b1_spread": 0.0,
+    "stimulated_echoes": False,
+    "dephasing": False,
+    "bipolar": False,
+    "dental_implants": 0,
+    "motion_mm": 0.0,
+    "motion_deg": 0.0,
+    "misregistration_mm": 0.0,
+    "misregistration_deg": 0.0,
+    "oversampling": 1,
+}
+
+
+def session_coils(tissue: Tissue, config: ScannerConfig, rng: np.random.Generator) -> Coils:
+    """Make the transmit field and the receive sensitivity of a session.
 
     Parameters
     ----------
     tissue
-        Sources in the brain and χ outside of it.
-
-    Returns
-    -------
-    Fields
-        Local field, and background field less a polynomial of second order fitted in the brain (shim).
-
-    Notes
-    -----
-    Beyond the volume is air. Where the volume cuts through tissue (the neck), its last slice is continued
-    first, else the cut would look like a surface in air.
+        Grid and brain.
+    config
+        Number of coils, spread of B1.
+    rng
+        Draws both, each from a stream of its own.
     """
-    # Relative to air, what surrounds the volume is 0, as the zero-padding of the convolution assumes.
-    chi = tissue.chi_outside_ppm - AIR_PPM
-    before, after = _cut_faces(tissue)
-    widths = [width for pair in zip(before[::-1], after[::-1], strict=True) for width in pair]
-    chi = pad(chi[None, None], widths, mode="replicate")[0, 0]
-    dipole = Dipole(tissue.grid.reshaped(chi.shape))
-    i, j, k = (slice(b, b + n) for b, n in zip(before, tissue.grid.shape, strict=True))
-    background = dipole.apply(chi)[i, j, k].contiguous()
-    del dipole
-    local = Dipole(tissue.grid).apply(tissue.chi_pos_ppm - tissue.chi_neg_ppm)
-    return Fields(local.contiguous(), background - _shim(background, tissue.mask))
+    transmit_rng, receive_rng = rng.spawn(2)
+    grid, mask = tissue.grid, tissue.mask
+    if config.b1_spread:
+        b1 = transmit_field(grid, mask, config.b0_t, config.b1_spread, transmit_rng)
+    else:
+        b1 = torch.ones(grid.shape)
+    if config.coils:
+        receive = combined_sensitivity(grid, mask, config.coils, receive_rng)
+    else:
+        receive = torch.polar(torch.ones(grid.shape), _receiver_phase(grid.shape, receive_rng))
+    if not config.receiver_phase:
+        receive = torch.complex(receive.abs(), torch.zeros(grid.shape))
+    return Coils(b1, receive)
 
 
 def scan_gre(
-    tissue: Tissue, field_ppm: Volume, config: ScannerConfig, rng: np.random.Generator
-) -> ComplexEchoes:
+    tissue: Tissue,
+    field_ppm: Volume,
+    coils: Coils,
+    config: ScannerConfig,
+    rng: np.random.Generator,
+    *,
+    transform: Affine | None = None,
+) -> Images:
     """Scan with a spoiled multi-echo gradient echo.
 
     Parameters
     ----------
     tissue
-        Relaxation and proton density.
+        Relaxation and proton density, on the fine grid where there is oversampling.
     field_ppm
         Total field.
+    coils
+        Transmit field and receive sensitivity.
     config
-        Echo times, repetition time, flip angle, SNR.
+        Echo times, repetition time, flip angle, what weakens and shifts signals, SNR.
     rng
-        Draws the receiver phase, then the noise.
+        Draws the noise.
+    transform
+        Where the head lies from where its maps have it, in world mm: a residual misregistration.
 
     Returns
     -------
-    ComplexEchoes
-        Signal with complex Gaussian noise.
+    Images
+        Signal with complex Gaussian noise; the magnitude of a sum of squares has more.
     """
-    flip = math.radians(config.flip_deg)
-    e1 = torch.exp(-config.tr_gre_s / tissue.t1_s)
-    steady = tissue.m0 * math.sin(flip) * (1 - e1) / (1 - math.cos(flip) * e1)
-    offset = _receiver_phase(tissue.grid.shape, rng) if config.receiver_phase else None
+    steady = steady_state(tissue, config, coils.b1)
     r2star = tissue.r2_hz + tissue.r2prime_hz
-    signal = gre_signal(steady, r2star, field_ppm, config.te_gre_s, tissue.b0_t, offset)
-    return _with_noise(signal, tissue.mask, config.snr, rng)
+    echoes = []
+    for number, te_s in enumerate(config.te_gre_s):
+        signal = gre_signal(steady, r2star, field_ppm, (te_s,), tissue.b0_t)[0]
+        if config.dephasing:
+            signal *= dephasing(field_ppm, te_s, tissue.b0_t)
+        if transform is not None:
+            real, imaginary = (
+                moved(part, tissue.grid.matrix(), transform) for part in (signal.real, signal.imag)
+            )
+            signal = torch.complex(real, imaginary)
+        signal *= coils.receive
+        if config.bipolar:
+            signal *= _readout_phase(tissue.grid.shape, config.read_axis, number)
+        echoes.append(_at_resolution(signal, config))
+    return _noisy(torch.stack(echoes), tissue, config, rng)
 
 
-def scan_se(tissue: Tissue, config: ScannerConfig, rng: np.random.Generator) -> Echoes:
-    """Scan with a multi-echo spin echo of ideal refocusing.
+def scan_se(
+    tissue: Tissue,
+    coils: Coils,
+    config: ScannerConfig,
+    rng: np.random.Generator,
+    *,
+    transform: Affine | None = None,
+) -> Echoes:
+    """Scan with a multi-echo spin echo.
 
     Parameters
     ----------
     tissue
-        Relaxation and proton density.
+        Relaxation and proton density, on the fine grid where there is oversampling.
+    coils
+        Transmit field and receive sensitivity.
     config
-        Echo times, repetition time, SNR.
+        Echo times, repetition time, pulses, SNR.
     rng
         Draws the noise.
+    transform
+        Where the head lies from where its maps have it, in world mm: motion between the scans. The transmit
+        field, which the head itself shapes, goes with it.
 
     Returns
     -------
     Echoes
-        Magnitude, with Rician noise.
+        Magnitude; its noise is Rician, or that of a sum of squares.
     """
-    start = tissue.m0 * (1 - torch.exp(-config.tr_se_s / tissue.t1_s))
-    signal = se_signal(start, tissue.r2_hz, config.te_se_s)
-    return _with_noise(torch.complex(signal, torch.zeros_like(signal)), tissue.mask, config.snr, rng).abs()
+    start = recovered(tissue, config)
+    if config.stimulated_echoes:
+        amplitudes = torch.zeros((len(config.te_se_s), *tissue.grid.shape))
+        here = tissue.m0 > 0
+        amplitudes[:, here] = mese_signal(
+            tissue.r2_hz[here],
+            1 / tissue.t1_s[here],
+            coils.b1[here],
+            config.te_se_s,
+            refocusing_deg=config.refocusing_deg,
+            profile=_profile(config),
+        )
+        amplitudes *= start
+    else:
+        amplitudes = se_signal(start, tissue.r2_hz, config.te_se_s)
+    echoes = []
+    for amplitude in amplitudes:
+        image = amplitude if transform is None else moved(amplitude, tissue.grid.matrix(), transform)
+        echoes.append(_at_resolution(image * coils.receive, config))
+    return _noisy(torch.stack(echoes), tissue, config, rng).abs()
 
 
 def stored_phase(signal: Tensor, units: Literal["rad", "arbitrary"]) -> Tensor:
@@ -182,54 +327,61 @@ def stored_phase(signal: Tensor, units: Literal["rad", "arbitrary"]) -> Tensor:
     return torch.round((phase / (2 * torch.pi) + 0.5) * PHASE_LEVELS).remainder(PHASE_LEVELS)
 
 
-def _with_noise(
-    signal: ComplexEchoes, mask: MaskVolume, snr: float, rng: np.random.Generator
-) -> ComplexEchoes:
-    """Add Gaussian noise to both channels, in place; its SD comes from the first echo in the brain."""
-    if math.isinf(snr):
+def steady_state(tissue: Tissue, config: ScannerConfig, b1: Volume) -> Volume:
+    """Gradient echo at TE 0 under perfect spoiling (Ernst 1966, 10.1063/1.1719961)."""
+    flip = b1 * math.radians(config.flip_deg)
+    e1 = torch.exp(-config.tr_gre_s / tissue.t1_s)
+    return tissue.m0 * torch.sin(flip) * (1 - e1) / (1 - torch.cos(flip) * e1)
+
+
+def recovered(tissue: Tissue, config: ScannerConfig) -> Volume:
+    """Magnetisation that the spin echo's excitation finds."""
+    return tissue.m0 * (1 - torch.exp(-config.tr_se_s / tissue.t1_s))
+
+
+def _profile(config: ScannerConfig) -> SliceProfile | None:
+    if config.pulse == "ideal":
+        return None
+    return slice_profile(config.pulse, _SLICE_POSITIONS, refocusing_width=config.refocusing_width)
+
+
+def _at_resolution(signal: ComplexVolume, config: ScannerConfig) -> CoarseComplex:
+    """Image of the wanted voxels from the middle of k-space of finer ones."""
+    if config.oversampling == 1:
         return signal
-    sigma = float(signal[0].abs()[mask].mean()) / snr
-    for echo in torch.view_as_real(signal):
-        echo += sigma * torch.from_numpy(rng.standard_normal(echo.shape, dtype=np.float32))
-    return signal
+    return crop_kspace(signal, config.oversampling, config.kspace_window)
 
 
-def _cut_faces(tissue: Tissue) -> tuple[list[int], list[int]]:
-    """Voxels by which to continue the head at each face of the volume that cuts through it."""
-    tissue_here = tissue.chi_outside_ppm < AIR_PPM / 2
-    before, after = [], []
-    for axis, edge in enumerate(tissue.grid.voxel_mm):
-        width = math.ceil(_NECK_MM / edge)
-        first, last = (tissue_here.select(axis, face).float().mean() > _CUT_FRACTION for face in (0, -1))
-        before.append(width if first else 0)
-        after.append(width if last else 0)
-    return before, after
+def _noisy(
+    signal: ComplexEchoes, tissue: Tissue, config: ScannerConfig, rng: np.random.Generator
+) -> ComplexEchoes:
+    """Add noise, in place; its SD comes from the first echo in the brain."""
+    if math.isinf(config.snr):
+        return signal
+    mask = tissue.mask
+    if config.oversampling > 1:
+        mask = block_mean(mask.float(), config.oversampling) > 0.5
+    sigma = float(signal[0].abs()[mask].mean()) / config.snr
+    others = max(config.coils - 1, 0) if config.combination == "sum-of-squares" else 0
+    return with_noise(signal, sigma, rng, more_coils=others)
 
 
-def _monomials(shape: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Polynomials up to second order in coordinates from −1 to 1, each broadcastable to the shape."""
-    i, j, k = (
-        torch.linspace(-1, 1, n).reshape([-1 if a == axis else 1 for a in range(3)])
-        for axis, n in enumerate(shape)
-    )
-    yield from (torch.ones(1, 1, 1), i, j, k, i * i, j * j, k * k, i * j, j * k, i * k)
-
-
-def _shim(field_ppm: Volume, mask: MaskVolume) -> Volume:
-    """Polynomial of second order that fits a field best in the mask."""
-    shape = (field_ppm.shape[0], field_ppm.shape[1], field_ppm.shape[2])
-    columns = torch.stack([term.expand(shape)[mask] for term in _monomials(shape)]).double()
-    right = columns @ field_ppm[mask].double()
-    weights = torch.linalg.lstsq(columns @ columns.T, right).solution
-    fitted = torch.zeros_like(field_ppm)
-    for weight, term in zip(weights.tolist(), _monomials(shape), strict=True):
-        fitted += weight * term
-    return fitted
+def _readout_phase(shape: tuple[int, int, int], axis: int, number: int) -> ComplexVolume:
+    """Phase factor of one echo of a bipolar read-out: opposite in odd and even echoes."""
+    sign = 1.0 if number % 2 == 0 else -1.0
+    line = torch.linspace(-1, 1, shape[axis]).mul_(_BIPOLAR_EDGE_RAD).add_(_BIPOLAR_OFFSET_RAD)
+    factor = torch.polar(torch.ones_like(line), sign * line)
+    return factor.reshape([-1 if a == axis else 1 for a in range(3)])
 
 
 def _receiver_phase(shape: tuple[int, int, int], rng: np.random.Generator) -> Volume:
     """Smooth phase in radians: a random polynomial of second order."""
+    i, j, k = (
+        torch.linspace(-1, 1, n).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, n in enumerate(shape)
+    )
+    terms = (torch.ones(1, 1, 1), i, j, k, i * i, j * j, k * k, i * j, j * k, i * k)
     phase = torch.zeros(shape)
-    for weight, term in zip(rng.normal(0, 0.5, 10).tolist(), _monomials(shape), strict=True):
+    for weight, term in zip(rng.normal(0, 0.5, len(terms)).tolist(), terms, strict=True):
         phase += weight * term
     return phase

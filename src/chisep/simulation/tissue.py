@@ -6,7 +6,8 @@ qsm-forward collects from the literature; regions that neither lists take those 
 T1 at 3 T follows Wansapura 1999 (JMRI 9:531) and Stanisz 2005 (10.1002/mrm.20605); R2 is scaled
 so that a brain's mean comes near the 12.7 1/s published with χ-sepnet (Human Brain Mapping 2025), higher in
 iron-rich nuclei. Susceptibility outside the brain is relative to soft tissue (Schenck 1996,
-10.1118/1.597854).
+10.1118/1.597854). Iron follows age as Hallgren and Sourander measured it (1958,
+10.1111/j.1471-4159.1958.tb12607.x).
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ import numpy as np
 import torch
 from jaxtyping import Int16
 from numpy.typing import NDArray
-from scipy.fft import next_fast_len
+from scipy import ndimage
 from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io.nifti import b0_direction_of
 from chisep.physics.signal import default_relaxivity, r2prime_of_sources
-from chisep.simulation import anatomy
-from chisep.simulation.anatomy import LabelMap
+from chisep.simulation import labelmap
+from chisep.simulation.labelmap import LabelMap, Labels
+from chisep.simulation.refine import NewVolume, overlaps, pool, refined, upsampled
+from chisep.simulation.texture import layers, random_field, texture, with_mean_one
+from chisep.simulation.tracts import fibre_directions
+from chisep.simulation.vessels import vein_fraction
 from chisep.types import Grid, MaskVolume, Relaxivity, Volume
 
 LabelVolume = Int16[Tensor, "i j k"]
@@ -85,10 +90,10 @@ class Region:
 
 REGIONS = (
     # name, labels, χ_pos and χ_neg in ppb, R2 in 1/s, T1 in s, M0
-    Region("cerebral white matter", anatomy.CEREBRAL_WHITE, 17.0, 29.0, 14.5, 0.85, 0.70),
-    Region("cerebral cortex", anatomy.CEREBRAL_CORTEX, 39.0, 19.0, 12.5, 1.35, 0.82),
+    Region("cerebral white matter", labelmap.CEREBRAL_WHITE, 15.5, 28.5, 14.5, 0.85, 0.70),
+    Region("cerebral cortex", labelmap.CEREBRAL_CORTEX, 37.0, 20.0, 12.5, 1.35, 0.82),
     Region("cerebellar white matter", (7, 46), 17.0, 29.0, 13.5, 0.90, 0.72),
-    Region("cerebellar cortex", (8, 47), 39.0, 19.0, 11.5, 1.35, 0.82),
+    Region("cerebellar cortex", (8, 47), 39.0, 21.0, 11.5, 1.35, 0.82),
     Region("lateral ventricle", (4, 43), 0.0, 0.0, 0.9, 4.0, 1.00),
     Region("inferior lateral ventricle", (5, 44), 0.0, 0.0, 0.9, 4.0, 1.00),
     Region("third ventricle", (14,), 0.0, 0.0, 0.9, 4.0, 1.00),
@@ -97,41 +102,47 @@ REGIONS = (
     Region("choroid plexus", (31, 63), 20.0, 10.0, 5.0, 2.0, 0.95),
     Region("choroid plexus of the lateral ventricle", (136, 163), 20.0, 10.0, 5.0, 2.0, 0.95),
     Region("choroid plexus of the temporal horn", (137, 164), 20.0, 10.0, 5.0, 2.0, 0.95),
-    Region("thalamus", (10, 49), 23.0, 21.0, 13.0, 1.15, 0.78),
-    Region("pulvinar", anatomy.PULVINAR, 52.0, 4.0, 14.0, 1.15, 0.78),
+    # Without the pulvinar; with it the mean is the atlas' 23/21.
+    Region("thalamus", labelmap.THALAMUS, 15.0, 26.0, 13.0, 1.15, 0.78),
+    Region("pulvinar", labelmap.PULVINAR, 52.0, 4.0, 14.0, 1.15, 0.78),
     Region("caudate nucleus", (11, 50), 48.0, 8.0, 15.0, 1.25, 0.80),
     Region("putamen", (12, 51), 77.0, 10.0, 17.0, 1.15, 0.80),
-    Region("pallidum", (13, 52), 132.0, 13.0, 23.0, 0.95, 0.74),
+    # The atlas has one value for the pallidum (132/13): the outer segment holds more iron than the inner.
+    Region("outer pallidum", labelmap.PALLIDUM, 138.0, 11.0, 23.0, 0.95, 0.74),
+    Region("inner pallidum", labelmap.PALLIDUM_INTERNUM, 123.0, 16.0, 22.0, 0.95, 0.74),
     Region("nucleus accumbens", (26, 58), 45.0, 23.0, 14.0, 1.25, 0.80),
     Region("hippocampus", (17, 53), 30.0, 15.0, 11.5, 1.35, 0.82),
     Region("amygdala", (18, 54), 30.0, 15.0, 11.5, 1.35, 0.82),
-    Region("ventral diencephalon", anatomy.VENTRAL_DC, 30.0, 30.0, 14.0, 1.00, 0.75),
-    Region("substantia nigra", anatomy.NIGRA, 116.0, 11.0, 21.0, 0.95, 0.74),
-    Region("red nucleus", anatomy.RED_NUCLEUS, 112.0, 10.0, 19.5, 0.90, 0.74),
-    Region("subthalamic nucleus", anatomy.SUBTHALAMIC, 112.0, 15.0, 19.5, 0.95, 0.74),
-    Region("dentate nucleus", anatomy.DENTATE, 168.0, 16.0, 20.0, 1.00, 0.74),
-    Region("brain stem", (anatomy.BRAIN_STEM,), 20.0, 32.0, 13.0, 1.00, 0.74),
-    Region("cerebral peduncle", anatomy.PEDUNCLE, 23.0, 44.0, 13.5, 0.90, 0.72),
-    Region("splenium of the corpus callosum", (anatomy.CALLOSUM_SPLENIUM,), 17.0, 42.0, 14.0, 0.80, 0.68),
-    Region("body of the corpus callosum", (252, anatomy.CALLOSUM_BODY, 254), 15.0, 35.0, 14.0, 0.80, 0.68),
-    Region("genu of the corpus callosum", (anatomy.CALLOSUM_GENU,), 18.0, 31.0, 14.5, 0.80, 0.68),
-    Region("anterior limb of the internal capsule", anatomy.CAPSULE_ANTERIOR, 15.0, 41.0, 14.0, 0.85, 0.70),
-    Region("posterior limb of the internal capsule", anatomy.CAPSULE_POSTERIOR, 8.0, 52.0, 12.5, 0.90, 0.71),
-    Region("corona radiata", anatomy.CORONA_RADIATA, 14.0, 30.0, 13.0, 0.87, 0.70),
-    Region("posterior thalamic radiation", anatomy.THALAMIC_RADIATION, 13.0, 41.0, 12.5, 0.85, 0.70),
-    Region("superior longitudinal fasciculus", anatomy.LONGITUDINAL, 23.0, 33.0, 13.5, 0.85, 0.70),
+    Region("ventral diencephalon", labelmap.VENTRAL_DC, 30.0, 30.0, 14.0, 1.00, 0.75),
+    Region("substantia nigra", labelmap.NIGRA, 117.0, 9.0, 21.0, 0.95, 0.74),
+    Region("red nucleus", labelmap.RED_NUCLEUS, 121.0, 8.0, 19.5, 0.90, 0.74),
+    Region("subthalamic nucleus", labelmap.SUBTHALAMIC, 127.0, 13.0, 19.5, 0.95, 0.74),
+    Region("dentate nucleus", labelmap.DENTATE, 187.0, 13.0, 20.0, 1.00, 0.74),
+    Region("brain stem", (labelmap.BRAIN_STEM,), 20.0, 32.0, 13.0, 1.00, 0.74),
+    Region("cerebral peduncle", labelmap.PEDUNCLE, 23.0, 44.0, 13.5, 0.90, 0.72),
+    Region("splenium of the corpus callosum", (labelmap.CALLOSUM_SPLENIUM,), 13.0, 42.0, 14.0, 0.80, 0.68),
+    Region("body of the corpus callosum", (252, labelmap.CALLOSUM_BODY, 254), 15.0, 36.0, 14.0, 0.80, 0.68),
+    Region("genu of the corpus callosum", (labelmap.CALLOSUM_GENU,), 16.5, 31.0, 14.5, 0.80, 0.68),
+    Region("anterior limb of the internal capsule", labelmap.CAPSULE_ANTERIOR, 11.5, 45.0, 14.0, 0.85, 0.70),
+    Region("posterior limb of the internal capsule", labelmap.CAPSULE_POSTERIOR, 6.0, 49.5, 12.5, 0.90, 0.71),
+    Region("corona radiata", labelmap.CORONA_RADIATA, 11.0, 26.5, 13.0, 0.87, 0.70),
+    Region("posterior thalamic radiation", labelmap.THALAMIC_RADIATION, 10.5, 40.0, 12.5, 0.85, 0.70),
+    Region("superior longitudinal fasciculus", labelmap.LONGITUDINAL, 23.0, 33.0, 13.5, 0.85, 0.70),
+    Region("cingulum", labelmap.CINGULUM, 17.0, 36.0, 13.5, 0.85, 0.70),
+    Region("corticospinal tract of the brain stem", labelmap.CORTICOSPINAL, 18.0, 46.0, 12.5, 0.95, 0.73),
+    Region("calcified pineal gland", (labelmap.PINEAL,), 20.0, 450.0, 40.0, 1.00, 0.50),
     Region("white-matter lesion", (25, 57), 12.0, 12.0, 8.0, 1.40, 0.85),
     Region("white-matter hypointensity", (77,), 12.0, 15.0, 9.0, 1.30, 0.82),
     Region("perivascular space", (30, 62), 5.0, 5.0, 5.0, 2.0, 0.90),
     Region("optic chiasm", (85,), 15.0, 25.0, 12.0, 1.00, 0.75),
-    Region("cerebrospinal fluid", (anatomy.CSF,), 0.0, 0.0, 0.9, 4.0, 1.00, brain=False),
-    Region("vein", (anatomy.VEIN,), 190.0, 0.0, 28.0, 1.60, 0.80, brain=False),
+    Region("cerebrospinal fluid", (labelmap.CSF,), 0.0, 0.0, 0.9, 4.0, 1.00, brain=False),
+    Region("vein", (labelmap.VEIN,), 270.0, 0.0, 28.0, 1.60, 0.80, brain=False),
     Region("artery", (502,), 0.0, 0.0, 7.0, 1.65, 0.80, brain=False),
-    Region("skull", (anatomy.SKULL,), 0.0, 0.0, 200.0, 0.50, 0.06, brain=False, chi_outside_ppm=BONE_PPM),
+    Region("skull", (labelmap.SKULL,), 0.0, 0.0, 200.0, 0.50, 0.06, brain=False, chi_outside_ppm=BONE_PPM),
     Region("cortical bone", (516,), 0.0, 0.0, 500.0, 0.40, 0.03, brain=False, chi_outside_ppm=BONE_PPM),
     # Marrow lies between thin plates of bone, so its mean χ is between bone's and fat's.
     Region("cancellous bone", (515,), 0.0, 0.0, 60.0, 0.40, 0.35, brain=False, chi_outside_ppm=BONE_PPM / 2),
-    Region("soft tissue of the head", (anatomy.SOFT_TISSUE,), 0.0, 0.0, 22.0, 0.80, 0.75, brain=False),
+    Region("soft tissue of the head", (labelmap.SOFT_TISSUE,), 0.0, 0.0, 22.0, 0.80, 0.75, brain=False),
     Region("other soft tissue", (507,), 0.0, 0.0, 22.0, 0.80, 0.75, brain=False),
     Region("eye", (506,), 0.0, 0.0, 3.0, 3.5, 0.98, brain=False),
     Region("rectus muscle", (508,), 0.0, 0.0, 28.0, 1.40, 0.78, brain=False),
@@ -141,31 +152,93 @@ REGIONS = (
     Region("optic nerve", (530,), 0.0, 0.0, 12.0, 1.10, 0.75, brain=False),
     Region("air", (0,), 0.0, 0.0, 1000.0, 1.0, 0.0, brain=False, chi_outside_ppm=AIR_PPM),
 )
-"""Every label that has a meaning; what a map holds beyond them counts as cerebrospinal fluid."""
+"""Every label that has a meaning; what a map holds beyond them counts as cerebrospinal fluid.
+
+Values are those of pure tissue: means over a label's voxels of 1 mm, which hold veins and a part of their
+neighbours, come to the published means.
+"""
 
 BRAIN_LABELS = tuple(label for region in REGIONS if region.brain for label in region.labels)
 """Labels of brain tissue and ventricles."""
+
+
+_IRON_MG = {
+    "pallidum": (21.41, 0.09, 0.37),
+    "putamen": (14.62, 0.04, 0.46),
+    "caudate": (9.66, 0.05, 0.33),
+    "white": (3.95, 0.10, 0.31),
+}
+"""Iron in mg per 100 g of fresh tissue is a (1 − exp(−b age)) + c: a, b and c (Hallgren and Sourander)."""
+_IRON_CURVES: dict[str, tuple[int, ...]] = {
+    # The paper has no curve of age for the nuclei of midbrain and cerebellum: theirs is the pallidum's.
+    "pallidum": (
+        *labelmap.PALLIDUM,
+        *labelmap.PALLIDUM_INTERNUM,
+        *labelmap.NIGRA,
+        *labelmap.RED_NUCLEUS,
+        *labelmap.SUBTHALAMIC,
+        *labelmap.DENTATE,
+    ),
+    # Cortex, hippocampus, amygdala: late and slow, as the putamen.
+    "putamen": (
+        *labelmap.PUTAMEN,
+        *labelmap.CEREBRAL_CORTEX,
+        *labelmap.CEREBELLAR_CORTEX,
+        *(17, 53, 18, 54, 26, 58),
+    ),
+    "caudate": labelmap.CAUDATE,
+    "white": labelmap.WHITE_MATTER,
+}
+"""Which curve the iron of a label follows; what is not here (thalamus, fluids, blood) has no age."""
+ATLAS_AGE_YEARS = 40.0
+"""Age at which regional means are the atlas': taken as the middle of its healthy adults."""
+
+
+def iron_of_age(curve: str, age_years: float) -> float:
+    """Iron at an age relative to that at the atlas' age (Hallgren and Sourander 1958)."""
+    rise, rate, start = _IRON_MG[curve]
+    now, then = (rise * (1 - math.exp(-rate * age)) + start for age in (age_years, ATLAS_AGE_YEARS))
+    return now / then
 
 
 @dataclass(frozen=True)
 class TissueConfig:
     """How people and voxels differ from the regional means."""
 
-    person_sd: float = 0.15
+    age_years: float = ATLAS_AGE_YEARS
+    """Age: sets the iron of grey and white matter."""
+    person_sd: float = 0.1
     """Standard deviation of a region's χ between people, relative to its mean; published: 0.06 to 0.25."""
-    texture_sd: float = 0.3
-    """Standard deviation of χ within a region, relative to its mean."""
+    texture_sd: float = 0.55
+    """Standard deviation in white matter of the logarithm of χ_pos, shared by χ_neg; nuclei have half."""
+    opposed_sd: float = 0.22
+    """The same of what raises the one and lowers the other."""
+    layered: bool = True
+    """Whether χ follows depth in the cortex and below it, and gradients within nuclei."""
+    refine_mm: float = 0.5
+    """Labels are divided into voxels of this size or less, but not below a quarter of the scan's voxel."""
+    orientation_effect: bool = False
+    """Whether D_r,neg in white matter is 3/2·sin²θ times its value, θ between fibres and B0."""
     dr_pos_hz_per_ppm: float | None = None
     """D_r of paramagnetic sources in 1/s/ppm; 114·B0/3 if not given."""
     dr_neg_hz_per_ppm: float | None = None
-    """D_r of diamagnetic sources in 1/s/ppm; 114·B0/3 if not given."""
+    """D_r of diamagnetic sources in 1/s/ppm; 114·B0/3 if not given. A mean over fibre directions."""
 
     def __post_init__(self) -> None:
-        for name in ("person_sd", "texture_sd"):
+        for name, low, high, typical in (
+            ("age_years", 5.0, 100.0, "40"),
+            ("person_sd", 0.0, 1.0, "0.1"),
+            ("texture_sd", 0.0, 1.0, "0.55"),
+            ("opposed_sd", 0.0, 1.0, "0.22"),
+            ("refine_mm", 0.25, math.inf, "0.5; inf leaves labels as they are"),
+        ):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if not low <= value <= high:
                 raise InputError(
-                    name, found=f"{value}", wanted="a number from 0 to 1", remedy="Typical are 0.15 and 0.3."
+                    name,
+                    found=f"{value}",
+                    wanted=f"a number from {low:g} to {high:g}",
+                    remedy=f"Typical is {typical}.",
                 )
 
     def relaxivity(self, b0_t: float) -> Relaxivity:
@@ -209,6 +282,8 @@ class Tissue:
         Label in the centre of each voxel.
     chi_outside_ppm
         χ relative to soft tissue of what lies outside the mask: air, bone, blood of the sinuses; 0 inside.
+    fibre_angle_rad
+        Angle between fibres and B0 from 0 to π/2 in the mask, 0 outside; None where no fibres are known.
     """
 
     grid: Grid
@@ -223,6 +298,7 @@ class Tissue:
     mask: MaskVolume
     labels: LabelVolume
     chi_outside_ppm: Volume
+    fibre_angle_rad: Volume | None = None
 
 
 def make_tissue(
@@ -235,17 +311,17 @@ def make_tissue(
 ) -> Tissue:
     """Fill a label map with tissue.
 
-    Maps are made at the resolution of the labels and averaged over the wanted voxels, so that voxels at
-    borders hold a part of each side.
+    In the brain, labels are refined to half a millimetre, painted there and averaged over the wanted voxels,
+    so that voxels at borders hold a part of each side and no source is lost.
 
     Parameters
     ----------
     head
         Labels.
     rng
-        Draws regional means (between people) and texture (within regions).
+        Draws regional means (between people), texture (within regions) and fibre directions.
     config
-        How much these vary, and D_r.
+        How much these vary, age, and D_r.
     voxel_mm
         Voxel edges of the result.
     b0_t
@@ -257,43 +333,174 @@ def make_tissue(
         On a grid that covers the head from the same corner.
     """
     grid = _grid(head, voxel_mm)
-    pooling = [
-        _overlaps(n, edge, n_new, edge_new)
-        for n, edge, n_new, edge_new in zip(
-            head.labels.shape, head.voxel_mm, grid.shape, grid.voxel_mm, strict=True
+    person_rng, texture_rng, fibre_rng = rng.spawn(3)
+    inside = labelmap.brain_mask(head, BRAIN_LABELS)
+    painter = _Painter(head, grid, inside, _tables(head.labels, person_rng, config), config.refine_mm)
+    directions = None
+    if painter.to_mni is not None:
+        directions = torch.from_numpy(
+            fibre_directions(painter.labels, painter.to_mni, head.voxel_mm, fibre_rng)
         )
-    ]
-    tables = _tables(int(head.labels.max()), rng, config.person_sd)
-    labels = torch.from_numpy(head.labels).int()
-
-    def painted(column: str, texture_sd: float = 0.0) -> Tensor:
-        volume = torch.from_numpy(tables[column])[labels]
-        if texture_sd:
-            volume *= (1 + texture_sd * _texture(head, rng)).clamp_(min=0)
-        return volume
-
-    inside = torch.from_numpy(anatomy.brain_mask(head, BRAIN_LABELS))
-    mask = _pool(inside.float(), pooling) > 0.5
-    chi_pos = painted("chi_pos", config.texture_sd)
-    chi_neg = painted("chi_neg", config.texture_sd)
-    outside = _pool((painted("chi_outside") + chi_pos - chi_neg) * ~inside, pooling) * ~mask
-    chi_pos = _pool(chi_pos * inside, pooling) * mask
-    chi_neg = _pool(chi_neg * inside, pooling) * mask
+    factors = _factors(painter, head.voxel_mm, directions, config, texture_rng)
     relaxivity = config.relaxivity(b0_t)
+    mask = painter.mask
+    pos, neg = painter.paint("chi_pos", factors["chi_pos"]), painter.paint("chi_neg", factors["chi_neg"])
+    dephasing_neg, angle = neg, None
+    if directions is not None:
+        along = torch.einsum("cijk,c->ijk", directions, torch.tensor(grid.b0_direction)).square_()
+        angle = torch.arccos(painter.average(along).clamp_(0, 1).sqrt()) * mask
+        if config.orientation_effect:
+            white = torch.from_numpy(np.isin(painter.labels, labelmap.WHITE_MATTER))
+            # The mean of sin² over all directions is 2/3.
+            effect = torch.where(white, 1.5 * (1 - along), 1.0)
+            dephasing_neg = painter.paint("chi_neg", factors["chi_neg"] * effect)
     return Tissue(
         grid=grid,
         b0_t=b0_t,
         relaxivity=relaxivity,
-        chi_pos_ppm=chi_pos,
-        chi_neg_ppm=chi_neg,
-        r2_hz=_pool(painted("r2", config.texture_sd / 5), pooling) * (b0_t / 3.0) ** _R2_FIELD_EXPONENT,
-        r2prime_hz=r2prime_of_sources(chi_pos, chi_neg, relaxivity),
-        t1_s=_pool(painted("t1"), pooling),
-        m0=_pool(painted("m0", config.texture_sd / 10), pooling),
+        chi_pos_ppm=pos * mask,
+        chi_neg_ppm=neg * mask,
+        r2_hz=painter.paint("r2", factors["r2"]) * (b0_t / 3.0) ** _R2_FIELD_EXPONENT,
+        r2prime_hz=r2prime_of_sources(pos, dephasing_neg, relaxivity) * mask,
+        t1_s=painter.paint("t1"),
+        m0=painter.paint("m0", factors["m0"]),
         mask=mask,
-        labels=_nearest(torch.from_numpy(head.labels), pooling),
-        chi_outside_ppm=outside,
+        labels=_nearest(torch.from_numpy(head.labels), painter.whole),
+        chi_outside_ppm=(painter.paint("chi_outside") + pos - neg) * ~mask,
+        fibre_angle_rad=angle,
     )
+
+
+class _Painter:
+    """Paints values on labels and averages them over the voxels of a grid.
+
+    The box of the brain is painted on fine labels, the rest of the head on those of the label map.
+    """
+
+    def __init__(
+        self,
+        head: LabelMap,
+        grid: Grid,
+        inside: labelmap.Mask,
+        tables: dict[str, NDArray[np.float32]],
+        refine_mm: float,
+    ) -> None:
+        box = tuple(
+            slice(max(part.start - 1, 0), part.stop + 1)
+            for part in ndimage.find_objects(inside.astype(np.int8))[0]
+        )
+        edges = list(zip(head.labels.shape, head.voxel_mm, grid.shape, grid.voxel_mm, strict=True))
+        fine_mm = max(refine_mm, min(grid.voxel_mm) / 4)
+        self.factors = [min(max(math.ceil(edge / fine_mm - 1e-6), 1), _MOST_FINE) for edge in head.voxel_mm]
+        self.whole = [overlaps(*edge) for edge in edges]
+        self._head, self._tables, self._box = torch.from_numpy(head.labels).int(), tables, box
+        self.labels = np.ascontiguousarray(head.labels[box])
+        fine = refined(self.labels, self.factors)
+        self._fine = torch.from_numpy(fine).int()
+        self._coarse_boxed, self._boxed = (
+            [
+                overlaps(n * f, edge / f, n_new, edge_new, start_mm=part.start * edge)
+                for n, part, f, (_, edge, n_new, edge_new) in zip(
+                    self.labels.shape, box, division, edges, strict=True
+                )
+            ]
+            for division in ((1, 1, 1), self.factors)
+        )
+        self.mask = pool(torch.from_numpy(inside).float(), self.whole) > 0.5
+        self.to_mni = None
+        if head.to_mni is not None:
+            self.to_mni = head.to_mni.copy()
+            self.to_mni[:3, 3] += head.to_mni[:3, :3] @ [part.start for part in box]
+        self._blood = None
+        if head.veins is not None:
+            blood = vein_fraction(
+                head.veins,
+                fine.shape,
+                [edge / f for edge, f in zip(head.voxel_mm, self.factors, strict=True)],
+                [part.start for part in box],
+                self.factors,
+            )
+            blood[np.isin(fine, (0, *labelmap.OUTSIDE))] = 0.0
+            self._blood = torch.from_numpy(blood)
+
+    def paint(self, column: str, factor: Tensor | None = None) -> Volume:
+        """Average the values of a table over the grid; a factor belongs to the voxels of the brain's box."""
+        table = torch.from_numpy(self._tables[column])
+        around = table[self._head]
+        around[self._box] = 0.0
+        brain = table[self._fine]
+        if factor is not None:
+            brain *= upsampled(factor, self.factors)
+        if self._blood is not None:
+            brain += (table[labelmap.VEIN] - brain) * self._blood
+        return pool(around, self.whole) + pool(brain, self._boxed)
+
+    def average(self, volume: Volume) -> NewVolume:
+        """Average a map of the brain's box over the grid, 0 outside."""
+        return pool(volume, self._coarse_boxed)
+
+
+_MOST_FINE = 4
+"""Most parts of a label map's voxel: finer ones hold nothing new."""
+
+
+def _factors(
+    painter: _Painter,
+    voxel_mm: Sequence[float],
+    directions: Tensor | None,
+    config: TissueConfig,
+    rng: np.random.Generator,
+) -> dict[str, Volume]:
+    """Inhomogeneity of one person's sources, R2 and proton density, each of mean 1 in every label."""
+    labels = painter.labels
+    common_rng, opposed_rng = rng.spawn(2)
+    common, opposed = torch.zeros(labels.shape), torch.zeros(labels.shape)
+    if config.texture_sd:
+        common = config.texture_sd * texture(labels, voxel_mm, directions, common_rng)
+        common *= torch.from_numpy(_texture_gain(labels))
+    if config.opposed_sd:
+        sigmas = [(s,) * 3 for s in _OPPOSED_SCALES_MM]
+        opposed = config.opposed_sd * random_field(labels.shape, voxel_mm, sigmas, (1.0, 1.0), opposed_rng)
+    factors = {
+        "chi_pos": torch.exp(common + opposed),
+        "chi_neg": torch.exp(_MYELIN_GAIN * common - opposed),
+    }
+    if config.layered:
+        by_depth = layers(labels, voxel_mm, painter.to_mni)
+        for name, factor in zip(factors, by_depth, strict=True):
+            factors[name] *= factor
+    factors = {name: with_mean_one(factor, labels) for name, factor in factors.items()}
+    # Where there is more iron and myelin, there is less free water.
+    factors["r2"] = with_mean_one(torch.exp(0.15 * common), labels)
+    factors["m0"] = with_mean_one(torch.exp(-0.05 * common), labels)
+    return factors
+
+
+_OPPOSED_SCALES_MM = (2.0, 8.0)
+_MYELIN_GAIN = 1.25
+"""Texture of χ_neg relative to that of χ_pos: of the two, myelin differs more from bundle to bundle."""
+_DEEP_GREY_GAIN, _CORTEX_GAIN = 0.5, 0.8
+"""Texture relative to white matter's: nuclei are more even, the cortex has its layers."""
+_DEEP_GREY = (
+    *labelmap.THALAMUS,
+    *labelmap.PULVINAR,
+    *labelmap.CAUDATE,
+    *labelmap.PUTAMEN,
+    *labelmap.PALLIDUM,
+    *labelmap.PALLIDUM_INTERNUM,
+    *labelmap.NIGRA,
+    *labelmap.RED_NUCLEUS,
+    *labelmap.SUBTHALAMIC,
+    *labelmap.DENTATE,
+)
+
+
+def _texture_gain(labels: Labels) -> NDArray[np.float32]:
+    """How much texture a voxel has relative to white matter."""
+    gain = np.ones(labels.shape, dtype=np.float32)
+    gain[np.isin(labels, _DEEP_GREY)] = _DEEP_GREY_GAIN
+    gain[np.isin(labels, (*labelmap.CEREBRAL_CORTEX, *labelmap.CEREBELLAR_CORTEX))] = _CORTEX_GAIN
+    return gain
 
 
 def _grid(head: LabelMap, voxel_mm: Sequence[float]) -> Grid:
@@ -308,45 +515,28 @@ def _grid(head: LabelMap, voxel_mm: Sequence[float]) -> Grid:
     return Grid((i, j, k), (di, dj, dk), b0_direction_of(affine), affine)
 
 
-def _overlaps(n: int, edge_mm: float, n_new: int, edge_new_mm: float) -> Tensor:
-    """Weights that average old voxels over new ones along one axis: how much of a new one lies in an old one.
-
-    A volume that ends within the last new voxel is continued by its last value.
-    """
-    old = torch.arange(n + 1, dtype=torch.float64) * edge_mm
-    old[-1] = max(float(old[-1]), n_new * edge_new_mm)
-    new = torch.arange(n_new + 1, dtype=torch.float64) * edge_new_mm
-    upper = torch.minimum(new[1:, None], old[None, 1:])
-    lower = torch.maximum(new[:-1, None], old[None, :-1])
-    return ((upper - lower).clamp(min=0) / edge_new_mm).float()
-
-
-def _pool(volume: Tensor, pooling: Sequence[Tensor]) -> Tensor:
-    """Average a volume over new voxels, one axis after the other."""
-    along_i, along_j, along_k = pooling
-    volume = torch.tensordot(volume, along_k.T, dims=1)
-    volume = torch.matmul(along_j, volume)
-    pooled: Tensor = torch.tensordot(along_i, volume, dims=1)
-    return pooled
-
-
 def _nearest(labels: Tensor, pooling: Sequence[Tensor]) -> Tensor:
     """Labels of the old voxels that the centres of the new ones lie in (or touch)."""
     i, j, k = (weights.cumsum(1).gt(0.5 - 1e-4).int().argmax(1) for weights in pooling)
     return labels[i][:, j][:, :, k].contiguous()
 
 
-def _tables(highest: int, rng: np.random.Generator, person_sd: float) -> dict[str, NDArray[np.float32]]:
+def _tables(labels: Labels, rng: np.random.Generator, config: TissueConfig) -> dict[str, NDArray[np.float32]]:
     """Value of every label for each parameter, of one person."""
-    size = max(highest, *(max(region.labels) for region in REGIONS)) + 1
+    size = max(int(labels.max()), *(max(region.labels) for region in REGIONS)) + 1
     columns = ("chi_pos", "chi_neg", "r2", "t1", "m0", "chi_outside")
     tables = {column: np.zeros(size, dtype=np.float32) for column in columns}
     known = np.zeros(size, dtype=np.bool_)
+    iron = np.ones(size)
+    for curve, followers in _IRON_CURVES.items():
+        iron[list(followers)] = iron_of_age(curve, config.age_years)
     for region in REGIONS:
         # Two sides of one person are alike, so one draw serves both.
-        pos, neg, r2 = np.clip(1 + np.array([1, 1, 0.3]) * person_sd * rng.standard_normal(3), 0.2, None)
+        sd = np.array([1, 1, 0.3]) * config.person_sd
+        pos, neg, r2 = np.clip(1 + sd * rng.standard_normal(3), 0.2, None)
+        numbers = list(region.labels)
         values = (
-            region.chi_pos_ppb * pos / 1000,
+            region.chi_pos_ppb * pos / 1000 * iron[numbers],
             region.chi_neg_ppb * neg / 1000,
             region.r2_hz * r2,
             region.t1_s,
@@ -354,29 +544,8 @@ def _tables(highest: int, rng: np.random.Generator, person_sd: float) -> dict[st
             region.chi_outside_ppm,
         )
         for column, value in zip(columns, values, strict=True):
-            tables[column][list(region.labels)] = value
-        known[list(region.labels)] = True
+            tables[column][numbers] = value
+        known[numbers] = True
     for table in tables.values():
-        table[~known] = table[anatomy.CSF]
+        table[~known] = table[labelmap.CSF]
     return tables
-
-
-_TEXTURE_SIGMA_MM = (1.0, 3.0, 9.0)
-
-
-def _texture(head: LabelMap, rng: np.random.Generator) -> Volume:
-    """Random field of mean 0 and SD 1: noise smoothed at three scales, which weigh alike."""
-    shape = head.labels.shape
-    wide = [next_fast_len(n, real=axis == 2) for axis, n in enumerate(shape)]
-    spectrum = torch.fft.rfftn(torch.from_numpy(rng.standard_normal(wide, dtype=np.float32)))
-    transfer = torch.zeros(spectrum.shape)
-    for sigma_mm in _TEXTURE_SIGMA_MM:
-        axes, power = [], 1.0
-        for axis, (n, edge) in enumerate(zip(wide, head.voxel_mm, strict=True)):
-            full = torch.exp(-2 * (torch.pi * sigma_mm * torch.fft.fftfreq(n, d=edge)) ** 2)
-            power *= float((full**2).mean())
-            axes.append(full[: spectrum.shape[axis]])
-        transfer += axes[0][:, None, None] * axes[1][:, None] * axes[2] / power**0.5
-    i, j, k = shape
-    field: Tensor = torch.fft.irfftn(spectrum * transfer, s=wide)[:i, :j, :k]
-    return field / field.std()

@@ -1,0 +1,133 @@
+"""The fast path: fields and R2' with the noise of a scan session, without its signals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chisep.physics.signal import hz_per_ppm, se_signal
+from chisep.simulation.fields import Fields, Points, dephasing, total_field
+from chisep.simulation.scanner import ScannerConfig, recovered, steady_state
+from chisep.simulation.tissue import Tissue
+from chisep.types import Echoes, MaskVolume, Volume
+
+_NO_PHASE_SD_RAD = math.pi / math.sqrt(3)
+"""Standard deviation of a phase that nothing is known of."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredMaps:
+    """Maps as a session would give them, of shape (i, j, k) and 0 outside the mask.
+
+    Parameters
+    ----------
+    fields
+        Without noise.
+    local_ppm, total_ppm
+        Fields with noise, the same in both.
+    r2prime_hz
+        R2' with noise, ≥ 0.
+    field_sigma_ppm, r2prime_sigma_hz
+        Standard deviation of the noise in each voxel.
+    """
+
+    fields: Fields
+    local_ppm: Volume
+    total_ppm: Volume
+    r2prime_hz: Volume
+    field_sigma_ppm: Volume
+    r2prime_sigma_hz: Volume
+
+
+def measured_maps(
+    tissue: Tissue, config: ScannerConfig, rng: np.random.Generator, implants_mm: Points | None = None
+) -> MeasuredMaps:
+    """Make fields and R2' with the noise of a session, without its signals: the fast path for training.
+
+    Parameters
+    ----------
+    tissue
+        Sources and relaxation, on the grid of the scan.
+    config
+        Echo and repetition times, flip angle, SNR, whether voxels dephase.
+    rng
+        Draws the noise.
+    implants_mm
+        World coordinates of dental implants.
+
+    Returns
+    -------
+    MeasuredMaps
+        Neither coils, pulses, motion nor k-space act on them.
+
+    Notes
+    -----
+    A weighted straight-line fit of the phase over the echo times, with free phase at TE 0 and weights
+    w = |S|², has the variance σ²/Σ w (TE − ⟨TE⟩_w)², where σ = mean |S₁| in the brain / SNR is the noise in
+    each channel and |S| the noise-free signal (phase noise of an echo: σ/|S|); so has the log-linear fit of
+    R2*, and, with the signals of the spin echo, that of R2. The variances of R2* and R2 add up to that of
+    R2' = max(R2* − R2, 0). A rate is never less certain than that of two random phases.
+    """
+    fields = total_field(tissue, implants_mm)
+    mask = tissue.mask
+    field_ppm = fields.total_ppm
+    steady = steady_state(tissue, config, torch.ones(tissue.grid.shape))
+    gre = se_signal(steady, tissue.r2_hz + tissue.r2prime_hz, config.te_gre_s)
+    if config.dephasing:
+        for echo, te_s in zip(gre, config.te_gre_s, strict=True):
+            echo *= dephasing(field_ppm, te_s, tissue.b0_t)
+    gre_sigma = rate_sigma_hz(gre, mask, config.te_gre_s, config.snr)
+    del gre
+    start = recovered(tissue, config)
+    spin_echoes = se_signal(start, tissue.r2_hz, config.te_se_s)
+    se_sigma = rate_sigma_hz(spin_echoes, mask, config.te_se_s, config.snr)
+    del spin_echoes
+    field_rng, rate_rng = rng.spawn(2)
+    field_sigma = gre_sigma / (2 * torch.pi * hz_per_ppm(tissue.b0_t))
+    r2prime_sigma = torch.hypot(gre_sigma, se_sigma)
+    error = field_sigma * _normal(field_rng, mask)
+    r2prime = tissue.r2prime_hz + r2prime_sigma * _normal(rate_rng, mask)
+    return MeasuredMaps(
+        fields=fields,
+        local_ppm=(fields.local_ppm * mask).add_(error),
+        total_ppm=(field_ppm * mask).add_(error),
+        r2prime_hz=r2prime.clamp_(min=0),
+        field_sigma_ppm=field_sigma,
+        r2prime_sigma_hz=r2prime_sigma,
+    )
+
+
+def rate_sigma_hz(magnitude: Echoes, mask: MaskVolume, te_s: Sequence[float], snr: float) -> Volume:
+    """Noise of a rate (of decay, or of phase in radians) fitted to echoes, as `measured_maps` says.
+
+    Parameters
+    ----------
+    magnitude
+        Noise-free signal, shape (echo, i, j, k).
+    mask
+        Brain, shape (i, j, k); 0 outside.
+    te_s
+        Echo times in seconds, at least two.
+    snr
+        Mean magnitude of the first echo in the brain over the noise's SD in each channel.
+    """
+    zeros = torch.zeros_like(magnitude[0])
+    total, first, second = zeros.clone(), zeros.clone(), zeros
+    for echo, te in zip(magnitude, te_s, strict=True):
+        weight = echo.square()
+        total += weight
+        first += te * weight
+        second += te**2 * weight
+    tiny = torch.finfo(total.dtype).tiny
+    precision = (second - first.square() / total.clamp_min(tiny)).clamp_min(tiny)
+    sigma = float(magnitude[0][mask].mean()) / snr
+    most = math.sqrt(2) * _NO_PHASE_SD_RAD / (te_s[-1] - te_s[0]) if sigma else 0.0
+    return (sigma / precision.sqrt()).clamp_(max=most) * mask
+
+
+def _normal(rng: np.random.Generator, mask: MaskVolume) -> Volume:
+    return torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))

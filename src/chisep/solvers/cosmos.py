@@ -1,0 +1,339 @@
+"""COSMOS: susceptibility from several head orientations, and the sources that it and R2' give.
+
+    min  Σ_n ‖M_n (D_n χ − f_n)‖² + ε ‖χ‖²   over χ that is 0 outside the mask
+
+(Liu 2009, 10.1002/mrm.21828.) One orientation says nothing about χ near the cone where its dipole is 0;
+the cones of three or more orientations that differ enough have no direction in common.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from chisep.errors import ChisepWarning, InputError
+from chisep.physics.dipole import Dipole
+from chisep.physics.operators import LinearOperator
+from chisep.solvers._common import Progress, Window, check, ended, relative_change
+from chisep.types import Grid, MaskVolume, Relaxivity, Sources, Susceptibility, Volume
+
+Fields = Float[Tensor, "orientation i j k"]
+"""One local field per head orientation, all on one grid."""
+Masks = Bool[Tensor, "orientation i j k"]
+"""Where each of them is known."""
+
+_FEWEST_ORIENTATIONS = 3
+_SPHERE_POINTS = 20000
+_ILL_CONDITIONED = 10.0
+_SEEN_OF_MEAN = 0.01
+
+
+@dataclass(frozen=True)
+class CosmosConfig:
+    """Settings of COSMOS."""
+
+    iterations: int = 60
+    """Most iterations; the first is the closed form in k-space but for its scale."""
+    tolerance: float = 2e-3
+    """Relative change of χ at which the iteration stops."""
+    tikhonov: float = 1e-4
+    """Weight ε of ‖χ‖² relative to one orientation's field term; D² is at most 4/9."""
+
+    def __post_init__(self) -> None:
+        check("iterations", float(self.iterations), low=0.0)
+        check("tolerance", self.tolerance, low=0.0, high=1.0)
+        check("tikhonov", self.tikhonov, low=0.0)
+
+
+def condition_number(b0_directions: Sequence[Sequence[float]]) -> float:
+    """Condition number of a set of head orientations without masks: √(max Σ D_n² / min Σ D_n²) over k.
+
+    Parameters
+    ----------
+    b0_directions
+        Unit vectors along B0 in axes of the head.
+
+    Returns
+    -------
+    float
+        At least 1; infinite for one orientation only. Noise in χ grows with it.
+    """
+    b0 = torch.tensor([list(b) for b in b0_directions], dtype=torch.float64)
+    # Directions of k on a spiral from pole to pole, each for an equal area of the sphere.
+    index = torch.arange(_SPHERE_POINTS, dtype=torch.float64) + 0.5
+    height = 1 - 2 * index / _SPHERE_POINTS
+    turn = math.pi * (1 + math.sqrt(5)) * index
+    radius = torch.sqrt(1 - height**2)
+    k = torch.stack((radius * torch.cos(turn), radius * torch.sin(turn), height))
+    total = (1 / 3 - (b0 @ k) ** 2).square().sum(0)
+    return float(torch.sqrt(total.max() / total.min()))
+
+
+def cosmos(
+    fields_ppm: Fields,
+    masks: MaskVolume | Masks,
+    b0_directions: Sequence[Sequence[float]],
+    grid: Grid,
+    config: CosmosConfig,
+    *,
+    reference: MaskVolume | None = None,
+    progress: Progress | None = None,
+) -> Susceptibility:
+    """Invert the fields of three or more head orientations together.
+
+    Parameters
+    ----------
+    fields_ppm
+        Local fields, registered to one grid, shape (orientation, i, j, k).
+    masks
+        Where each field is known, shape (orientation, i, j, k), or (i, j, k) for all of them. χ is
+        sought wherever one is.
+    b0_directions
+        Vector along B0 in voxel axes of that grid, one per orientation.
+    grid
+        Voxel size; its own B0 direction is not read.
+    config
+        When to stop.
+    reference
+        Where the mean of χ is to be 0, such as the ventricles, shape (i, j, k).
+    progress
+        Called after every iteration.
+
+    Returns
+    -------
+    Susceptibility
+        χ in ppm.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than three orientations, not one B0 direction of some length for each, or a
+        mask or the reference is empty.
+
+    Warns
+    -----
+    ChisepWarning
+        If the orientations differ so little that noise is amplified much, or the iterations ran out far
+        from convergence.
+
+    Notes
+    -----
+    Since D(0) = 0, no field tells the mean of χ over the whole grid. That χ is 0 outside the mask fixes
+    it: inside, χ is relative to what surrounds the mask. Measured fields hold rests of the background
+    that blur this; `reference` puts the zero where it is known.
+    """
+    masks = _checked(len(fields_ppm), masks, b0_directions, reference)
+    window = Window(masks.any(0), grid, padding=0.0)
+    grids = [replace(window.box_grid, b0_direction=_three(b)) for b in b0_directions]
+    _warn_if_alike([box.b0_direction for box in grids])
+    operator = MaskedDipoles(grids, torch.stack([window.cut(mask) for mask in masks]), fields_ppm.dtype)
+    fields = torch.stack([window.cut(field) for field in fields_ppm])
+    closed_form = _ClosedForm(operator, config.tikhonov)
+
+    # Conjugate gradients, preconditioned by the closed form: so they start along it.
+    residual = operator.adjoint(fields)
+    del fields
+    chi = torch.zeros_like(residual)
+    direction = closed_form(residual)
+    energy = (residual * direction).sum()
+    change: list[float] = []
+    for iteration in range(config.iterations):
+        image = operator.gram(direction).add_(direction, alpha=config.tikhonov)
+        step = energy / (direction * image).sum().clamp_min(torch.finfo(energy.dtype).tiny)
+        before, chi = chi, chi + step * direction
+        change.append(relative_change(chi, before))
+        if progress is not None:
+            progress(iteration + 1, config.iterations)
+        if change[-1] < config.tolerance:
+            break
+        residual.sub_(step * image)
+        turned = closed_form(residual)
+        before_energy, energy = energy, (residual * turned).sum()
+        direction = turned.add_(direction * (energy / before_energy))
+    if reference is not None:
+        chi = (chi - chi[window.cut(reference) & operator.support].mean()) * operator.support
+    return Susceptibility(window.restore(chi), ended(change, config.tolerance, "COSMOS"))
+
+
+def separate_by_orientations(
+    fields_ppm: Fields,
+    masks: MaskVolume | Masks,
+    b0_directions: Sequence[Sequence[float]],
+    r2prime_hz: Volume,
+    relaxivity: Relaxivity,
+    grid: Grid,
+    config: CosmosConfig,
+    *,
+    reference: MaskVolume | None = None,
+    progress: Progress | None = None,
+) -> Sources:
+    """Separate the sources by COSMOS and R2': the labels that χ-sepnet learns from.
+
+    Parameters
+    ----------
+    fields_ppm, masks, b0_directions, grid, config, reference, progress
+        As `cosmos`.
+    r2prime_hz
+        R2' in 1/s, shape (i, j, k).
+    relaxivity
+        D_r of both sources.
+
+    Returns
+    -------
+    Sources
+        χ_pos and χ_neg in ppm.
+
+    Raises
+    ------
+    InputError
+        As `cosmos`.
+
+    Warns
+    -----
+    ChisepWarning
+        As `cosmos`.
+    """
+    susceptibility = cosmos(
+        fields_ppm, masks, b0_directions, grid, config, reference=reference, progress=progress
+    )
+    inside = masks if masks.ndim == 3 else masks.any(0)
+    sources = nonnegative_sources(susceptibility.chi_ppm, r2prime_hz * inside, relaxivity)
+    return replace(sources, convergence=susceptibility.convergence)
+
+
+def nonnegative_sources(chi_ppm: Volume, r2prime_hz: Volume, relaxivity: Relaxivity) -> Sources:
+    """Solve χ_pos − χ_neg = χ, χ_pos + r χ_neg = R2'/D_r,pos voxel by voxel, both sources ≥ 0.
+
+    Parameters
+    ----------
+    chi_ppm
+        Susceptibility in ppm, shape (i, j, k).
+    r2prime_hz
+        R2' in 1/s, shape (i, j, k).
+    relaxivity
+        D_r of both sources; r = D_r,neg / D_r,pos.
+
+    Returns
+    -------
+    Sources
+        The non-negative least-squares solution with both equations in ppm, each of weight 1.
+
+    Notes
+    -----
+    Exact: where the free solution has a negative source, that source is 0 and the other one minimises
+    what is left. Where both are negative (R2' < 0 only), at most one of these minima is positive.
+    """
+    ratio = relaxivity.ratio
+    total = r2prime_hz / relaxivity.pos_hz_per_ppm
+    free_pos = (ratio * chi_ppm + total) / (1 + ratio)
+    free_neg = (total - chi_ppm) / (1 + ratio)
+    only_pos = (chi_ppm + total) / 2
+    only_neg = (ratio * total - chi_ppm) / (1 + ratio**2)
+    return Sources(
+        torch.where(free_neg < 0, only_pos, free_pos).clamp_(min=0),
+        torch.where(free_pos < 0, only_neg, free_neg).clamp_(min=0),
+    )
+
+
+class MaskedDipoles(LinearOperator):
+    """Fields of one χ in several orientations, each where it is known: (..., i, j, k) → (..., n, i, j, k).
+
+    Parameters
+    ----------
+    grids
+        The grid once per orientation, with its B0 direction.
+    known
+        Where each field is known, shape (n, i, j, k); χ is taken as 0 where none is.
+    dtype
+        Precision.
+    """
+
+    def __init__(self, grids: Sequence[Grid], known: Masks, dtype: torch.dtype) -> None:
+        self.dipoles = [Dipole(grid, dtype=dtype, device=known.device) for grid in grids]
+        self.known, self.support = known, known.any(0)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Fields of χ; it is transformed once for all orientations."""
+        spectrum = self.dipoles[0].spectrum(x * self.support)
+        fields = [
+            dipole.volume(spectrum * dipole.kernel) * mask
+            for dipole, mask in zip(self.dipoles, self.known, strict=True)
+        ]
+        return torch.stack(fields, dim=-4)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Back-projection of all fields, summed in k-space."""
+        parts = zip(self.dipoles, self.known, y.unbind(-4), strict=True)
+        total = sum(
+            (dipole.spectrum(field * mask).mul_(dipole.kernel) for dipole, mask, field in parts),
+            torch.zeros(()),
+        )
+        return self.dipoles[0].volume(total) * self.support
+
+
+class _ClosedForm:
+    """COSMOS without masks: division by Σ D_n² + ε at every point of k-space, then the support."""
+
+    def __init__(self, operator: MaskedDipoles, tikhonov: float) -> None:
+        self.dipole, self.support = operator.dipoles[0], operator.support
+        self.symbol = sum((dipole.kernel**2 for dipole in operator.dipoles), torch.tensor(tikhonov))
+        # At k = 0 all D_n are 0, yet through the edge of the support the mean of χ is seen, if faintly.
+        # This weight was found on heads, where it halves the iterations; the solution is the same.
+        self.symbol[0, 0, 0] = _SEEN_OF_MEAN * self.symbol.mean()
+
+    def __call__(self, right: Tensor) -> Tensor:
+        return self.dipole.volume(self.dipole.spectrum(right).div_(self.symbol)).mul_(self.support)
+
+
+def _three(vector: Sequence[float]) -> tuple[float, float, float]:
+    i, j, k = vector
+    return float(i), float(j), float(k)
+
+
+def _checked(
+    orientations: int,
+    masks: MaskVolume | Masks,
+    b0_directions: Sequence[Sequence[float]],
+    reference: MaskVolume | None,
+) -> Masks:
+    """One mask per orientation, after checking that everything fits."""
+    if orientations < _FEWEST_ORIENTATIONS:
+        raise InputError(
+            "COSMOS",
+            found=f"fields of {orientations} head orientations",
+            wanted=f"at least {_FEWEST_ORIENTATIONS}",
+            remedy="Use a single-orientation inversion.",
+        )
+    if len(b0_directions) != orientations or any(len(b) != 3 for b in b0_directions):
+        raise InputError(
+            "B0 directions",
+            found=f"{[list(b) for b in b0_directions]}",
+            wanted=f"{orientations} vectors of three numbers, one for each field",
+            remedy="Give the direction of B0 in axes of the common grid for every orientation.",
+        )
+    each = masks.expand(orientations, *masks.shape[-3:]) if masks.ndim == 3 else masks
+    if not each.flatten(1).any(1).all() or (reference is not None and not (reference & each.any(0)).any()):
+        raise InputError(
+            "COSMOS",
+            found="a mask or a reference without any voxel inside",
+            wanted="voxels in every mask, some of them in the reference",
+            remedy="Draw it again.",
+        )
+    return each
+
+
+def _warn_if_alike(b0_directions: Sequence[Sequence[float]]) -> None:
+    condition = condition_number(b0_directions)
+    if condition > _ILL_CONDITIONED:
+        warnings.warn(
+            f"the head orientations differ too little for COSMOS: condition number {condition:.1f}, "
+            f"wanted below {_ILL_CONDITIONED:.0f}; χ is noisy where their dipoles are all near 0",
+            ChisepWarning,
+            stacklevel=3,
+        )
