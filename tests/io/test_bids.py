@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,12 @@ def test_finds_both_series(dataset):
     assert session.mese is not None
     assert len(session.mese.magnitude) == 3
     assert session.mese.phase == ()
+
+
+def test_a_relative_path_finds_the_same(dataset, monkeypatch):
+    monkeypatch.chdir(dataset.parent)
+    (session,) = bids.find_sessions(Path("raw"))
+    assert session.megre.magnitude[0] == Path("raw/sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz")
 
 
 def test_sessions_are_kept_apart_and_derivatives_left_alone(dataset):

@@ -249,16 +249,17 @@ _Unit = tuple[tuple[str, str], ...]
 
 def _images_by_series(root: Path) -> dict[tuple[str, _Unit, str], list[Path]]:
     """Group raw MEGRE and MESE images by subject, unit (session, acquisition, run) and suffix."""
-    layout = BIDSLayout(str(root))
+    here = root.absolute()
+    layout = BIDSLayout(str(here))
     found: dict[tuple[str, _Unit, str], list[Path]] = defaultdict(list)
     for suffix in ("MEGRE", "MESE"):
         for extension in (".nii.gz", ".nii"):
             for name in layout.get(return_type="filename", suffix=suffix, extension=extension):
-                path = Path(str(name))
+                path = Path(str(name)).relative_to(here)
                 names = _entities(path.name)
-                if path.relative_to(root.absolute()).parts[0] == f"sub-{names.get('sub')}":
+                if path.parts[0] == f"sub-{names.get('sub')}":
                     unit = tuple((key, names.get(key, "")) for key in _UNIT_ENTITIES)
-                    found[names["sub"], unit, suffix].append(root / path.relative_to(root.absolute()))
+                    found[names["sub"], unit, suffix].append(root / path)
     return found
 
 
