@@ -246,7 +246,7 @@ class SessionRun:
             Stage(
                 "qsm",
                 "magnetic susceptibility from dipole inversion of the local field",
-                [self.local_field, self.eroded_mask, *megre.magnitude],
+                [self.local_field, self.eroded_mask, self.mask, *megre.magnitude],
                 [self.qsm],
                 {"Method": config.qsm},
                 self._make_qsm,
@@ -256,7 +256,7 @@ class SessionRun:
                 "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
                 [
                     *(self.local_field, self.r2prime, *([self.r2] if mese else []), self.qsm),
-                    *(self.eroded_mask, *megre.magnitude),
+                    *(self.eroded_mask, self.mask, *megre.magnitude),
                 ],
                 [self.chi_pos, self.chi_neg, self.chi],
                 {
@@ -386,6 +386,7 @@ class SessionRun:
         return Maps(
             field_ppm=self._load(self.local_field),
             mask=self._load_mask(self.eroded_mask),
+            support=self._load_mask(self.mask),
             grid=self._grid,
             magnitude=self._echoes(self.session.megre.magnitude).square().sum(0).sqrt(),
         )
@@ -398,7 +399,8 @@ class SessionRun:
     def _make_sources(self) -> dict[str, Any]:
         maps = self._maps()
         if self.session.mese:  # without R2 there is nothing to separate by
-            maps = replace(maps, mask=maps.mask & (self._load(self.r2) + self._load(self.r2prime) > 0))
+            covered = self._load(self.r2) + self._load(self.r2prime) > 0
+            maps = replace(maps, mask=maps.mask & covered, support=maps.sources_mask & covered)
         maps = replace(
             maps,
             relaxivity=self.relaxivity,

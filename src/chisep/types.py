@@ -146,6 +146,9 @@ class Maps:
         Image with anatomical edges, arbitrary scale, shape (i, j, k).
     field_sigma_ppm, r2prime_sigma_hz
         Standard deviation of the noise, one number; estimated from the map where None.
+    support
+        Where sources may be and R2' is known, at least `mask`, shape (i, j, k); `mask` if None. Background
+        removal loses the field in a rim of the brain, but the rim's sources act on the field inside.
     """
 
     field_ppm: Volume
@@ -157,11 +160,17 @@ class Maps:
     magnitude: Volume | None = None
     field_sigma_ppm: float | None = None
     r2prime_sigma_hz: float | None = None
+    support: MaskVolume | None = None
+
+    @property
+    def sources_mask(self) -> MaskVolume:
+        """Where sources may be."""
+        return self.mask if self.support is None else self.support | self.mask
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Maps:
         """Return the same maps on another device and in another precision."""
         moved: dict[str, Any] = {
-            name: value.to(device, None if name == "mask" else dtype)
+            name: value.to(device, None if value.dtype == torch.bool else dtype)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }

@@ -91,18 +91,18 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     """
     r2prime_hz = required(maps.r2prime_hz, "R2'")
     relaxivity = required_relaxivity(maps.relaxivity)
-    window = Window(maps.mask, maps.grid, padding=0.25)
-    mask = window.cut(maps.mask)
+    window = Window(maps.sources_mask, maps.grid, padding=0.25)
+    mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
     field = window.cut(maps.field_ppm) * mask
-    target = window.cut(r2prime_hz) * mask / relaxivity.pos_hz_per_ppm
+    target = window.cut(r2prime_hz) * support / relaxivity.pos_hz_per_ppm
     qsm = None if maps.chi_ppm is None else window.cut(maps.chi_ppm) * mask
     magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
 
     # All weights are relative to that of the field, 1/σ_f².
     sigma_f, sigma_r = _noise_ppm(maps, field, target, mask, relaxivity.pos_hz_per_ppm)
     weight_r = (sigma_f / sigma_r) ** 2
-    weight_q = 0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2
-    voxelwise = _VoxelStep(target, qsm, mask, relaxivity.ratio, weight_r, weight_q)
+    weight_q = mask * (0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2)
+    voxelwise = _VoxelStep(target, qsm, support, relaxivity.ratio, weight_r, weight_q)
     start = closed_form.solve(maps, closed_form.ClosedFormConfig())
     x, change = minimise(
         window=window,
@@ -112,13 +112,13 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         start=_turned(torch.stack((window.cut(start.chi_pos_ppm), window.cut(start.chi_neg_ppm)))),
         field_gain=math.sqrt(2),
         tv_weight=config.tv_weight * sigma_f**2 / sigma_r,
-        places=smooth_places(mask, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
+        places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=lambda z: _turned(voxelwise(_turned(z))),
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
     )
-    pos, neg = _turned(x).clamp_(min=0)
+    pos, neg = _turned(x).clamp_(min=0).mul_(mask)
     return Sources(window.restore(pos), window.restore(neg), ended(change, config.tolerance, "iterative"))
 
 
@@ -151,7 +151,13 @@ class _VoxelStep:
     """
 
     def __init__(
-        self, target: Tensor, qsm: Tensor | None, mask: Tensor, ratio: float, weight_r: float, weight_q: float
+        self,
+        target: Tensor,
+        qsm: Tensor | None,
+        mask: Tensor,
+        ratio: float,
+        weight_r: float,
+        weight_q: Tensor,
     ) -> None:
         self.mask = mask
         self.constant = weight_r * torch.stack((target, ratio * target))

@@ -63,14 +63,14 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     ChisepWarning
         If the iterations ran out far from convergence.
     """
-    window = Window(maps.mask, maps.grid, padding=0.25)
-    mask = window.cut(maps.mask)
+    window = Window(maps.sources_mask, maps.grid, padding=0.25)
+    mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
     field = window.cut(maps.field_ppm) * mask
     magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
     sigma = noise_sigma(field, mask) if maps.field_sigma_ppm is None else maps.field_sigma_ppm
 
     def inside(z: Tensor) -> Tensor:
-        return z * mask
+        return z * support
 
     x, change = minimise(
         window=window,
@@ -80,10 +80,10 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         start=window.cut(solve_tikhonov(maps, TikhonovConfig()).chi_ppm)[None],
         field_gain=1.0,
         tv_weight=config.tv_weight * max(sigma, least_noise_ppm(field, mask)),
-        places=smooth_places(mask, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
+        places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=inside,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
     )
-    return Susceptibility(window.restore(x[0]), ended(change, config.tolerance, "the tv inversion"))
+    return Susceptibility(window.restore(x[0] * mask), ended(change, config.tolerance, "the tv inversion"))
