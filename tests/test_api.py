@@ -127,6 +127,21 @@ class TestSeparate:
         ]
         np.testing.assert_allclose(results[0].total.dataobj, results[1].total.dataobj, atol=1e-6)
 
+    def test_support_lets_sources_outside_the_mask_explain_the_field(self, maps):
+        """The field is known in a part, the sources lie in all of it."""
+        known = np.zeros_like(maps["mask"])
+        known[7:13, 4:-4, 4:-4] = 1
+        options = api.SeparationOptions(b0_dir=nifti.b0_direction_of(AFFINE))
+        errors = {}
+        for support in (None, maps["mask"]):
+            images = api.separate(
+                maps["field"], maps["r2prime"], known, support=support, voxel_mm=VOXEL_MM, options=options
+            )
+            pos = np.asarray(images.paramagnetic.dataobj)
+            assert not pos[known == 0].any()
+            errors[support is None] = np.linalg.norm((pos - maps["pos"])[known > 0])
+        assert errors[False] < errors[True]
+
     def test_questions_units(self, maps):
         with pytest.warns(ChisepWarning, match="Hz or radians"):
             api.qsm(

@@ -99,6 +99,7 @@ def separate(
     *,
     qsm: ImageLike | None = None,
     magnitude: ImageLike | None = None,
+    support: ImageLike | None = None,
     options: SeparationOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -117,6 +118,9 @@ def separate(
         Susceptibility map in ppm, same grid; made from the field where a method needs it and it is missing.
     magnitude
         Magnitude image, one or more echoes along the last axis, same grid; guides edges.
+    support
+        Where sources may be and R2' is known, e.g. the brain where `mask` is what background removal left of
+        it; `mask` if None.
     options
         Method, field strength, B0 direction, D_r, device.
     voxel_mm
@@ -144,6 +148,7 @@ def separate(
         r2prime_hz=images.volume(r2prime, "r2prime"),
         chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
         magnitude=None if magnitude is None else images.magnitude(magnitude),
+        support=None if support is None else images.mask(support),
     )
     _question_units(maps)
     sources = methods.separate(maps, options.method, device=options.device, progress=progress)
@@ -157,6 +162,7 @@ def qsm(
     mask: ImageLike,
     *,
     magnitude: ImageLike | None = None,
+    support: ImageLike | None = None,
     options: InversionOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -180,6 +186,7 @@ def qsm(
         mask=images.mask(mask),
         grid=images.grid(options.b0_dir),
         magnitude=None if magnitude is None else images.magnitude(magnitude),
+        support=None if support is None else images.mask(support),
     )
     _question_units(maps)
     return images.wrap(methods.invert(maps, options.method, device=options.device, progress=progress).chi_ppm)
@@ -288,6 +295,8 @@ class SeparateConfig:
     """Susceptibility map in ppm (NIfTI), if there is one."""
     magnitude: Path | None = None
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+    support: Path | None = None
+    """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
 
 
 def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] | None = None) -> list[Path]:
@@ -305,6 +314,7 @@ def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] 
         config.mask,
         qsm=config.qsm,
         magnitude=config.magnitude,
+        support=config.support,
         options=config.options,
         progress=progress,
     )
@@ -340,6 +350,8 @@ class QsmConfig:
     """How."""
     magnitude: Path | None = None
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+    support: Path | None = None
+    """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
 
     def __post_init__(self) -> None:
         if not self.out.name.endswith((".nii", ".nii.gz")):
@@ -361,7 +373,12 @@ def qsm_files(config: QsmConfig, progress: Callable[[int, int], None] | None = N
     """
     make_directory(config.out.parent)
     image = qsm(
-        config.field, config.mask, magnitude=config.magnitude, options=config.options, progress=progress
+        config.field,
+        config.mask,
+        magnitude=config.magnitude,
+        support=config.support,
+        options=config.options,
+        progress=progress,
     )
     direction = (
         nifti.b0_direction_of(image.affine) if config.options.b0_dir is None else config.options.b0_dir

@@ -108,14 +108,14 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def _parse(config: type[T], name: str, arguments: Sequence[str]) -> T:
-    """Make a config from arguments."""
+def _parse(config: type[T], name: str, arguments: Sequence[str], summary: str | None = None) -> T:
+    """Make a config from arguments; a command of commands gives the summary of the one that is meant."""
     import tyro
 
     return tyro.cli(
         config,
         prog=f"chisep {name}",
-        description=COMMANDS[name].summary,
+        description=COMMANDS[name].summary if summary is None else summary,
         args=list(arguments),
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -179,11 +179,11 @@ def _qsm(arguments: Sequence[str]) -> int:
 
 
 def _simulate(arguments: Sequence[str]) -> int:
-    from chisep.simulation.dataset import SimulateConfig, simulate
+    from chisep.labels import LabelledConfig, simulate_labelled
 
-    config = _parse(SimulateConfig, "simulate", arguments)
+    config = _parse(LabelledConfig, "simulate", arguments)
     with _progress_bar() as show:
-        subjects = simulate(config, show)
+        subjects = simulate_labelled(config, show)
     print(*(f"{config.out}: {subject}" for subject in subjects), sep="\n")
     return 0
 
@@ -232,6 +232,26 @@ def _demo(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _reproduce(arguments: Sequence[str]) -> int:
+    from chisep.experiments import EXPERIMENTS
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: chisep reproduce EXPERIMENT OUT …\n\nexperiments:")
+        for name, experiment in EXPERIMENTS.items():
+            print(f"  {name}  {experiment.summary}")
+        sys.exit(0 if arguments else 2)
+    name = arguments[0]
+    if name not in EXPERIMENTS:
+        return _fail(f"no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}", status=2)
+    experiment = EXPERIMENTS[name]
+    config_type, function = experiment.load()
+    config = _parse(config_type, f"reproduce {name}", arguments[1:], experiment.summary)
+    with _progress_bar() as show:
+        written = function(config, show)
+    print(*written, sep="\n")
+    return 0
+
+
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -255,6 +275,7 @@ COMMANDS = {
     "evaluate": Command("judge source maps against the truth, as JSON", _evaluate),
     "methods": Command("list the methods", _methods),
     "qsm-ci": Command("run on the file contract of the public benchmark QSM-CI", _qsm_ci),
+    "reproduce": Command("make the tables and figures of an experiment again", _reproduce),
     "demo": Command("simulate a scan, process it, and compare all methods", _demo),
 }
 

@@ -52,6 +52,7 @@ class _Inputs:
     field: Path
     r2prime: Path
     mask: Path
+    support: Path
 
 
 def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
@@ -85,7 +86,10 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     truth, made = (folder / "sub-01" / "anat" for folder in (raw / "derivatives" / "truth", out))
     inputs = {
         name: _Inputs(
-            *(folder / f"sub-01_{file}.nii.gz" for file in ("desc-local_fieldmap", "R2primemap", mask))
+            *(
+                folder / f"sub-01_{file}.nii.gz"
+                for file in ("desc-local_fieldmap", "R2primemap", mask, "desc-brain_mask")
+            )
         )
         for name, folder, mask in (("true", truth, "desc-brain_mask"), ("chain", made, "desc-eroded_mask"))
     }
@@ -110,11 +114,13 @@ def _solve(
     """Make the maps in ppm that a method makes."""
     if methods.METHODS[name].target == "chi":
         options = api.InversionOptions(method=name)
-        return {"total": _data(api.qsm(files.field, files.mask, options=options, progress=progress))}
+        chi = api.qsm(files.field, files.mask, support=files.support, options=options, progress=progress)
+        return {"total": _data(chi)}
     images = api.separate(
         files.field,
         files.r2prime,
         files.mask,
+        support=files.support,
         options=api.SeparationOptions(method=name),
         progress=progress,
     )

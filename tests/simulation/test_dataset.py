@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.physics.dipole import Dipole
-from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, simulate
+from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, acquired, simulate
+from chisep.simulation.lesions import PatientConfig
 from chisep.simulation.motion import moved
+from chisep.simulation.tissue import TissueConfig
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -71,9 +74,10 @@ def test_truth_is_complete_and_consistent(made):
     np.testing.assert_allclose(truth("Chimap", "total"), pos - neg, atol=1e-6)
     np.testing.assert_allclose(truth("R2primemap"), 114 * (pos + neg), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(truth("R2starmap"), truth("R2map") + truth("R2primemap"), rtol=1e-5)
-    for volume in (pos, neg, truth("R2map"), truth("fieldmap", "local")):
+    for volume in (pos, neg, truth("R2map"), truth("fieldmap", "local"), truth("anglemap", "fibre")):
         assert not volume[~mask].any()
         assert volume[mask].any()
+    assert not bids.derivative_path(made / TRUTH, "01", "dseg", desc="lesion").exists()
     table = (made / TRUTH / "dseg.tsv").read_text().splitlines()
     named = {int(row.split("\t")[0]) for row in table[1:]}
     assert table[0] == "index\tname"
@@ -90,14 +94,38 @@ def test_sidecars_state_units_and_relaxivity(made):
     assert facts("fieldmap", "local")["Units"] == "ppm"
     assert facts("R2primemap")["Units"] == "1/s"
     assert facts("R2primemap")["DrPositiveHzPerPpm"] == 114.0
+    assert facts("anglemap", "fibre")["Units"] == "rad"
+    assert facts("anglemap", "fibre")["B0DirectionVoxelAxes"] == facts("R2map")["B0DirectionVoxelAxes"]
 
 
-def test_the_bids_validator_has_no_errors(made):
-    validator = Path(sys.executable).with_name("bids-validator-deno")
-    done = subprocess.run([validator, made, "--json"], capture_output=True, text=True, check=False)
+VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
+
+
+def validate(dataset: Path) -> None:
+    """Check with the validator of BIDS that there is no error."""
+    done = subprocess.run([VALIDATOR, dataset, "--json"], capture_output=True, text=True, check=False)
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue.get("severity") == "error"] == []
     assert done.returncode == 0
+
+
+def test_the_bids_validator_has_no_errors(made):
+    validate(made)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"b0_t": 7.0, "orientations": 6, "maps": True}, id="7 T, six orientations, and maps"),
+        pytest.param({"patient": PatientConfig(kinds=("microbleed",), parkinson_rise=0.3)}, id="patient"),
+        pytest.param({"maps_only": True, "orientations": 3}, id="maps only"),
+    ],
+)
+def test_the_bids_validator_has_no_errors_with_other_options(small, options):
+    config = replace(small, subjects=1, **options)
+    simulate(config)
+    validate(config.out)
+    assert "sub-01" in (config.out / TRUTH / "participants.tsv").read_text()
 
 
 def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number(coarse_file, tmp_path):
@@ -114,7 +142,7 @@ def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number
         dataset("three", subjects=1, seed=1),
     )
     shared = [name for name in two if name.startswith(("sub-01", str(TRUTH / "sub-01")))]
-    assert len(shared) == 2 * (2 * 5 + 9) + 1
+    assert len(shared) == 2 * (2 * 5 + 10) + 1
     assert all(one[name] == two[name] for name in shared)
     assert dataset("again", subjects=2) == one
     images = [name for name in shared if name.endswith("MEGRE.nii.gz") or "Chimap.nii" in name]
@@ -266,6 +294,105 @@ def test_maps_only_writes_noisy_maps_and_no_scans(small):
     stamp = path.stat().st_mtime_ns
     simulate(config)
     assert path.stat().st_mtime_ns == stamp
+
+
+def truth_of(config: SimulateConfig, suffix: str, desc: str | None = None) -> np.ndarray:
+    return nifti.load(bids.derivative_path(config.out / TRUTH, "01", suffix, desc=desc)).data
+
+
+def test_where_fibres_run_along_b0_orientation_makes_r2prime_smaller(small):
+    """The angle that is written is the one that R2' follows."""
+    config = replace(small, subjects=1, maps_only=True, tissue=TissueConfig(orientation_effect=True))
+    simulate(config)
+    angle, r2prime = truth_of(config, "anglemap", "fibre"), truth_of(config, "R2primemap")
+    pos, neg = truth_of(config, "Chimap", "paramagnetic"), truth_of(config, "Chimap", "diamagnetic")
+    assert 0 <= angle.min() < angle.max() <= np.pi / 2 + 1e-6
+    labels = truth_of(config, "dseg")
+    white = np.isin(labels, (2, 41)) & (neg > 0.015)
+    apparent = (r2prime / 114 - pos)[white] / neg[white]
+    assert np.corrcoef(apparent, np.sin(angle[white]) ** 2)[0, 1] > 0.5
+
+
+def test_a_patient_has_lesions_where_the_label_says(small, tmp_path):
+    patient = PatientConfig(kinds=("calcification", "hemorrhage"), count=3, size_mm=(12.0, 15.0))
+    config = replace(small, subjects=1, voxel_mm=4.0, maps_only=True, patient=patient)
+    healthy = replace(config, out=tmp_path / "healthy", patient=PatientConfig())
+    simulate(config)
+    simulate(healthy)
+    image = bids.derivative_path(config.out / TRUTH, "01", "dseg", desc="lesion")
+    labels = nifti.load(image).data
+    header, *lines = bids.sidecar_of(image).with_suffix(".tsv").read_text().splitlines()
+    rows = [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+    assert sorted({*np.unique(labels).astype(int)} - {0}) == [int(row["index"]) for row in rows] == [1, 2, 3]
+    maps = {
+        sign: truth_of(config, "Chimap", desc)
+        for sign, desc in (("pos", "paramagnetic"), ("neg", "diamagnetic"))
+    }
+    for row in rows:
+        inside = labels == int(row["index"])
+        for sign, volume in maps.items():
+            assert 1000 * volume[inside].mean() == pytest.approx(float(row[f"chi_{sign}_ppb"]), abs=0.05)
+        # Chronic hemorrhages are a rim of that strength around fluid.
+        if row["name"] == "calcification":
+            assert float(row["chi_neg_ppb"]) == pytest.approx(float(row["strength_ppb"]), rel=0.1)
+    # Nothing else has changed, and a healthy head has no such file.
+    assert not bids.derivative_path(healthy.out / TRUTH, "01", "dseg", desc="lesion").exists()
+    same = maps["pos"] == truth_of(healthy, "Chimap", "paramagnetic")
+    assert 0.98 < same.mean() < 1
+    np.testing.assert_array_equal(truth_of(config, "dseg"), truth_of(healthy, "dseg"))
+
+
+def test_lesions_are_in_oversampled_scans_too(small):
+    """The field, made on fine voxels, is that of the sources that are written on coarse ones."""
+    patient = PatientConfig(
+        kinds=("calcification",), count=1, size_mm=(15.0, 15.0), strength_ppb=(900.0, 900.0)
+    )
+    config = replace(small, subjects=1, simple=False, coils=0, oversampling=2, patient=patient)
+    simulate(config)
+    image = nifti.load(bids.derivative_path(config.out / TRUTH, "01", "Chimap", desc="total"))
+    expected = Dipole(nifti.grid_of(image)).apply(torch.from_numpy(image.data)).numpy()
+    near = binary_dilation(truth_of(config, "dseg", "lesion") > 0, iterations=3)
+    near &= truth_of(config, "mask", "brain") > 0
+    found = truth_of(config, "fieldmap", "local")
+    assert abs(expected[near]).max() > 0.1
+    assert np.corrcoef(found[near], expected[near])[0, 1] > 0.8
+
+
+def test_maps_beside_scans_leave_the_scans_as_they_were(small):
+    plain = replace(small, subjects=1, orientations=2)
+    both = replace(plain, out=small.out.with_name("both"), maps=True)
+    for config in (plain, both):
+        simulate(config)
+    before, after = contents(plain.out), contents(both.out)
+    changed = {name for name, content in before.items() if after[name] != content}
+    assert changed == {str(TRUTH / "sub-01" / "sub-01_simulation.json")}
+    new = after.keys() - before.keys()
+    assert all(name.startswith(str(MAPS)) for name in new)
+    assert len(new) == 2 * 3 * 2 + 1
+
+
+def test_residual_misregistration_moves_maps_but_the_first_and_not_their_noise(small):
+    still = replace(small, subjects=1, maps_only=True, simple=False, orientations=2)
+    moved_config = replace(still, out=small.out.with_name("moved"), misregistration_mm=4.0)
+    found = []
+    for config in (still, moved_config):
+        simulate(config)
+        folder = config.out / MAPS
+        paths = [
+            acquired(bids.derivative_path(folder, "01", "fieldmap", desc="local"), f"ori{n}") for n in (1, 2)
+        ]
+        found.append([nifti.load(path).data for path in paths])
+    transform = np.array(json.loads(bids.sidecar_of(paths[1]).read_text())["ResidualMisregistrationWorldMm"])
+    (first, second), (same, displaced) = found
+    np.testing.assert_array_equal(first, same)
+    true = acquired(bids.derivative_path(still.out / TRUTH, "01", "fieldmap", desc="local"), "ori2")
+    image = nifti.load(true)
+    noise = torch.from_numpy(second - image.data)
+    expected = moved(torch.from_numpy(image.data), image.affine, transform) + noise
+    # Beyond the edge of the brain the truth that was written is 0.
+    inside = binary_erosion(image.data != 0, iterations=2)
+    np.testing.assert_allclose(displaced[inside], expected.numpy()[inside], atol=2e-3)
+    assert abs(displaced - second)[inside].max() > 0.005
 
 
 def test_oversampled_scans_have_the_grid_of_their_truth(small):

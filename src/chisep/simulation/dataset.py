@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from chisep.io.files import make_directory, write_json, write_text
 from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, tilted, with_structures
 from chisep.simulation.fields import dental_implants, total_field
 from chisep.simulation.kspace import block_mean
+from chisep.simulation.lesions import Patient, PatientConfig, lesion_table, make_patient, same_lesions
 from chisep.simulation.measured import MeasuredMaps, measured_maps
-from chisep.simulation.motion import ORIENTATION_TILTS_DEG, random_rigid, reoriented
+from chisep.simulation.motion import ORIENTATION_TILTS_DEG, moved, random_rigid, reoriented
 from chisep.simulation.scanner import ScannerConfig, scan_gre, scan_se, session_coils, stored_phase
 from chisep.simulation.tissue import REGIONS, Tissue, TissueConfig, make_tissue
 from chisep.simulation.warps import WarpConfig, warped
@@ -49,6 +50,7 @@ the scans: sources χ_pos and χ_neg (ppm; χ_neg is a positive magnitude), thei
 and R2* (1/s), the brain mask and the labels. All but the labels are 0 outside the brain mask.
 Scans `acq-ori1`, `acq-ori2`, … are of one head in several poses, registered to the first: their voxels and
 affine are those of the first, and `B0DirectionVoxelAxes` in the sidecar is where B0 points.
+Lesions of a patient, if there are any, are in `desc-lesion_dseg` of the truth and the table beside it.
 """
 _NOT_IN_RECIPE = ("out", "subjects", "labels", "jobs")
 
@@ -67,14 +69,18 @@ class SimulateConfig(ScannerConfig):
     """Seed of all that is random; a subject does not depend on how many there are."""
     megre_only: bool = False
     """Leave out the spin-echo scan."""
+    maps: bool = False
+    """Write fields and R2' with their noise too, in derivatives/maps, as perfect processing would give."""
     maps_only: bool = False
-    """Leave out all scans: fields and R2' with their noise, in derivatives/maps (fast, for training)."""
+    """Write these maps and no scans (fast, for training)."""
     jobs: int = 1
     """Subjects made at the same time, each in a process of its own."""
     warp: WarpConfig = field(default_factory=WarpConfig)
     """How the head differs from its label map."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
     """How people and voxels differ."""
+    patient: PatientConfig = field(default_factory=PatientConfig)
+    """Lesions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +91,8 @@ class SimulateConfig(ScannerConfig):
         if self.seed < 0:
             raise InputError("seed", found=f"{self.seed}", wanted="0 or more", remedy="Correct the option.")
         self.tissue.relaxivity(self.b0_t)
+        if self.maps_only:
+            object.__setattr__(self, "maps", True)
 
 
 def simulate(config: SimulateConfig, progress: Progress | None = None) -> list[str]:
@@ -148,12 +156,15 @@ class _Work:
         self.labels = config.labels[index % len(config.labels)] if config.labels else None
         subject = Path(f"sub-{self.name}")
         # The truth holds the recipe: it comes first and goes last.
-        self.folders = (TRUTH / subject, MAPS / subject if config.maps_only else subject)
+        maps, scans = [MAPS / subject] * config.maps, [subject] * (not config.maps_only)
+        self.folders = (TRUTH / subject, *maps, *scans)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """All that the files depend on, as it is stored beside the truth."""
-        options = {k: v for k, v in asdict(self.config).items() if k not in _NOT_IN_RECIPE}
+        # A config may be a subclass, whose further options do not change what is made here.
+        names = {f.name for f in fields(SimulateConfig)}.difference(_NOT_IN_RECIPE)
+        options = {k: v for k, v in asdict(self.config).items() if k in names}
         head, checksum = "packaged MNI152 head", None
         if self.labels is not None and self.labels.is_file():
             head, checksum = self.labels.name, hashlib.sha256(self.labels.read_bytes()).hexdigest()
@@ -283,7 +294,8 @@ class _Session:
         """Make the head, scan it, write all."""
         config = self.config
         # Each part draws from a stream of its own, so that changing one leaves the others as they were.
-        anatomy_rng, tissue_rng, gre_rng, se_rng, coils_rng, motion_rng, implant_rng, warp_rng = rng.spawn(8)
+        anatomy_rng, tissue_rng, gre_rng, se_rng, coils_rng, motion_rng, implant_rng, *more = rng.spawn(10)
+        warp_rng, lesion_rng, maps_rng = more
         head = warped(head, config.warp, warp_rng)
         head = tilted(with_structures(head, anatomy_rng), config.tilt_deg)
 
@@ -291,32 +303,40 @@ class _Session:
             same_rng = copy.deepcopy(tissue_rng)
             return make_tissue(head, same_rng, config.tissue, voxel_mm=voxel_mm, b0_t=config.b0_t)
 
-        tissue = tissue_of(config.voxel_edges_mm)
+        patient = make_patient(tissue_of(config.voxel_edges_mm), lesion_rng, config.patient)
+        tissue = patient.tissue
         implants_mm = dental_implants(tissue, config.dental_implants, implant_rng, config.tilt_deg)
         self.affine = tissue.grid.matrix()
         self._write_truth(tissue)
+        self._write_lesions(patient)
         # Voxels that signals are made on; the same head where they are finer.
         fine = tissue
         if config.oversampling > 1 and not config.maps_only:
-            fine = tissue_of(config.fine_voxel_edges_mm)
+            fine = same_lesions(patient, tissue_of(config.fine_voxel_edges_mm)).tissue
         coils = None if config.maps_only else session_coils(fine, config, coils_rng)
         gre_rngs, rest_rngs = gre_rng.spawn(config.orientations), motion_rng.spawn(config.orientations)
-        for number, (noise_rng, rest_rng) in enumerate(zip(gre_rngs, rest_rngs, strict=True)):
-            posed = reoriented(fine, ORIENTATION_TILTS_DEG[number]) if number else fine
+        maps_rngs = gre_rngs if coils is None else maps_rng.spawn(config.orientations)
+        for number, tilt_deg in enumerate(ORIENTATION_TILTS_DEG[: config.orientations]):
             acq = f"ori{number + 1}" if config.orientations > 1 else None
-            if coils is None:
-                maps = measured_maps(posed, config, noise_rng, implants_mm)
-                self._write_field(posed, maps.fields.local_ppm * posed.mask, acq, {})
-                self._write_maps(posed, maps, acq)
-                continue
             rest = np.eye(4)
             if number:
-                rest = random_rigid(fine, config.misregistration_mm, config.misregistration_deg, rest_rng)
-            fields = total_field(posed, implants_mm)
-            local = block_mean(fields.local_ppm, config.oversampling) * tissue.mask
-            self._write_field(posed, local, acq, {"ResidualMisregistrationWorldMm": rest.tolist()})
-            scan = scan_gre(posed, fields.total_ppm, coils, config, noise_rng, transform=rest)
-            self._write_gre(posed, scan, acq)
+                rest = random_rigid(
+                    fine, config.misregistration_mm, config.misregistration_deg, rest_rngs[number]
+                )
+            misplaced = {"ResidualMisregistrationWorldMm": rest.tolist()}
+            if config.maps:
+                posed = reoriented(tissue, tilt_deg) if number else tissue
+                maps = measured_maps(posed, config, maps_rngs[number], implants_mm)
+                self._write_maps(posed, _misplaced(maps, posed, rest), acq, misplaced)
+                if coils is None:
+                    self._write_field(posed, maps.fields.local_ppm * posed.mask, acq, {})
+            if coils is not None:
+                posed = reoriented(fine, tilt_deg) if number else fine
+                field = total_field(posed, implants_mm)
+                local = block_mean(field.local_ppm, config.oversampling) * tissue.mask
+                self._write_field(posed, local, acq, misplaced)
+                scan = scan_gre(posed, field.total_ppm, coils, config, gre_rngs[number], transform=rest)
+                self._write_gre(posed, scan, acq)
         if coils is not None and not config.megre_only:
             motion = random_rigid(fine, config.motion_mm, config.motion_deg, motion_rng)
             self._write_motion(motion)
@@ -335,10 +355,10 @@ class _Session:
         for echo, (signal, te_s) in enumerate(zip(scan, config.te_gre_s, strict=True), start=1):
             facts = facts | {"EchoTime": te_s, "EchoNumber": echo}
             image = bids.raw_path(self.root, self.name, "MEGRE", echo=echo, part="mag")
-            self._write(_acquired(image, acq), signal.abs(), facts | {"Units": "arbitrary"})
+            self._write(acquired(image, acq), signal.abs(), facts | {"Units": "arbitrary"})
             image = bids.raw_path(self.root, self.name, "MEGRE", echo=echo, part="phase")
             phase = stored_phase(signal, config.phase_units)
-            self._write(_acquired(image, acq), phase, facts | {"Units": config.phase_units}, phase_type)
+            self._write(acquired(image, acq), phase, facts | {"Units": config.phase_units}, phase_type)
 
     def _write_se(self, scan: Echoes) -> None:
         facts = self._facts | {
@@ -369,21 +389,33 @@ class _Session:
         }
         mask, chi_pos, chi_neg = tissue.mask, tissue.chi_pos_ppm, tissue.chi_neg_ppm
         r2, r2prime = tissue.r2_hz, tissue.r2prime_hz
-        described: tuple[tuple[str | None, str, Volume, dict[str, Any]], ...] = (
+        described: list[tuple[str | None, str, Volume, dict[str, Any]]] = [
             ("paramagnetic", "Chimap", chi_pos, {"Description": "χ_pos, paramagnetic sources"}),
             ("diamagnetic", "Chimap", chi_neg, {"Description": "χ_neg, a positive magnitude"}),
             ("total", "Chimap", chi_pos - chi_neg, {"Description": "χ_pos − χ_neg"}),
             (None, "R2map", r2 * mask, {}),
             (None, "R2primemap", r2prime, dr),
             (None, "R2starmap", (r2 + r2prime) * mask, dr),
-        )
+        ]
+        if tissue.fibre_angle_rad is not None:
+            angle = {"Description": "Angle between fibres and B0, 0 to π/2; in the first pose of several"}
+            described.append(("fibre", "anglemap", tissue.fibre_angle_rad, angle))
         for desc, suffix, volume, facts in described:
-            units = {"Units": "ppm" if suffix == "Chimap" else "1/s"}
+            units = {"Units": {"Chimap": "ppm", "anglemap": "rad"}.get(suffix, "1/s")}
             self._write_derived(TRUTH, desc, suffix, volume, tissue, units | facts)
         image = self._derived(TRUTH, "brain", "mask")
         self._write(image, mask, {"Type": "Brain"}, np.uint8)
         labels = self._derived(TRUTH, None, "dseg")
         self._write(labels, tissue.labels, {"Description": "Names in dseg.tsv"}, np.int16)
+
+    def _write_lesions(self, patient: Patient) -> None:
+        """Write where lesions are, and a table of them beside; nothing for a healthy head."""
+        if not patient.lesions:
+            return
+        image = self._derived(TRUTH, "lesion", "dseg")
+        facts = {"Description": "Voxels wholly in a lesion; its kind and strength in the table of this name"}
+        self._write(image, patient.labels, facts, np.int16)
+        write_text(bids.sidecar_of(image).with_suffix(".tsv"), lesion_table(patient.lesions))
 
     def _write_field(self, tissue: Tissue, local_ppm: Volume, acq: str | None, facts: dict[str, Any]) -> None:
         facts = {"Units": "ppm", "Description": "Field of the sources in the mask"} | facts
@@ -395,14 +427,16 @@ class _Session:
         path = self._derived(TRUTH, "motion", "xfm").with_suffix("").with_suffix(".json")
         write_json(path, facts | {"MegreToMeseWorldMm": transform.tolist()})
 
-    def _write_maps(self, tissue: Tissue, maps: MeasuredMaps, acq: str | None) -> None:
+    def _write_maps(
+        self, tissue: Tissue, maps: MeasuredMaps, acq: str | None, misplaced: Mapping[str, Any]
+    ) -> None:
         inside = tissue.mask
         for desc, suffix, volume, sigma, units in (
             ("local", "fieldmap", maps.local_ppm, maps.field_sigma_ppm, "ppm"),
             ("total", "fieldmap", maps.total_ppm, maps.field_sigma_ppm, "ppm"),
             (None, "R2primemap", maps.r2prime_hz, maps.r2prime_sigma_hz, "1/s"),
         ):
-            facts = {"Units": units, "NoiseSdMedian": float(sigma[inside].median())}
+            facts = {"Units": units, "NoiseSdMedian": float(sigma[inside].median()), **misplaced}
             self._write_derived(MAPS, desc, suffix, volume, tissue, facts, acq)
 
     def _write_derived(
@@ -419,7 +453,7 @@ class _Session:
             "MagneticFieldStrength": self.config.b0_t,
             "B0DirectionVoxelAxes": list(tissue.grid.b0_direction),
         }
-        self._write(_acquired(self._derived(folder, desc, suffix), acq), volume, {**common, **facts})
+        self._write(acquired(self._derived(folder, desc, suffix), acq), volume, {**common, **facts})
 
     def _derived(self, folder: Path, desc: str | None, suffix: str) -> Path:
         return bids.derivative_path(self.root / folder, self.name, suffix, desc=desc)
@@ -432,8 +466,24 @@ class _Session:
         nifti.save(path, data.numpy(), self.affine, dtype=dtype)
 
 
-def _acquired(path: Path, acq: str | None) -> Path:
-    """Name of an image of one of several acquisitions."""
+def _misplaced(maps: MeasuredMaps, tissue: Tissue, rest: Affine) -> MeasuredMaps:
+    """Move maps by what a registration left; their noise stays that of the scan."""
+    if np.array_equal(rest, np.eye(4)):
+        return maps
+
+    def change(volume: Volume) -> Volume:
+        return (moved(volume, tissue.grid.matrix(), rest) - volume) * tissue.mask
+
+    return replace(
+        maps,
+        local_ppm=maps.local_ppm + change(maps.fields.local_ppm),
+        total_ppm=maps.total_ppm + change(maps.fields.total_ppm),
+        r2prime_hz=(maps.r2prime_hz + change(tissue.r2prime_hz)).clamp_(min=0),
+    )
+
+
+def acquired(path: Path, acq: str | None) -> Path:
+    """Path of an image of one of several acquisitions; as it is where `acq` is None."""
     subject, rest = path.name.split("_", 1)
     return path if acq is None else path.with_name(f"{subject}_acq-{acq}_{rest}")
 
@@ -445,18 +495,23 @@ def _write_dataset_files(config: SimulateConfig) -> None:
     out, truth = config.out, config.out / TRUTH
     bids.write_dataset_description(out, "Simulated scans of digital heads")
     bids.write_dataset_description(truth, "Truth of simulated scans of digital heads", derivative=True)
-    if config.maps_only:
+    if config.maps:
         bids.write_dataset_description(out / MAPS, "Fields and R2' of digital heads", derivative=True)
     write_text(out / "README", _README)
-    write_json(out / "participants.json", {"head": {"Description": "Label map that the head was made from"}})
     looked_up = sorted(pair for region in REGIONS for pair in region.names())
     table = ["index\tname", *(f"{index}\t{label}" for index, label in looked_up)]
     write_text(truth / "dseg.tsv", "\n".join(table) + "\n")
 
 
 def _write_participants(out: Path) -> None:
-    """List everyone who is there, those of earlier runs too."""
+    """List everyone who is there, those of earlier runs too: all in the truth, who has scans in the root."""
     names = sorted(folder.name.removeprefix("sub-") for folder in (out / TRUTH).glob("sub-*"))
-    recipes = {name: _recipe(out, name) for name in names}
-    rows = [f"sub-{name}\tn/a\t{recipe['Head']}" for name, recipe in recipes.items() if recipe]
-    write_text(out / "participants.tsv", "\n".join(["participant_id\tspecies\thead", *rows]) + "\n")
+    recipes = {name: recipe for name in names if (recipe := _recipe(out, name)) is not None}
+    for root in (out, out / TRUTH):
+        here = {f"sub-{name}": recipe for name, recipe in recipes.items() if (root / f"sub-{name}").is_dir()}
+        # BIDS allows no table without people.
+        if here:
+            rows = [f"{name}\tn/a\t{recipe['Head']}" for name, recipe in here.items()]
+            table = ["participant_id\tspecies\thead", *rows]
+            write_json(root / "participants.json", {"head": {"Description": "Label map of the head"}})
+            write_text(root / "participants.tsv", "\n".join(table) + "\n")
