@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
+from tyro.conf import arg
 
 from chisep.errors import ChisepWarning, InputError
 from chisep.physics.signal import r2prime_of_sources
@@ -309,13 +310,13 @@ class PatientConfig:
         If an option is out of its range.
     """
 
-    kinds: tuple[Kind, ...] = ()
+    kinds: Annotated[tuple[Kind, ...], arg(name="lesions")] = ()
     """Kinds that are drawn from; none: a healthy head."""
-    count: int = 5
+    count: Annotated[int, arg(name="lesion-count")] = 5
     """Number of lesions."""
-    size_mm: tuple[float, float] = (1.0, 25.0)
+    size_mm: Annotated[tuple[float, float], arg(name="lesion-size-mm")] = (1.0, 25.0)
     """Smallest and largest size in mm; narrowed to what is typical of a kind."""
-    strength_ppb: tuple[float, float] = (20.0, 1500.0)
+    strength_ppb: Annotated[tuple[float, float], arg(name="lesion-strength-ppb")] = (20.0, 1500.0)
     """Smallest and largest strength in ppb; narrowed to what is typical of a kind."""
     parkinson_rise: float = 0.0
     """Increase of χ_pos in the substantia nigra, relative; 0 for none."""
