@@ -206,6 +206,7 @@ class SessionRun:
     def _map_stages(self) -> list[Stage]:
         config, megre, mese = self.config, self.session.megre, self.session.mese
         echoes = {"EchoTime": list(megre.te_s), "MagneticFieldStrength": self.b0_t}
+        b0 = {"B0Direction": list(self._grid.b0_direction)}
         if mese is None:
             r2: Mapping[str, Any] = {"PseudoR2": relaxometry.pseudo_r2_hz(self.b0_t)}
         else:
@@ -232,7 +233,7 @@ class SessionRun:
                 "local field after background removal, and the mask in which it is known",
                 [self.total_field, self.reliable_mask],
                 [self.local_field, self.eroded_mask],
-                asdict(background.VsharpConfig()),
+                asdict(background.VsharpConfig()) | b0,
                 self._make_local_field,
             ),
             Stage(
@@ -248,7 +249,7 @@ class SessionRun:
                 "magnetic susceptibility from dipole inversion of the local field",
                 [self.local_field, self.eroded_mask, self.mask, *megre.magnitude],
                 [self.qsm],
-                {"Method": config.qsm},
+                {"Method": config.qsm} | b0,
                 self._make_qsm,
             ),
             Stage(
@@ -263,6 +264,7 @@ class SessionRun:
                     "Method": config.method,
                     "D_r_pos": self.relaxivity.pos_hz_per_ppm,
                     "D_r_neg": self.relaxivity.neg_hz_per_ppm,
+                    **b0,
                 },
                 self._make_sources,
             ),
@@ -277,7 +279,7 @@ class SessionRun:
 
     @cached_property
     def _grid(self) -> Grid:
-        return nifti.grid_of(self._first)
+        return nifti.grid_of(self._first, self.session.megre.b0_direction)
 
     def _array(self, path: Path) -> NDArray[np.float32]:
         image = nifti.load(path)

@@ -88,6 +88,17 @@ def test_sidecars_are_inherited_and_the_nearest_wins(dataset):
     assert bids.read_sidecar(session.megre.magnitude[0], dataset)["Manufacturer"] == "subject"
 
 
+def test_b0_direction_of_registered_images(dataset):
+    (session,) = bids.find_sessions(dataset)
+    assert session.megre.b0_direction is None
+    edit(sidecar(dataset, 1), B0DirectionVoxelAxes=[0.0, 0.6, 0.8])
+    (session,) = bids.find_sessions(dataset)
+    assert session.megre.b0_direction == (0.0, 0.6, 0.8)
+    edit(sidecar(dataset, 1), B0DirectionVoxelAxes="z")
+    with pytest.raises(InputError, match="three numbers"):
+        bids.find_sessions(dataset)
+
+
 class TestRefuses:
     def check(self, root, *words, participants=()):
         with pytest.raises(InputError) as caught:

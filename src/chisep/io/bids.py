@@ -39,6 +39,9 @@ class Series:
         Field strength in tesla; None where the sidecars of a spin-echo series do not say.
     phase_units
         Units that the sidecar of the phase states, if any.
+    b0_direction
+        B0 in voxel axes where the sidecar states it (B0DirectionVoxelAxes), as for images that were
+        registered to another pose of the head; None: along scanner z, as the affine has it.
     """
 
     magnitude: tuple[Path, ...]
@@ -46,6 +49,7 @@ class Series:
     te_s: tuple[float, ...]
     b0_t: float | None
     phase_units: str | None = None
+    b0_direction: tuple[float, float, float] | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -316,6 +320,7 @@ def _series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
         tuple(te[image] for image in magnitude),
         _field_strength(facts),
         next((str(facts[image]["Units"]) for image in phase if "Units" in facts[image]), None),
+        _b0_direction(magnitude[0], facts[magnitude[0]]),
     )
 
 
@@ -345,6 +350,22 @@ def _echo_time(image: Path, facts: Mapping[str, Any], suffix: str) -> float:
             else "Correct the sidecar.",
         )
     return float(value)
+
+
+def _b0_direction(image: Path, facts: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    stated = facts.get("B0DirectionVoxelAxes")
+    if stated is None:
+        return None
+    try:
+        i, j, k = (float(component) for component in stated)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            sidecar_of(image),
+            found=f"B0DirectionVoxelAxes {stated!r}",
+            wanted="three numbers",
+            remedy="Correct the sidecar, or leave the field out if B0 is along scanner z.",
+        ) from error
+    return i, j, k
 
 
 def _check_pairs(
