@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,13 @@ Target = Literal["sources", "chi"]
 Solve = Callable[[Maps, Any, Progress | None], Sources | Susceptibility]
 """The one signature: maps, a config (None for its defaults), progress."""
 
-_WORDS = {"field": "field_ppm", "r2prime": "r2prime_hz", "qsm": "chi_ppm", "magnitude": "magnitude"}
+_WORDS = {
+    "field": "field_ppm",
+    "r2prime": "r2prime_hz",
+    "r2star": "r2star_hz",
+    "qsm": "chi_ppm",
+    "magnitude": "magnitude",
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,16 @@ def _tv() -> tuple[Callable[..., Any], Callable[[], Any]]:
     return tv.solve, tv.TvConfig
 
 
+def _network(target: Target, weights: str) -> Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]:
+    def load() -> tuple[Callable[..., Any], Callable[[], Any]]:
+        from chisep import networks
+
+        solve = networks.separate if target == "sources" else networks.invert
+        return partial(solve, weights=weights), networks.NetworkOptions
+
+    return load
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -159,6 +176,56 @@ METHODS: dict[str, Method] = {
             "dipole inversion with total variation",
             "Milovic 2018, 10.1002/mrm.27073",
             _tv,
+        ),
+        Method(
+            "qsmnet",
+            "chi",
+            ("field",),
+            (),
+            "trained",
+            "dipole inversion by a U-net",
+            "Yoon 2018, 10.1016/j.neuroimage.2018.06.030",
+            _network("chi", "qsmnet"),
+        ),
+        Method(
+            "chi-sepnet-r2p",
+            "sources",
+            ("field", "r2prime"),
+            ("qsm",),
+            "trained",
+            "a U-net from χ (QSMnet, if none is given), R2' and field",
+            "Kim M. 2025, Human Brain Mapping",
+            _network("sources", "chi-sepnet-r2p"),
+        ),
+        Method(
+            "chi-sepnet-r2s",
+            "sources",
+            ("field", "r2star"),
+            ("qsm",),
+            "trained",
+            "the same where there is R2* only: a U-net makes R2' of it",
+            "Kim M. 2025, Human Brain Mapping",
+            _network("sources", "chi-sepnet-r2p"),
+        ),
+        Method(
+            "chi-sepnet-r2s-direct",
+            "sources",
+            ("field", "r2star"),
+            ("qsm",),
+            "trained",
+            "a U-net from χ (QSMnet, if none is given), R2* and field",
+            "Kim M. 2025, Human Brain Mapping",
+            _network("sources", "chi-sepnet-r2s-direct"),
+        ),
+        Method(
+            "unrolled-thesis",
+            "sources",
+            ("field", "r2prime"),
+            ("qsm",),
+            "trained",
+            "ten physics steps and passes of one U-net in turn",
+            "Kim K.W. 2023, Seoul National University",
+            _network("sources", "unrolled-thesis"),
         ),
     )
 }

@@ -138,8 +138,8 @@ class Maps:
         Voxel size and B0 direction.
     relaxivity
         D_r of both sources at the field strength of the scan; needed by every method that reads R2'.
-    r2prime_hz
-        R2' in 1/s, shape (i, j, k).
+    r2prime_hz, r2star_hz
+        R2' and R2* in 1/s, shape (i, j, k).
     chi_ppm
         A susceptibility map (QSM) made before, shape (i, j, k).
     magnitude
@@ -161,6 +161,7 @@ class Maps:
     field_sigma_ppm: float | None = None
     r2prime_sigma_hz: float | None = None
     support: MaskVolume | None = None
+    r2star_hz: Volume | None = None
 
     @property
     def sources_mask(self) -> MaskVolume:

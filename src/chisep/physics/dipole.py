@@ -108,6 +108,37 @@ class Dipole(LinearOperator):
             self.padded_shape, grid.voxel_mm, grid.b0_direction, dtype=dtype, device=device
         )
 
+    @classmethod
+    def of_batch(
+        cls, grids: Sequence[Grid], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Dipole:
+        """One operator for volumes of equal shape, each with its own voxel size and B0 direction, padded.
+
+        Parameters
+        ----------
+        grids
+            One per volume; the operator then acts on (volume, i, j, k).
+        dtype, device
+            As of the constructor.
+
+        Raises
+        ------
+        ValueError
+            If shapes differ.
+        """
+        if len({grid.shape for grid in grids}) != 1:
+            raise ValueError(f"grids of one shape are wanted, not {[grid.shape for grid in grids]}")
+        dipole = cls(grids[0], dtype=dtype, device=device)
+        if len({(grid.voxel_mm, grid.b0_direction) for grid in grids}) > 1:
+            kernels = [
+                dipole_kernel(
+                    dipole.padded_shape, grid.voxel_mm, grid.b0_direction, dtype=dtype, device=device
+                )
+                for grid in grids[1:]
+            ]
+            dipole.kernel = torch.stack([dipole.kernel, *kernels])
+        return dipole
+
     @property
     def is_diagonal(self) -> bool:
         """Whether the operator is a plain product in k-space (no padding)."""

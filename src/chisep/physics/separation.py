@@ -6,7 +6,8 @@ y = Φ x with x = [χ_pos; χ_neg] and y = [χ_QSM; R2'/D_r,pos; Δf], all in pp
     R2'/D_r,pos = χ_pos + (D_r,neg/D_r,pos) χ_neg
     Δf          = D * (χ_pos − χ_neg)
 
-(Eq. 2.4 of Kim K.W., Seoul National University, 2023, where D_r,neg = D_r,pos.)
+(Eq. 2.4 of Kim K.W., Seoul National University, 2023, where D_r,neg = D_r,pos.) Where a mask is given,
+nothing is measured outside it: rows are 0 there.
 """
 
 from __future__ import annotations
@@ -29,27 +30,39 @@ class Separation(LinearOperator):
         The dipole operator of the grid; closed forms need one without padding.
     ratio
         D_r,neg / D_r,pos.
+    mask
+        Where the rows are measured, shape (..., i, j, k); everywhere if None.
     """
 
-    def __init__(self, dipole: Dipole, ratio: float = 1.0) -> None:
-        self.dipole, self.ratio = dipole, ratio
+    def __init__(self, dipole: Dipole, ratio: float = 1.0, mask: Tensor | None = None) -> None:
+        self.dipole, self.ratio, self.mask = dipole, ratio, mask
         difference = Combination((1.0, -1.0))
         self._rows = Stacked((difference, Combination((1.0, ratio)), dipole @ difference))
 
     def apply(self, x: Tensor) -> Tensor:
         """Measurements of the sources x."""
-        return self._rows.apply(x)
+        return self._measured(self._rows.apply(x), stacked=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Back-projection of the measurements y."""
-        return self._rows.adjoint(y)
+        return self._rows.adjoint(self._measured(y, stacked=True))
 
     def gram(self, x: Tensor) -> Tensor:
         """ΦᴴΦ x with one dipole pass for both channels."""
         chi = x[..., 0, :, :, :] - x[..., 1, :, :, :]
         total = x[..., 0, :, :, :] + self.ratio * x[..., 1, :, :, :]
-        seen = chi + self.dipole.gram(chi)
+        if self.mask is None:
+            seen = chi + self.dipole.gram(chi)
+        else:
+            total = self._measured(total)
+            seen = self._measured(chi) + self.dipole.adjoint(self._measured(self.dipole.apply(chi)))
         return torch.stack((seen + total, self.ratio * total - seen), dim=-4)
+
+    def _measured(self, rows: Tensor, *, stacked: bool = False) -> Tensor:
+        """Set what lies outside the mask to 0, in one row, (..., i, j, k), or all, (..., 3, i, j, k)."""
+        if self.mask is None:
+            return rows
+        return rows * (self.mask.unsqueeze(-4) if stacked else self.mask)
 
     def gram_symbol(self, weights: Sequence[float] = (1.0, 1.0, 1.0)) -> tuple[Tensor, Tensor, Tensor]:
         """Compute ΦᴴWΦ in closed form at every k-space point.
@@ -68,10 +81,10 @@ class Separation(LinearOperator):
         Raises
         ------
         ValueError
-            If the dipole operator is padded, and so not diagonal in k-space.
+            If the dipole operator is padded or there is a mask, and so not diagonal in k-space.
         """
-        if not self.dipole.is_diagonal:
-            raise ValueError("closed forms need a dipole operator without padding")
+        if not self.dipole.is_diagonal or self.mask is not None:
+            raise ValueError("closed forms need a dipole operator without padding, and no mask")
         w_chi, w_r2prime, w_field = weights
         seen = w_chi + w_field * self.dipole.kernel**2
         return (
@@ -104,7 +117,7 @@ class Separation(LinearOperator):
         Raises
         ------
         ValueError
-            If the dipole operator is padded.
+            As `gram_symbol`.
         """
         pp, pn, nn = self.gram_symbol(weights)
         column = torch.tensor(list(weights), dtype=y.dtype, device=y.device)[:, None, None, None]

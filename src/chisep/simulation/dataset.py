@@ -435,8 +435,12 @@ class _Session:
             ("local", "fieldmap", maps.local_ppm, maps.field_sigma_ppm, "ppm"),
             ("total", "fieldmap", maps.total_ppm, maps.field_sigma_ppm, "ppm"),
             (None, "R2primemap", maps.r2prime_hz, maps.r2prime_sigma_hz, "1/s"),
+            (None, "R2starmap", maps.r2star_hz, None, "1/s"),
+            (None, "R2map", maps.r2_hz, None, "1/s"),
         ):
-            facts = {"Units": units, "NoiseSdMedian": float(sigma[inside].median()), **misplaced}
+            facts: dict[str, Any] = {"Units": units, **misplaced}
+            if sigma is not None:
+                facts["NoiseSdMedian"] = float(sigma[inside].median())
             self._write_derived(MAPS, desc, suffix, volume, tissue, facts, acq)
 
     def _write_derived(
@@ -474,11 +478,14 @@ def _misplaced(maps: MeasuredMaps, tissue: Tissue, rest: Affine) -> MeasuredMaps
     def change(volume: Volume) -> Volume:
         return (moved(volume, tissue.grid.matrix(), rest) - volume) * tissue.mask
 
+    r2prime, r2 = change(tissue.r2prime_hz), change(tissue.r2_hz)
     return replace(
         maps,
         local_ppm=maps.local_ppm + change(maps.fields.local_ppm),
         total_ppm=maps.total_ppm + change(maps.fields.total_ppm),
-        r2prime_hz=(maps.r2prime_hz + change(tissue.r2prime_hz)).clamp_(min=0),
+        r2star_hz=(maps.r2star_hz + r2prime + r2).clamp_(min=0),
+        r2_hz=(maps.r2_hz + r2).clamp_(min=0),
+        r2prime_hz=(maps.r2prime_hz + r2prime).clamp_(min=0),
     )
 
 

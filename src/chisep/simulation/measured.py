@@ -29,8 +29,10 @@ class MeasuredMaps:
         Without noise.
     local_ppm, total_ppm
         Fields with noise, the same in both.
+    r2star_hz, r2_hz
+        R2* and R2 with noise, ≥ 0.
     r2prime_hz
-        R2' with noise, ≥ 0.
+        R2' = max(R2* − R2, 0), of these two.
     field_sigma_ppm, r2prime_sigma_hz
         Standard deviation of the noise in each voxel.
     """
@@ -38,6 +40,8 @@ class MeasuredMaps:
     fields: Fields
     local_ppm: Volume
     total_ppm: Volume
+    r2star_hz: Volume
+    r2_hz: Volume
     r2prime_hz: Volume
     field_sigma_ppm: Volume
     r2prime_sigma_hz: Volume
@@ -88,16 +92,19 @@ def measured_maps(
     del spin_echoes
     field_rng, rate_rng = rng.spawn(2)
     field_sigma = gre_sigma / (2 * torch.pi * hz_per_ppm(tissue.b0_t))
-    r2prime_sigma = torch.hypot(gre_sigma, se_sigma)
     error = field_sigma * _normal(field_rng, mask)
-    r2prime = tissue.r2prime_hz + r2prime_sigma * _normal(rate_rng, mask)
+    r2 = tissue.r2_hz * mask
+    r2star = r2 + tissue.r2prime_hz * mask + gre_sigma * _normal(rate_rng, mask)
+    r2 += se_sigma * _normal(rate_rng, mask)
     return MeasuredMaps(
         fields=fields,
         local_ppm=(fields.local_ppm * mask).add_(error),
         total_ppm=(field_ppm * mask).add_(error),
-        r2prime_hz=r2prime.clamp_(min=0),
+        r2prime_hz=(r2star - r2).clamp_(min=0),
+        r2star_hz=r2star.clamp_(min=0),
+        r2_hz=r2.clamp_(min=0),
         field_sigma_ppm=field_sigma,
-        r2prime_sigma_hz=r2prime_sigma,
+        r2prime_sigma_hz=torch.hypot(gre_sigma, se_sigma),
     )
 
 

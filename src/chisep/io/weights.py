@@ -1,0 +1,78 @@
+"""Weights of networks on disk: safetensors with a JSON header. No pickle is ever read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.io.files import write_bytes
+
+FORMAT = "chisep-1"
+"""Version of the header's layout."""
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
+    """Write tensors and what is known of them, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        `….safetensors`.
+    tensors
+        By their name in the network.
+    header
+        What JSON can hold: config, statistics, training data and its licence, metrics.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(dict(header), ensure_ascii=False, sort_keys=True)
+    return write_bytes(path, save(contiguous, metadata={"format": FORMAT, "chisep": text}))
+
+
+def load_header(path: Path) -> dict[str, Any]:
+    """Read what is known of the weights, without the weights.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, no safetensors file, or without the header.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata["chisep"]) if metadata.get("format") == FORMAT else None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(header, dict):
+        raise _unreadable(path, "no header of chisep")
+    return header
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and header; errors as of `load_header`."""
+    header = load_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, found: str) -> InputError:
+    return InputError(
+        path,
+        found=found.splitlines()[0] if found else "nothing that can be read",
+        wanted="weights that `chisep train` wrote (.safetensors)",
+        remedy="Check the path; `chisep weights` lists those that come with chisep.",
+    )

@@ -1,0 +1,1 @@
+"""Networks: pure `torch.nn` modules on tensors in ppm, without training code."""

@@ -1,0 +1,120 @@
+"""The U-net that all networks here share (Ronneberger 2015; in 3-D as QSMnet and χ-sepnet have it)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chisep.errors import InputError
+
+REFERENCE_WIDTHS = (32, 64, 128, 256, 512)
+"""Channels of QSMnet and χ-sepnet as published: 22.6 million parameters."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Width, depth and normalisation of a U-net."""
+
+    widths: tuple[int, ...] = REFERENCE_WIDTHS
+    """Channels of each level, from full resolution down."""
+    norm: Literal["batch", "instance", "none"] = "batch"
+    """Normalisation after each convolution."""
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise InputError(
+                "widths",
+                found=f"{self.widths}",
+                wanted="one or more positive numbers of channels",
+                remedy="The published ones are 32 64 128 256 512.",
+            )
+
+
+class UNet(nn.Module):
+    """A 3-D U-net: two convolutions a level, max-pooling, transposed convolutions, a linear 1×1×1 head.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Number of channels that come in and go out.
+    config
+        Width, depth, normalisation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.down = nn.ModuleList(
+            [_level(before, after, config) for before, after in pairwise((inputs, *widths))]
+        )
+        steps = list(pairwise(reversed(widths)))
+        self.enlarge = nn.ModuleList(
+            [nn.ConvTranspose3d(deep, shallow, kernel_size=2, stride=2) for deep, shallow in steps]
+        )
+        self.up = nn.ModuleList([_level(2 * shallow, shallow, config) for _, shallow in steps])
+        self.head = nn.Conv3d(widths[0], outputs, kernel_size=1)
+        self.divisor = 2 ** len(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, inputs, i, j, k) to (batch, outputs, i, j, k), of any size: zeros fill up inside."""
+        shape = x.shape[-3:]
+        # Zeros at the far ends, which the crop below takes away again.
+        x = functional.pad(x, [n for size in reversed(shape) for n in (0, -size % self.divisor)])
+        # oneDNN's convolutions are up to twice as fast with channels last.
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        skipped: list[Tensor] = []
+        for number, level in enumerate(self.down):
+            if number:
+                skipped.append(x)
+                x = functional.max_pool3d(x, 2)
+            x = level(x)
+        for enlarge, level in zip(self.enlarge, self.up, strict=True):
+            x = level(torch.cat((skipped.pop(), enlarge(x)), dim=1))
+        i, j, k = shape
+        return self.head(x)[..., :i, :j, :k]  # type: ignore[no-any-return]
+
+
+def _level(before: int, after: int, config: UNetConfig) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs in (before, after):
+        # A norm takes the mean off, and with it any bias.
+        layers.append(nn.Conv3d(inputs, after, kernel_size=3, padding=1, bias=config.norm == "none"))
+        if config.norm == "batch":
+            layers.append(nn.BatchNorm3d(after))
+        elif config.norm == "instance":
+            layers.append(nn.InstanceNorm3d(after, affine=True))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class Scale(nn.Module):
+    """z-scores of channels by statistics of the training data, and back; 0 outside the mask.
+
+    Parameters
+    ----------
+    mean_ppm, sd_ppm
+        One number a channel.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, mean_ppm: Sequence[float], sd_ppm: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean_ppm), ("sd", sd_ppm)):
+            self.register_buffer(name, torch.tensor(list(values)).reshape(-1, 1, 1, 1))
+
+    def forward(self, x_ppm: Tensor, mask: Tensor) -> Tensor:
+        """From ppm to z-scores, (batch, channel, i, j, k); mask (batch, 1, i, j, k)."""
+        # Outside the brain and in the zeros that convolutions pad with, every channel is at its mean.
+        return (x_ppm - self.mean) / self.sd * mask
+
+    def undo(self, z: Tensor, mask: Tensor) -> Tensor:
+        """From z-scores to ppm, in single precision whatever precision the network ran in."""
+        return (z.to(self.mean.dtype) * self.sd + self.mean) * mask

@@ -1,0 +1,348 @@
+"""Trained networks: load them, and apply them to whole volumes of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.io.weights import load_header, load_weights
+from chisep.models.network import SOURCES, Channel, Network, NetworkConfig, build
+from chisep.models.unet import UNetConfig
+from chisep.models.unrolled import UnrolledConfig
+from chisep.physics.dipole import Dipole
+from chisep.physics.separation import Separation
+from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility, Volume
+
+Progress = Callable[[int, int], None]
+"""Called with passes done and passes in all."""
+Precision = Literal["auto", "single", "bfloat16"]
+"""Of convolutions; auto: bfloat16 where the hardware has it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network with its weights, ready to be applied.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    config
+        Channels that go in and come out.
+    header
+        All that is known of the weights.
+    """
+
+    network: Network
+    config: NetworkConfig
+    header: Mapping[str, Any]
+
+    def to(self, device: torch.device | str) -> Trained:
+        """Return the same network on another device."""
+        return Trained(self.network.to(device), self.config, self.header)
+
+
+def shipped() -> dict[str, Path]:
+    """Weights that come with chisep, by name."""
+    folder = Path(__file__).parent / "weights"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find_weights(weights: str | Path) -> Path:
+    """Path of weights: one of the shipped names, or a file.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    path = Path(weights)
+    if path.is_file():
+        return path
+    known = shipped()
+    if str(weights) in known:
+        return known[str(weights)]
+    raise InputError(
+        "weights",
+        found=f"{str(weights)!r}",
+        wanted=f"a file that `chisep train` wrote, or one of: {', '.join(known) or 'none'}",
+        remedy="`chisep weights` lists those that come with chisep.",
+    )
+
+
+def load(weights: str | Path) -> Trained:
+    """Load a network.
+
+    Parameters
+    ----------
+    weights
+        One of the shipped names, or a file.
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, or they do not fit the network that their header describes.
+    """
+    path = find_weights(weights)
+    tensors, header = load_weights(path)
+    try:
+        config = network_of(header)
+        statistics = {name: (float(mean), float(sd)) for name, (mean, sd) in header["statistics"].items()}
+        network = build(config, statistics)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            path,
+            found=f"weights that do not fit their header ({str(error).splitlines()[0]})",
+            wanted="weights that `chisep train` of this version wrote",
+            remedy="Train again, or use the version of chisep that the header names.",
+        ) from error
+    return Trained(network.eval(), config, header)
+
+
+def network_of(header: Mapping[str, Any]) -> NetworkConfig:
+    """Read the network's config from the header of its weights."""
+    facts = header["network"]
+    unet, unrolled = facts["unet"], facts["unrolled"]
+    return NetworkConfig(
+        tuple(facts["inputs"]),
+        tuple(facts["outputs"]),
+        UNetConfig(**{**unet, "widths": tuple(unet["widths"])}),
+        None if unrolled is None else UnrolledConfig(**unrolled),
+    )
+
+
+@torch.inference_mode()
+def iterates(
+    trained: Trained,
+    channels: Mapping[Channel, Volume],
+    mask: MaskVolume,
+    grid: Grid,
+    *,
+    ratio: float = 1.0,
+    precision: Precision = "auto",
+    last_only: bool = False,
+) -> list[Tensor]:
+    """Apply a network to a whole volume and return what it makes in every iteration.
+
+    Parameters
+    ----------
+    trained
+        On the device of the maps.
+    channels
+        Maps in ppm, at least those that go in, shape (i, j, k).
+    mask
+        Brain.
+    grid
+        Of the maps.
+    ratio
+        D_r,neg / D_r,pos.
+    precision
+        Of convolutions.
+    last_only
+        Keep the last iteration only, for memory.
+
+    Returns
+    -------
+    list of Tensor
+        One per iteration, shape (channel, i, j, k) in ppm, 0 outside the mask; one for a network of one pass.
+
+    Notes
+    -----
+    Only the box around the mask is computed on. Sources lie within the mask, so Φ loses nothing by it.
+    """
+    box = bounding_box(mask)
+    inside = mask[box]
+    y = torch.stack([channels[name][box] for name in trained.config.inputs]) * inside
+    small = grid.reshaped(inside.shape)
+    dipole = Dipole(small, device=mask.device)
+    phi = Separation(dipole, ratio, inside[None])
+    low = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(mask.device))
+    with torch.autocast(mask.device.type, torch.bfloat16, enabled=low):
+        found = trained.network.iterates(y[None], inside[None, None], phi)
+    results = []
+    for x in found[-1:] if last_only else found:
+        whole = x.new_zeros((x.shape[1], *mask.shape))
+        whole[(slice(None), *box)] = x[0].float()
+        results.append(whole)
+    return results
+
+
+def bounding_box(mask: MaskVolume) -> tuple[slice, slice, slice]:
+    """Smallest box around the True voxels of a mask that has any."""
+    spans = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        inside = torch.nonzero(mask.amax(dim=others)).flatten()
+        spans.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return spans[0], spans[1], spans[2]
+
+
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Whether convolutions in bfloat16 are faster than in single precision there.
+
+    Notes
+    -----
+    A CPU without instructions for bfloat16 emulates it, tens of times slower than single precision
+    (measured on AVX2).
+    """
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    facts: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Settings of a network."""
+
+    weights: str = ""
+    """File of other weights, or name of shipped ones; the method's own if left out."""
+    chi_weights: str = "qsmnet"
+    """Weights that make χ from the field where no χ map is given."""
+    rate_weights: str = "r2s"
+    """Weights that make R2' from R2*, where the method goes that way."""
+    precision: Precision = "auto"
+    """Of convolutions; auto: bfloat16 where the hardware has it."""
+
+
+def invert(
+    maps: Maps, options: NetworkOptions, progress: Progress | None = None, *, weights: str
+) -> Susceptibility:
+    """Make χ from the local field with a network of one pass.
+
+    Parameters
+    ----------
+    maps
+        Local field, mask.
+    options
+        Weights, precision.
+    progress
+        Called when it is done.
+    weights
+        The method's own weights.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be read, or are not of a network from field to χ.
+    """
+    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field"})
+    chi = iterates(trained, {"field": maps.field_ppm}, maps.mask, maps.grid, precision=options.precision)[-1]
+    if progress is not None:
+        progress(1, 1)
+    return Susceptibility(chi[0])
+
+
+def separate(
+    maps: Maps, options: NetworkOptions, progress: Progress | None = None, *, weights: str
+) -> Sources:
+    """Make χ_pos and χ_neg with a network; what it makes below 0 becomes 0.
+
+    Parameters
+    ----------
+    maps
+        Local field, mask, D_r, R2' or R2*, and a χ map if there is one; QSMnet makes one else.
+    options, progress, weights
+        As of `invert`.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be read or make no sources, or a map is missing that they need.
+    """
+    trained = _loaded(options.weights or weights, maps, (SOURCES,), {"field", "qsm", "r2prime", "r2star"})
+    channels = measured_channels(maps, trained.config.inputs, options)
+    ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
+    pos, neg = iterates(
+        trained, channels, maps.mask, maps.grid, ratio=ratio, precision=options.precision, last_only=True
+    )[-1].clamp_min(0)
+    if progress is not None:
+        progress(1, 1)
+    return Sources(pos, neg)
+
+
+def measured_channels(
+    maps: Maps, wanted: Sequence[Channel], options: NetworkOptions
+) -> dict[Channel, Volume]:
+    """Bring maps to the units of the networks; χ and R2' are made by networks where they are not given.
+
+    Parameters
+    ----------
+    maps
+        Of one subject.
+    wanted
+        Which channels.
+    options
+        Weights for χ from the field, and for R2' from R2*.
+
+    Raises
+    ------
+    InputError
+        If a map is missing.
+    """
+    found: dict[Channel, Volume] = {"field": maps.field_ppm}
+    rates: dict[Channel, Volume | None] = {"r2prime": maps.r2prime_hz, "r2star": maps.r2star_hz}
+    for channel, rate in rates.items():
+        if rate is not None and maps.relaxivity is not None:
+            found[channel] = rate / maps.relaxivity.pos_hz_per_ppm
+    if "r2prime" in wanted and "r2prime" not in found and "r2star" in found:
+        trained = _loaded(options.rate_weights, maps, (("r2prime",),), {"r2star"})
+        found["r2prime"] = iterates(trained, found, maps.mask, maps.grid, precision=options.precision)[-1][0]
+        found["r2prime"].clamp_(min=0)
+    if "qsm" in wanted:
+        found["qsm"] = (
+            invert(maps, replace(options, weights=options.chi_weights), weights="").chi_ppm
+            if maps.chi_ppm is None
+            else maps.chi_ppm
+        )
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise InputError(
+            "network",
+            found=f"no map or no D_r for {', '.join(missing)}",
+            wanted=f"{', '.join(wanted)}",
+            remedy="Give R2' (or R2* to the methods that take it) and D_r or the field strength.",
+        )
+    return found
+
+
+def _loaded(
+    weights: str, maps: Maps, outputs: Sequence[tuple[Channel, ...]], inputs: set[Channel]
+) -> Trained:
+    """Load weights that make what is wanted, on the device of the maps."""
+    trained = load(weights)
+    config = trained.config
+    if config.outputs not in outputs or not inputs.issuperset(config.inputs):
+        raise InputError(
+            weights,
+            found=f"a network from {', '.join(config.inputs)} to {', '.join(config.outputs)}",
+            wanted=f"one to {', '.join(outputs[0])}",
+            remedy="Choose other weights; `chisep weights` says what each makes.",
+        )
+    return trained.to(maps.field_ppm.device)
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Weights that come with chisep."""
+
+    name: tyro.conf.Positional[str] = ""
+    """Weights to describe in full; a table of all if left out."""
+    json: bool = False
+    """Print JSON."""
+
+
+def describe(config: WeightsConfig) -> dict[str, dict[str, Any]]:
+    """Headers of the shipped weights, or of one file, by name."""
+    if config.name:
+        path = find_weights(config.name)
+        return {path.stem: load_header(path)}
+    return {name: load_header(path) for name, path in shipped().items()}

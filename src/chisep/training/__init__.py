@@ -1,0 +1,1 @@
+"""Training: crops of labelled maps, losses, the Lightning module, recipes."""

@@ -1,0 +1,383 @@
+"""Training data: maps of scans and their labels from BIDS derivatives, and crops of them.
+
+The dipole is not local: the field in a crop has parts that sources outside the crop make. A network with a
+physics step on crops must not be asked to explain them, so they are taken off, D * (χ_label outside the
+crop), which is known where the label is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from chisep.errors import InputError
+from chisep.io import bids, nifti
+from chisep.models.network import Channel, NetworkConfig
+from chisep.networks import bounding_box
+from chisep.physics.dipole import Dipole
+from chisep.physics.signal import default_relaxivity
+from chisep.types import Grid, MaskVolume, Volume
+
+_FILES: Mapping[Channel, tuple[str, str, str | None]] = {
+    # folder of FoldersConfig, BIDS suffix, desc
+    "field": ("maps", "fieldmap", "local"),
+    "r2prime": ("maps", "R2primemap", None),
+    "r2star": ("maps", "R2starmap", None),
+    "qsm": ("qsm", "Chimap", None),
+    "chi": ("labels", "Chimap", "cosmos"),
+    "chi_pos": ("labels", "Chimap", "paramagnetic"),
+    "chi_neg": ("labels", "Chimap", "diamagnetic"),
+}
+_RATES: tuple[Channel, ...] = ("r2prime", "r2star")
+_OF_THE_SCAN: tuple[Channel, ...] = ("field", "r2prime", "r2star", "qsm")
+"""Channels that each head orientation has of its own; the others are of the subject."""
+
+
+@dataclass(frozen=True)
+class FoldersConfig:
+    """A dataset with labels, and who of it is for what."""
+
+    dataset: Path
+    """BIDS dataset whose derivatives hold maps and labels."""
+    train: tuple[str, ...]
+    """Subjects to train on, without `sub-`."""
+    validation: tuple[str, ...]
+    """Subjects that choose the best epoch."""
+    maps: str = "maps"
+    """Folder in derivatives with local field (ppm), R2' and R2* (1/s)."""
+    labels: str = "labels"
+    """Folder with χ_pos, χ_neg and χ (ppm)."""
+    masks: str = "truth"
+    """Folder with brain masks."""
+    qsm: str = "qsmnet"
+    """Folder with the χ maps that go in beside the field."""
+
+    def folder(self, name: str) -> Path:
+        """Path of one of the four folders, by the name of its option."""
+        return self.dataset / "derivatives" / str(getattr(self, name))
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """What one training example is."""
+
+    size: int = 48
+    """Edge of a crop in voxels."""
+    outside_field: Literal["subtract", "keep"] = "subtract"
+    """What happens to the field of sources outside the crop."""
+    flip: bool = True
+    """Mirror crops at random along each axis, B0 direction included."""
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise InputError("size", found=f"{self.size}", wanted="8 voxels or more", remedy="Typical is 48.")
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """All maps of one scan in ppm, cut to the box of its brain, shape (i, j, k), 0 outside the mask."""
+
+    name: str
+    grid: Grid
+    mask: MaskVolume
+    channels: Mapping[str, Volume]
+    field_of_label: Volume | None = None
+    """D * (χ_pos − χ_neg) of the label, of the whole brain; None where nothing asks for it."""
+
+
+class Example(NamedTuple):
+    """One crop, or after collation a batch of them with the batch first."""
+
+    inputs: Tensor
+    """(channel, i, j, k) in ppm."""
+    targets: Tensor
+    """(channel, i, j, k) in ppm."""
+    mask: Tensor
+    """(1, i, j, k), bool."""
+    b0_direction: Tensor
+    """(3,), unit vector in voxel axes."""
+    voxel_mm: Tensor
+    """(3,)."""
+
+    def dipole(self) -> Dipole:
+        """Dipole operator of a batch."""
+        shape = tuple(int(n) for n in self.mask.shape[-3:])
+        grids = [
+            Grid((shape[0], shape[1], shape[2]), tuple(voxel), tuple(b0))
+            for voxel, b0 in zip(self.voxel_mm.tolist(), self.b0_direction.tolist(), strict=True)
+        ]
+        return Dipole.of_batch(grids, device=self.inputs.device)
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being read, how many are done, and of how many."""
+
+
+def load_scans(
+    folders: FoldersConfig,
+    subjects: Sequence[str],
+    network: NetworkConfig,
+    *,
+    field_of_label: bool = True,
+    progress: Progress | None = None,
+) -> list[Scan]:
+    """Read every scan of some subjects.
+
+    Parameters
+    ----------
+    folders
+        Where maps, labels, masks are.
+    subjects
+        Labels without `sub-`.
+    network
+        Which channels are wanted.
+    field_of_label
+        Whether to compute the field of the label, which crops take the field of outside sources from.
+    progress
+        Told which scan is being read.
+
+    Returns
+    -------
+    list of Scan
+        One per subject and acquisition.
+
+    Raises
+    ------
+    InputError
+        If a subject has no field maps, or a map is missing, unreadable or on another grid.
+    """
+    found: list[Scan] = []
+    todo = [(subject, path) for subject in subjects for path in field_maps(folders, subject)]
+    for done, (subject, path) in enumerate(todo):
+        if progress is not None:
+            progress(path.name.split("_desc")[0], done, len(todo))
+        found.append(_load(folders, subject, path, network, field_of_label))
+    if progress is not None:
+        progress("scans", len(todo), len(todo))
+    return found
+
+
+def field_maps(folders: FoldersConfig, subject: str) -> list[Path]:
+    """Find the local fields of a subject, one per scan.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    folder = folders.folder("maps") / f"sub-{subject}"
+    paths = sorted(folder.rglob(f"sub-{subject}_*desc-local_fieldmap.nii*"))
+    if not paths:
+        raise InputError(
+            folder,
+            found="no local field",
+            wanted=f"sub-{subject}[_acq-…]_desc-local_fieldmap.nii.gz in {folder.name}",
+            remedy="Check the subject and the folder of maps; `chisep simulate --maps` writes such folders.",
+        )
+    return paths
+
+
+def acquisition_path(folders: FoldersConfig, channel: Channel, subject: str, field_path: Path) -> Path:
+    """Path of a map of a scan.
+
+    Parameters
+    ----------
+    folders
+        The dataset.
+    channel
+        Which map.
+    subject
+        Label without `sub-`.
+    field_path
+        The scan's local field, whose name says which acquisition it is.
+    """
+    folder, suffix, desc = _FILES[channel]
+    path = bids.derivative_path(folders.folder(folder), subject, suffix, desc=desc)
+    acquisition = field_path.name.removeprefix(f"sub-{subject}_").partition("desc-local")[0]
+    if channel not in _OF_THE_SCAN:
+        return path
+    return path.with_name(path.name.replace(f"sub-{subject}_", f"sub-{subject}_{acquisition}", 1))
+
+
+def _load(
+    folders: FoldersConfig, subject: str, field_path: Path, network: NetworkConfig, field_of_label: bool
+) -> Scan:
+    facts = bids.read_sidecar(field_path, folders.dataset)
+    mask_image = nifti.load_mask(bids.derivative_path(folders.folder("masks"), subject, "mask", desc="brain"))
+    reference = nifti.load(field_path)
+    nifti.require_same_grid(reference, mask_image)
+    whole_mask = torch.from_numpy(mask_image.data)
+    box = bounding_box(whole_mask)
+    mask = whole_mask[box].contiguous()
+    grid = nifti.grid_of(reference, facts.get("B0DirectionVoxelAxes")).reshaped(mask.shape)
+    d_r = default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))).pos_hz_per_ppm
+
+    def read(channel: Channel) -> Volume:
+        image = nifti.load(acquisition_path(folders, channel, subject, field_path))
+        nifti.require_same_grid(reference, image)
+        volume = torch.from_numpy(image.data)[box] * mask
+        return volume / d_r if channel in _RATES else volume
+
+    wanted = dict.fromkeys((*network.inputs, *network.outputs))
+    channels: dict[str, Volume] = {channel: read(channel) for channel in wanted}
+    scan = Scan(field_path.name.split("_desc")[0], grid, mask, channels)
+    if "field" not in wanted or not field_of_label:
+        return scan
+    sources = {name: channels[name] if name in channels else read(name) for name in ("chi_pos", "chi_neg")}
+    chi = sources["chi_pos"] - sources["chi_neg"]
+    return replace(scan, channels=channels | sources, field_of_label=Dipole(grid).apply(chi))
+
+
+def statistics(scans: Sequence[Scan]) -> dict[str, tuple[float, float]]:
+    """Mean and SD in ppm of each channel over all brain voxels."""
+    found = {}
+    for name in scans[0].channels:
+        values = [scan.channels[name][scan.mask].double() for scan in scans]
+        count = sum(v.numel() for v in values)
+        mean = sum(float(v.sum()) for v in values) / count
+        variance = sum(float((v - mean).square().sum()) for v in values) / count
+        found[name] = (mean, variance**0.5)
+    return found
+
+
+class Crops(Dataset[Example]):
+    """Random crops of scans: crop n is the same whenever it is asked for.
+
+    Parameters
+    ----------
+    scans
+        To cut from.
+    network
+        Which channels go in and come out.
+    config
+        What a crop is.
+    count
+        How many there are.
+    seed
+        Of their places and mirrorings.
+    """
+
+    def __init__(
+        self, scans: Sequence[Scan], network: NetworkConfig, config: CropConfig, count: int, seed: int
+    ) -> None:
+        self.scans, self.network, self.config, self.count, self.seed = scans, network, config, count, seed
+        self._inside = [torch.nonzero(scan.mask.flatten()).squeeze(1).int() for scan in scans]
+
+    def __len__(self) -> int:
+        """Count of crops."""
+        return self.count
+
+    def __getitem__(self, number: int) -> Example:
+        """Cut a crop.
+
+        Parameters
+        ----------
+        number
+            Which one; where it lies depends on this number and the seed only.
+        """
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        rng = np.random.default_rng((self.seed, number))
+        which = int(rng.integers(len(self.scans)))
+        scan, inside = self.scans[which], self._inside[which]
+        centre = np.unravel_index(int(inside[int(rng.integers(len(inside)))]), scan.mask.shape)
+        spans = [
+            slice(start, start + min(self.config.size, n))
+            for c, n in zip(centre, scan.mask.shape, strict=True)
+            for start in [int(np.clip(c - self.config.size // 2, 0, max(n - self.config.size, 0)))]
+        ]
+        example = self._cut(scan, (spans[0], spans[1], spans[2]))
+        return mirrored(example, (rng.random(3) < 0.5).tolist()) if self.config.flip else example
+
+    def _cut(self, scan: Scan, box: tuple[slice, slice, slice]) -> Example:
+        size = self.config.size
+
+        def cut(volume: Tensor) -> Tensor:
+            piece = volume[box]
+            if piece.shape == (size,) * 3:
+                return piece.clone()
+            whole = piece.new_zeros((size,) * 3)
+            whole[tuple(slice(n) for n in piece.shape)] = piece
+            return whole
+
+        channels = {name: cut(volume) for name, volume in scan.channels.items()}
+        mask = cut(scan.mask)
+        grid = scan.grid.reshaped(mask.shape)
+        if self.config.outside_field == "subtract" and scan.field_of_label is not None:
+            chi = channels["chi_pos"] - channels["chi_neg"]
+            channels["field"] -= (cut(scan.field_of_label) - Dipole(grid).apply(chi)) * mask
+        return Example(
+            torch.stack([channels[name] for name in self.network.inputs]),
+            torch.stack([channels[name] for name in self.network.outputs]),
+            mask[None],
+            torch.tensor(grid.b0_direction),
+            torch.tensor(grid.voxel_mm),
+        )
+
+
+def mirrored(example: Example, axes: Sequence[bool]) -> Example:
+    """Mirror a crop along some of its axes; the B0 direction is mirrored with it.
+
+    Parameters
+    ----------
+    example
+        One crop.
+    axes
+        Whether to mirror each of the three.
+    """
+    flips = [axis - 3 for axis, flip in enumerate(axes) if flip]
+    sign = torch.tensor([-1.0 if flip else 1.0 for flip in axes])
+    return example._replace(
+        inputs=example.inputs.flip(flips),
+        targets=example.targets.flip(flips),
+        mask=example.mask.flip(flips),
+        b0_direction=example.b0_direction * sign,
+    )
+
+
+class BatchSampler:
+    """Batches of crop numbers: each process of several takes its share of the same batches.
+
+    Parameters
+    ----------
+    first
+        Returns the number of the first batch, asked at every pass: an interrupted training goes on there.
+    batches
+        Number of batches in a pass.
+    batch_size
+        Crops of a batch, over all processes.
+    rank, world_size
+        Of this process.
+    """
+
+    def __init__(
+        self, first: Callable[[], int], batches: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size % world_size:
+            raise InputError(
+                "batch_size",
+                found=f"{batch_size} on {world_size} devices",
+                wanted="a multiple of the number of devices",
+                remedy="Change --batch-size or --devices.",
+            )
+        self.first, self.batches, self.batch_size = first, batches, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the numbers of each batch's crops."""
+        first = self.first()
+        for batch in range(first, first + self.batches):
+            numbers = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield list(itertools.islice(numbers, self.rank, None, self.world_size))

@@ -1,0 +1,111 @@
+"""Losses: label, its gradients, and what both mean for the measurements, all as mean |·| in the brain.
+
+All terms are in ppm: R2' is divided by D_r, so that no term outweighs the others by its unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.models.network import SOURCES, Channel
+from chisep.physics.dipole import Dipole
+
+UNIT_PPM = 0.03
+"""Losses are told in units of this: about the SD of χ_pos and χ_neg in a brain."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms."""
+
+    label: float = 1.0
+    """|x̂ − x| of what comes out."""
+    gradient: float = 0.1
+    """|∇(x̂ − x)| between neighbouring voxels."""
+    field: float = 0.5
+    """|D * (χ̂ − χ)|, the local field; only where χ comes out."""
+    chi: float = 0.5
+    """|χ̂ − χ| of χ = χ_pos − χ_neg; only where sources come out."""
+    r2prime: float = 0.5
+    """|s − ŝ| of s = χ_pos + χ_neg, that is R2'/D_r; only where sources come out."""
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0:
+            raise InputError("loss", found=f"{self}", wanted="weights of 0 or more", remedy="Correct them.")
+
+
+def loss_terms(
+    predicted_ppm: Tensor,
+    label_ppm: Tensor,
+    mask: Tensor,
+    outputs: tuple[Channel, ...],
+    dipole: Dipole,
+    config: LossConfig,
+) -> dict[str, Tensor]:
+    """Compute each term, unweighted, in units of `UNIT_PPM`.
+
+    Parameters
+    ----------
+    predicted_ppm, label_ppm
+        Shape (batch, channel, i, j, k).
+    mask
+        Brain, bool, shape (batch, 1, i, j, k).
+    outputs
+        What the channels are.
+    dipole
+        Of the batch.
+    config
+        Terms of weight 0 are left out.
+
+    Returns
+    -------
+    dict
+        Mean over the brain of each volume, then over the volumes: a batch that is split over devices has
+        the same loss.
+    """
+    error = (predicted_ppm - label_ppm) * mask
+    terms = {}
+    if config.label:
+        terms["label"] = _mean(error, mask)
+    if config.gradient:
+        terms["gradient"] = _gradient(error, mask)
+    if outputs == SOURCES:
+        chi = error[:, :1] - error[:, 1:]
+        if config.chi:
+            terms["chi"] = _mean(chi, mask)
+        if config.r2prime:
+            terms["r2prime"] = _mean(error.sum(1, keepdim=True), mask)
+    elif outputs == ("chi",):
+        chi = error
+    else:
+        return terms
+    if config.field:
+        terms["field"] = _mean(dipole.apply(chi.squeeze(1)).unsqueeze(1) * mask, mask)
+    return terms
+
+
+def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
+    """Weigh and add the terms."""
+    return sum(
+        (getattr(config, name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0
+    )
+
+
+def _mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of |error| over the brain and the channels of each volume, then over volumes."""
+    voxels = mask.flatten(1).sum(1).clamp_min(1) * error.shape[1]
+    return (error.abs().flatten(1).sum(1) / voxels).mean() / UNIT_PPM
+
+
+def _gradient(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of |differences to the next voxel| where both are in the brain, over the three axes."""
+    total = error.new_zeros(())
+    for axis in (-3, -2, -1):
+        n = error.shape[axis]
+        pairs = mask.narrow(axis, 1, n - 1) & mask.narrow(axis, 0, n - 1)
+        difference = (error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1)) * pairs
+        total = total + _mean(difference, pairs)
+    return total / 3

@@ -1,0 +1,95 @@
+"""The Lightning module: a step of training and of validation, optimiser and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.models.network import NetworkConfig, Statistics, build
+from chisep.models.unrolled import Unrolled
+from chisep.physics.separation import Separation
+from chisep.training.data import Example
+from chisep.training.losses import LossConfig, loss_terms, total_loss
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """RMSprop with a learning rate that falls in steps."""
+
+    learning_rate: float = 3e-4
+    """Of the network's weights at the start."""
+    alpha_learning_rate: float = 1e-2
+    """Of the step size α, a parameter group of its own: it hardly moves at the network's rate."""
+    decay: float = 0.98
+    """Factor on both rates after every `decay_steps` steps."""
+    decay_steps: int = 1000
+    """Steps between two such factors."""
+
+    def __post_init__(self) -> None:
+        if min(self.learning_rate, self.alpha_learning_rate, self.decay) <= 0 or self.decay_steps < 1:
+            raise InputError(
+                "optimiser", found=f"{self}", wanted="numbers above 0", remedy="Correct the option."
+            )
+
+
+class TrainingModule(pl.LightningModule):
+    """A network in training.
+
+    Parameters
+    ----------
+    network
+        What it is; built here with random weights.
+    statistics
+        Mean and SD in ppm of its channels.
+    loss
+        Weights of the terms.
+    optimiser
+        Learning rates.
+    """
+
+    def __init__(
+        self, network: NetworkConfig, statistics: Statistics, loss: LossConfig, optimiser: OptimiserConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.loss_config, self.optimiser = network, loss, optimiser
+        self.network = build(network, statistics)
+
+    def training_step(self, batch: Example, _: int) -> Tensor:
+        """Loss of a batch."""
+        terms = self._terms(batch)
+        loss = total_loss(terms, self.loss_config)
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch.mask))
+        self.log_dict({f"loss_{name}": term for name, term in terms.items()}, batch_size=len(batch.mask))
+        if isinstance(self.network, Unrolled):
+            self.log("alpha", self.network.alpha.detach().clone(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Example, _: int) -> None:
+        """Loss of a batch that is not trained on."""
+        loss = total_loss(self._terms(batch), self.loss_config)
+        self.log("val_loss", loss, prog_bar=True, batch_size=len(batch.mask), sync_dist=True)
+
+    def _terms(self, batch: Example) -> dict[str, Tensor]:
+        dipole = batch.dipole()
+        phi = Separation(dipole, mask=batch.mask.squeeze(1))
+        predicted = self.network.iterates(batch.inputs, batch.mask, phi)[-1]
+        return loss_terms(predicted, batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """RMSprop, α apart; both rates fall in steps."""
+        alpha = [p for name, p in self.network.named_parameters() if name == "alpha"]
+        rest = [p for name, p in self.network.named_parameters() if name != "alpha"]
+        groups: list[dict[str, Any]] = [{"params": rest, "lr": self.optimiser.learning_rate}]
+        if alpha:
+            groups.append({"params": alpha, "lr": self.optimiser.alpha_learning_rate})
+        optimiser = torch.optim.RMSprop(groups)
+        schedule = torch.optim.lr_scheduler.StepLR(
+            optimiser, self.optimiser.decay_steps, self.optimiser.decay
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

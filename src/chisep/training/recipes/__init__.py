@@ -1,0 +1,98 @@
+"""Recipes: one frozen config per published network, and small ones for a machine without a GPU."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+
+from chisep.errors import InputError
+from chisep.models.network import NetworkConfig
+from chisep.training.data import CropConfig
+from chisep.training.losses import LossConfig
+from chisep.training.module import OptimiserConfig
+
+SMALL_WIDTHS = (8, 16, 32, 64)
+"""Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes a training run, but for the data."""
+
+    network: NetworkConfig
+    """What is trained."""
+    summary: str = ""
+    """What it is for."""
+    reference: str = ""
+    """The paper."""
+    crops: CropConfig = field(default_factory=CropConfig)
+    """What an example is."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is made small."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """How."""
+    epochs: int = 20
+    """Epochs; the one with the lowest validation loss is kept."""
+    steps_per_epoch: int = 1000
+    """Batches of an epoch."""
+    saves_per_epoch: int = 4
+    """Checkpoints of an epoch, to resume from."""
+    batch_size: int = 12
+    """Crops of a batch, over all devices."""
+    validation_crops: int = 96
+    """Crops of the validation subjects, the same after every epoch."""
+    seed: int = 0
+    """Of weights and crops."""
+
+    def __post_init__(self) -> None:
+        counts = (self.epochs, self.steps_per_epoch, self.saves_per_epoch, self.batch_size)
+        if min(counts) < 1 or self.steps_per_epoch % self.saves_per_epoch or self.validation_crops < 1:
+            raise InputError(
+                "recipe",
+                found=f"epochs, steps, saves, batch size {counts}, {self.validation_crops} validation crops",
+                wanted="numbers of 1 or more, the steps of an epoch a multiple of its saves",
+                remedy="Correct the options.",
+            )
+
+
+def small(recipe: Recipe) -> Recipe:
+    """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 4000 steps in all."""
+    return replace(
+        recipe,
+        network=replace(recipe.network, unet=replace(recipe.network.unet, widths=SMALL_WIDTHS)),
+        crops=replace(recipe.crops, size=48),
+        steps_per_epoch=200,
+        batch_size=2,
+        validation_crops=32,
+    )
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name."""
+    from chisep.training.recipes import chisepnet, qsmnet, unrolled
+
+    published = {**qsmnet.RECIPES, **chisepnet.RECIPES, **unrolled.RECIPES}
+    return {**published, **{f"{name}-small": small(recipe) for name, recipe in published.items()}}
+
+
+def find(name: str) -> Recipe:
+    """Look a recipe up.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name; names those there are.
+    """
+    known = recipes()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    raise InputError(
+        "recipe",
+        found=repr(name),
+        wanted=f"one of: {', '.join(known)}",
+        remedy=f"Did you mean {close[0]}?" if close else "`chisep train --help` explains them.",
+    )
+
+
+__all__ = ["SMALL_WIDTHS", "Recipe", "find", "recipes", "small"]

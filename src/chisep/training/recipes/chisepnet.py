@@ -1,0 +1,28 @@
+"""χ-sepnet and R2PRIMEnet (Kim M. et al., Human Brain Mapping 2025): from maps to sources in one pass."""
+
+from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig
+from chisep.training.data import CropConfig
+from chisep.training.losses import LossConfig
+from chisep.training.recipes import Recipe
+
+_REFERENCE = "Kim M. et al., Human Brain Mapping 2025"
+_CROPS = CropConfig(size=64)
+
+RECIPES = {
+    "r2s": Recipe(
+        NetworkConfig(("r2star",), ("r2prime",)),
+        "R2PRIMEnet, from R2* to R2': the first half of χ-sepnet-R2*",
+        _REFERENCE,
+        crops=_CROPS,
+        loss=LossConfig(field=0, chi=0, r2prime=0),
+    ),
+    "thesis-baseline": Recipe(
+        NetworkConfig(PHI_ROWS, SOURCES), "χ-sepnet-R2', the thesis' baseline", _REFERENCE, crops=_CROPS
+    ),
+    "thesis-r2s-direct": Recipe(
+        NetworkConfig(("qsm", "r2star", "field"), SOURCES),
+        "χ-sepnet with R2* in the place of R2'",
+        _REFERENCE,
+        crops=_CROPS,
+    ),
+}

@@ -1,0 +1,16 @@
+"""QSMnet (Yoon 2018, 10.1016/j.neuroimage.2018.06.030): from the local field to χ."""
+
+from chisep.models.network import NetworkConfig
+from chisep.training.data import CropConfig
+from chisep.training.losses import LossConfig
+from chisep.training.recipes import Recipe
+
+RECIPES = {
+    "qsmnet": Recipe(
+        NetworkConfig(("field",), ("chi",)),
+        "from the local field to χ, whose label is COSMOS",
+        "Yoon 2018, 10.1016/j.neuroimage.2018.06.030",
+        crops=CropConfig(size=64),
+        loss=LossConfig(gradient=0.1, field=0.5, chi=0, r2prime=0),
+    )
+}

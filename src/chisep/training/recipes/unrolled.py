@@ -1,0 +1,15 @@
+"""Unrolled χ-sepnet-R2' (Kim K.W., Seoul National University, December 2023)."""
+
+from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig
+from chisep.models.unrolled import UnrolledConfig
+from chisep.training.data import CropConfig
+from chisep.training.recipes import Recipe
+
+RECIPES = {
+    "thesis-unrolled": Recipe(
+        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledConfig()),
+        "unrolled χ-sepnet-R2': ten physics steps and passes of one U-net in turn, α from 4",
+        "Kim K.W., Seoul National University, 2023",
+        crops=CropConfig(size=64),
+    )
+}

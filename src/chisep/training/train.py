@@ -1,0 +1,307 @@
+"""A training run: from labelled maps and a recipe to weights, resumable at any moment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader
+
+import chisep
+from chisep.errors import InputError
+from chisep.io.files import make_directory, write_json
+from chisep.io.weights import save_weights
+from chisep.networks import has_fast_bfloat16
+from chisep.training.data import BatchSampler, Crops, FoldersConfig, Progress, load_scans, statistics
+from chisep.training.module import TrainingModule
+from chisep.training.recipes import Recipe
+
+_Fixed = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+Precision = Literal["auto"] | _Fixed
+WEIGHTS = "weights.safetensors"
+"""File in the output folder that holds the best weights."""
+_LAST, _BEST, _RECORD, _LOGS = "last.ckpt", "best.ckpt", "training.json", "logs"
+_VALIDATION_SEED = 0x5EED
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A recipe, the data, the machine."""
+
+    out: Path
+    """Folder for checkpoints, logs and weights; a training that was interrupted there goes on."""
+    data: FoldersConfig
+    """Labelled maps."""
+    recipe: Recipe
+    """What is trained, and how."""
+    name: str = "network"
+    """Name in the header of the weights."""
+    licence: str = "not stated"
+    """Licence of the training data, for the header of the weights."""
+    accelerator: str = "auto"
+    """cpu, gpu or auto."""
+    devices: int = 1
+    """Devices of this machine to train on."""
+    nodes: int = 1
+    """Machines to train on."""
+    precision: Precision = "auto"
+    """Of convolutions; auto: bfloat16 or half where the hardware has it, else single."""
+    threads: int | None = None
+    """Threads of the CPU; all of them if not given."""
+    workers: int = 0
+    """Processes that cut crops beside the training; 0 cuts them in it."""
+    minutes: float | None = None
+    """Stop after so many minutes, to be resumed by the same command."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left.
+
+    Parameters
+    ----------
+    weights
+        File of the best weights; None where the training is not finished.
+    epochs
+        Epochs done.
+    best_loss
+        Lowest validation loss.
+    seconds
+        Time of this call.
+    """
+
+    weights: Path | None
+    epochs: float
+    best_loss: float
+    seconds: float = field(compare=False)
+
+
+def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = False) -> Trained:
+    """Train until the recipe's epochs are done, or the time is up.
+
+    Parameters
+    ----------
+    config
+        Recipe, data, machine.
+    progress
+        Told which scans are being read.
+    bar
+        Whether Lightning shows a progress bar.
+
+    Returns
+    -------
+    Trained
+        Weights lie in `out` once all epochs are done.
+
+    Raises
+    ------
+    InputError
+        If the folder holds the training of another recipe, or data are missing or unreadable.
+    OutputError
+        If the folder cannot be written.
+
+    Notes
+    -----
+    Checkpoints hold weights, optimiser, schedule and step; crop n is a function of the seed and n. So a run
+    that was killed goes on from its last checkpoint as if it had not been.
+    """
+    started = time.monotonic()
+    recipe, out = config.recipe, make_directory(config.out)
+    _remember(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = (
+        "cpu" if config.accelerator == "auto" and not torch.cuda.is_available() else config.accelerator
+    )
+    scans = load_scans(config.data, config.data.train, recipe.network, progress=progress)
+    validation = load_scans(config.data, config.data.validation, recipe.network, progress=progress)
+    found = statistics(scans)
+    pl.seed_everything(recipe.seed, verbose=False)
+    module = TrainingModule(recipe.network, found, recipe.loss, recipe.optimiser)
+    keep = ModelCheckpoint(
+        out, filename="best", monitor="val_loss", save_last=False, enable_version_counter=False
+    )
+    last = ModelCheckpoint(
+        out,
+        filename="last",
+        save_top_k=1,
+        monitor=None,
+        every_n_epochs=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    parts = recipe.saves_per_epoch
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=_strategy(accelerator, config.devices * config.nodes),
+        precision=_precision(config, accelerator),
+        max_epochs=recipe.epochs * parts,
+        max_time=None if config.minutes is None else timedelta(minutes=config.minutes),
+        check_val_every_n_epoch=parts,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(25, recipe.steps_per_epoch // parts),
+        callbacks=[keep, last],
+        logger=[CSVLogger(out, name=_LOGS), TensorBoardLogger(out, name=_LOGS, version="tensorboard")],
+        use_distributed_sampler=False,
+        sync_batchnorm=accelerator != "cpu" and config.devices * config.nodes > 1,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+    )
+    steps = recipe.steps_per_epoch // parts
+    crops = Crops(
+        scans,
+        recipe.network,
+        recipe.crops,
+        recipe.epochs * recipe.steps_per_epoch * recipe.batch_size,
+        recipe.seed,
+    )
+    seen = Crops(validation, recipe.network, recipe.crops, recipe.validation_crops, _VALIDATION_SEED)
+    sampler = BatchSampler(
+        lambda: trainer.current_epoch * steps,
+        steps,
+        recipe.batch_size,
+        trainer.global_rank,
+        trainer.world_size,
+    )
+    checkpoint = out / _LAST
+    trainer.fit(
+        module,
+        DataLoader(crops, batch_sampler=sampler, num_workers=config.workers),
+        DataLoader(
+            seen, batch_size=max(1, recipe.batch_size // trainer.world_size), num_workers=config.workers
+        ),
+        ckpt_path=checkpoint if checkpoint.is_file() else None,
+        weights_only=True,
+    )
+    done = trainer.current_epoch / parts
+    best = float("nan") if keep.best_model_score is None else float(keep.best_model_score)
+    seconds = time.monotonic() - started
+    if done < recipe.epochs:
+        return Trained(None, done, best, seconds)
+    return Trained(export(config, found, best), done, best, seconds)
+
+
+def export(config: TrainConfig, found: Mapping[str, tuple[float, float]], best_loss: float) -> Path:
+    """Write the best weights of a training as safetensors with all that is known of them.
+
+    Parameters
+    ----------
+    config
+        The training.
+    found
+        Statistics of the channels.
+    best_loss
+        Lowest validation loss.
+    """
+    checkpoint = torch.load(config.out / _BEST, map_location="cpu", weights_only=True)
+    prefix = "network."
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    header = {
+        "name": config.name,
+        "summary": config.recipe.summary,
+        "reference": config.recipe.reference,
+        "network": asdict(config.recipe.network),
+        "statistics": {name: list(pair) for name, pair in found.items()},
+        "recipe": {name: value for name, value in asdict(config.recipe).items() if name != "network"},
+        "training_data": _described(config.data),
+        "licence_of_data": config.licence,
+        "best_step": int(checkpoint["global_step"]),
+        "metrics": {"validation_loss": best_loss},
+        "made_by": {"chisep": chisep.__version__, "commit": _commit()},
+    }
+    return save_weights(config.out / WEIGHTS, tensors, header)
+
+
+def course(out: Path, quantity: str) -> list[tuple[int, float]]:
+    """Read how a logged quantity went, as (step, value).
+
+    Parameters
+    ----------
+    out
+        Folder of the training.
+    quantity
+        loss, val_loss, alpha, loss_label, …
+
+    Notes
+    -----
+    Every call of `train` logs into a folder of its own; where a call did steps again that an earlier one
+    had lost, the later counts.
+    """
+    found: dict[int, float] = {}
+    for log in sorted((out / _LOGS).glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
+        with log.open(encoding="utf-8", newline="") as file:
+            found |= {
+                int(row["step"]): float(row[quantity]) for row in csv.DictReader(file) if row.get(quantity)
+            }
+    return sorted(found.items())
+
+
+def _described(data: FoldersConfig) -> dict[str, Any]:
+    name = "unnamed"
+    description = data.dataset / "dataset_description.json"
+    if description.is_file():
+        name = json.loads(description.read_text(encoding="utf-8")).get("Name", name)
+    return {"dataset": name, "train": list(data.train), "validation": list(data.validation)}
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that runs; None in an installed package."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _precision(config: TrainConfig, accelerator: str) -> _Fixed:
+    if config.precision != "auto":
+        return config.precision
+    if accelerator == "cpu":
+        return "bf16-mixed" if has_fast_bfloat16("cpu") else "32-true"
+    return "bf16-mixed" if has_fast_bfloat16("cuda") else "16-mixed"
+
+
+def _strategy(accelerator: str, devices: int) -> Any:  # noqa: ANN401
+    if devices == 1:
+        return "auto"
+    return pl.strategies.DDPStrategy(process_group_backend="gloo") if accelerator == "cpu" else "ddp"
+
+
+def _remember(config: TrainConfig) -> None:
+    """Write the recipe beside the checkpoints; refuse a folder that holds another's."""
+    wanted = json.loads(json.dumps(asdict(config.recipe)))
+    record = config.out / _RECORD
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known != wanted:
+            different = [name for name in wanted if known.get(name) != wanted[name]]
+            raise InputError(
+                config.out,
+                found=f"a training with other {', '.join(different)}",
+                wanted="an empty folder, or the training of the same recipe",
+                remedy="Give another --out, or delete this one.",
+            )
+    write_json(record, wanted)
