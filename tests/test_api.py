@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from chisep import api, cli
+from chisep import api, cli, networks
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
+from chisep.networks import NetworkOptions, WeightsConfig
 from chisep.physics.dipole import Dipole
 from chisep.types import Grid
+from tests.untrained import options_of, save_untrained
 
 SUBMISSION = Path(__file__).parents[1] / "qsm-ci"
 SHAPE, VOXEL_MM = (20, 22, 18), (1.0, 1.2, 1.5)
@@ -41,6 +43,7 @@ def maps() -> dict[str, np.ndarray]:
         "mask": mask,
         "field": field,
         "r2prime": 114 * (pos + neg),
+        "r2star": 114 * (pos + neg) + 14 * mask,
         "chi": pos - neg,
     }
 
@@ -48,6 +51,12 @@ def maps() -> dict[str, np.ndarray]:
 @pytest.fixture
 def files(maps, tmp_path):
     return {name: nifti.save(tmp_path / f"{name}.nii.gz", data, AFFINE) for name, data in maps.items()}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> dict[str, NetworkOptions]:
+    """Random weights for the networks."""
+    return options_of(tmp_path_factory.mktemp("weights"))
 
 
 def arguments(files, *names):
@@ -147,6 +156,18 @@ class TestSeparate:
             errors[support is None] = np.linalg.norm((pos - maps["pos"])[known > 0])
         assert errors[False] < errors[True]
 
+    def test_questions_units_of_r2star(self, maps, options):
+        wanted = api.SeparationOptions("chi-sepnet-r2s", network=options["chi-sepnet-r2s"])
+        with pytest.warns(ChisepWarning, match=r"R2\* is typically below 1 1/s"):
+            api.separate(
+                maps["field"],
+                None,
+                maps["mask"],
+                r2star=maps["r2star"] / 1000,
+                options=wanted,
+                voxel_mm=VOXEL_MM,
+            )
+
     def test_questions_units(self, maps):
         with pytest.warns(ChisepWarning, match="Hz or radians"):
             api.qsm(
@@ -160,6 +181,105 @@ class TestSeparate:
             api.separate(
                 maps["field"], maps["r2prime"] / 1000, maps["mask"], options=options, voxel_mm=VOXEL_MM
             )
+
+
+class TestNetworks:
+    """With random weights: what goes in, what is written beside the maps."""
+
+    def words(self, options):
+        names = ("weights", "chi_weights", "rate_weights")
+        return [w for name in names for w in (f"--{name.replace('_', '-')}", getattr(options, name))]
+
+    @pytest.mark.parametrize("name", ["chi-sepnet-r2s", "chi-sepnet-r2s-direct"])
+    def test_r2star_in_the_place_of_r2prime(self, name, maps, files, options, tmp_path):
+        command = ["separate", *arguments(files, "field", "r2star", "mask"), "--method", name]
+        assert cli.main([*command, *self.words(options[name]), "--out", str(tmp_path)]) == 0
+        made = nib.load(tmp_path / "desc-paramagnetic_Chimap.nii.gz").get_fdata()
+        assert made.min() >= 0
+        assert made[maps["mask"] > 0].any()
+        assert not made[maps["mask"] == 0].any()
+        images = api.separate(
+            files["field"],
+            None,
+            files["mask"],
+            r2star=files["r2star"],
+            options=api.SeparationOptions(name, network=options[name]),
+        )
+        np.testing.assert_array_equal(images.paramagnetic.dataobj, made)
+        used = json.loads((tmp_path / "desc-total_Chimap.json").read_text())["Weights"]
+        rate = ["r2s"] if name == "chi-sepnet-r2s" else []
+        assert [weights["Name"] for weights in used] == [Path(options[name].weights).stem, *rate, "qsmnet"]
+
+    def test_a_given_chi_map_needs_no_weights(self, files, options, tmp_path):
+        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--qsm", str(files["chi"])]
+        command += ["--method", "unrolled-thesis", "--weights", options["unrolled-thesis"].weights]
+        for precision in ("single", "bfloat16"):
+            out = tmp_path / precision
+            assert cli.main([*command, "--precision", precision, "--out", str(out)]) == 0
+        (used,) = json.loads((out / "desc-total_Chimap.json").read_text())["Weights"]
+        assert used["Name"] == "unrolled-thesis"
+        single, low = (
+            nib.load(tmp_path / name / "desc-total_Chimap.nii.gz").get_fdata()
+            for name in ("single", "bfloat16")
+        )
+        assert 0 < np.abs(single - low).max() < 0.1
+
+    @pytest.mark.parametrize(
+        ("method", "given", "wanted"),
+        [("iterative", "r2star", "r2prime"), ("chi-sepnet-r2s", "r2prime", "r2star")],
+    )
+    def test_the_other_rate_is_not_enough(self, method, given, wanted, files, tmp_path, capsys):
+        command = ["separate", *arguments(files, "field", given, "mask"), "--method", method]
+        assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
+        assert f"no {wanted} map" in capsys.readouterr().err
+
+    def test_solvers_refuse_weights(self, files, options, tmp_path, capsys):
+        weights = ["--weights", options["qsmnet"].weights]
+        out = ["--out", str(tmp_path / "chi.nii.gz")]
+        assert cli.main(["qsm", *arguments(files, "field", "mask"), "--method", "tv", *weights, *out]) == 1
+        assert "which is no network" in capsys.readouterr().err
+        with pytest.raises(InputError, match="which is no network"):
+            api.SeparationOptions(network=options["chi-sepnet-r2p"])
+
+    def test_weights_of_another_kind(self, files, options, tmp_path, capsys):
+        command = ["qsm", *arguments(files, "field", "mask"), "--method", "qsmnet"]
+        command += ["--weights", options["chi-sepnet-r2p"].weights, "--out", str(tmp_path / "chi.nii.gz")]
+        assert cli.main(command) == 1
+        assert "wanted one to chi" in capsys.readouterr().err
+
+
+class TestWeights:
+    def test_shipped_weights_say_how_far_to_trust_them(self):
+        cards = api.weight_cards(WeightsConfig())
+        assert set(cards) == set(networks.shipped())
+        for card in cards.values():
+            assert card["trust"] == "trained on simulated subjects, not validated in vivo"
+
+    def test_card_of_a_file(self, tmp_path, capsys):
+        path = save_untrained(tmp_path, "chi-sepnet-r2p")
+        card = api.weight_cards(WeightsConfig(str(path)))["chi-sepnet-r2p"]
+        # Levels of 4 and 8 channels: two convolutions and norms each, one way up, a head.
+        convolutions = 27 * (3 * 4 + 4 * 4 + 4 * 8 + 8 * 8 + 8 * 4 + 4 * 4)
+        assert card["parameters"] == convolutions + 2 * (4 + 4 + 8 + 8 + 4 + 4) + (8 * 8 * 4 + 4) + (
+            4 * 2 + 2
+        )
+        assert card["bytes"] == path.stat().st_size
+        assert "simulated" not in card["trust"]
+        assert cli.main(["weights", str(path)]) == 0
+        printed = capsys.readouterr().out
+        for words in (str(card["parameters"]), "qsm, r2prime, field", "CC0-1.0", "validation_loss"):
+            assert words in printed
+
+    def test_no_such_weights(self, capsys):
+        assert cli.main(["weights", "no-such-weights"]) == 1
+        assert "no-such-weights" in capsys.readouterr().err
+
+    def test_list(self, capsys):
+        assert cli.main(["weights"]) == 0
+        printed = capsys.readouterr().out
+        assert all(name in printed for name in networks.shipped() or ["no weights come with this version"])
+        assert cli.main(["weights", "--json"]) == 0
+        assert set(json.loads(capsys.readouterr().out)) == set(networks.shipped())
 
 
 class TestRefuses:

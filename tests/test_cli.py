@@ -59,5 +59,18 @@ def test_methods(capsys):
     assert {"closed-form", "iterative", "tikhonov", "tkd", "tv"} <= {row["name"] for row in rows}
     for row in rows:
         assert row["name"] in printed
-        assert row["source"] in ("closed-form", "iterative")
+        assert row["source"].split()[0] in ("closed-form", "iterative", "trained")
         assert row["inputs"]
+    assert "[magnitude]" in printed.replace("\n", "")
+
+
+def test_training_without_its_packages(tmp_path):
+    """Networks are applied without the extra `train`, and its lack is explained."""
+    code = (
+        "import sys; sys.modules['pytorch_lightning'] = None\n"
+        "from chisep.cli import main; sys.exit(main(['weights']) or main(['train', 'qsmnet']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'chisep[train]'" in done.stderr
+    assert "no package pytorch_lightning" in done.stderr

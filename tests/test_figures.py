@@ -252,3 +252,74 @@ def test_equal_figures_give_equal_text(volume, affine, mask):
     assert decoded(first[0]).startswith(b"\x89PNG")
     assert b"Matplotlib" not in decoded(first[0])
     assert b"<dc:date>" not in decoded(first[1])
+
+
+def test_axial_planes_fill_lines_of_the_given_length(affine):
+    volumes = np.random.default_rng(0).random((6, *SHAPE)).astype(np.float32)
+    titles = [f"iteration {number}" for number in (1, 2, 3, 5, 7, 10)]
+    figure = figures.axial_planes(volumes, titles, affine, title="", unit="", window=(0.0, 1.0), columns=3)
+    planes, bar = figure.axes[:-1], figure.axes[-1]
+    assert [axes.get_title() for axes in planes] == titles
+    for number, axes in enumerate(planes):
+        shown = np.ma.getdata(axes.images[0].get_array())
+        assert_array_equal(shown, volumes[number, ::-1, ::-1, SHAPE[2] // 2].T)
+    lefts = [axes.get_position().x0 for axes in planes]
+    assert_allclose(lefts[:3], lefts[3:])
+    assert lefts[0] < lefts[1] < lefts[2] < bar.get_position().x0
+    assert planes[0].get_position().y0 > planes[3].get_position().y1
+    with pytest.raises(ValueError, match="zip"):
+        figures.axial_planes(volumes, titles[:5], affine, title="", unit="")
+
+
+def test_curves_are_drawn_with_their_subjects_and_range():
+    lines = {"mean": ([1, 2, 3], [30.0, 20.0, 15.0]), "other": ([1, 2], [9.0, 8.0])}
+    thin = {"mean": [([1, 2, 3], [31.0, 21.0, 16.0])]}
+    first, second = figures.curves(
+        [
+            figures.Curves("left", "iteration", "NRMSE (%)", lines, thin),
+            figures.Curves("right", "step", "α", {"α": ([0.5, 1.5], [4.0, 0.7])}, band=(0.67, 0.75, "end")),
+        ]
+    ).axes
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["mean", "other"]
+    assert_array_equal(first.lines[0].get_ydata(), [31, 21, 16])
+    assert_array_equal(first.lines[1].get_ydata(), [30, 20, 15])
+    assert first.lines[0].get_color() == first.lines[1].get_color() != first.lines[2].get_color()
+    assert all(float(tick).is_integer() for tick in first.get_xticks())
+    assert [text.get_text() for text in second.get_legend().get_texts()] == ["α", "end"]
+    assert (first.get_title(), first.get_ylabel(), second.get_xlabel()) == ("left", "NRMSE (%)", "step")
+
+
+def test_bars_stand_beside_their_group_from_top_to_bottom():
+    lengths = {"label": [3.0, 2.0, np.nan], "truth": [4.0, 5.0, 6.0]}
+    panels = [figures.Bars(title, ["a", "b", "c"], lengths, {"truth": [0.5] * 3}) for title in "xyz"]
+    figure = figures.bars(panels)
+    assert len(figure.axes) == 3
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["", "", ""]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1], "first group on top"
+    for number, bar in enumerate(axes.containers[-1]):
+        assert bar.get_width() == lengths["truth"][number]
+        assert abs(bar.get_y() + bar.get_height() / 2 - number) < 0.4
+    assert len(figure.legends) == 1
+    assert figures.png(figure) == figures.png(figures.bars(panels))
+
+
+def test_lesions_are_drawn_with_their_lines_on_equal_axes():
+    points = {"hemorrhage": ([0.0, 400.0], [20.0, 300.0]), "calcification": ([100.0], [-30.0])}
+    fits = {"hemorrhage": (0.7, 20.0), "calcification": (0.5, -80.0)}
+    panels = [figures.Lesions(f"method {n}", points, fits) for n in range(5)]
+    panels.append(figures.Lesions("none", {}, {}))
+    figure = figures.lesion_lines(panels)
+    assert len(figure.axes) == 6
+    for axes in figure.axes:
+        assert axes.get_xlim() == pytest.approx((0, 420))
+        assert axes.get_ylim() == pytest.approx((-30, 420))
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "hemorrhage: 0.70",
+        "calcification: 0.50",
+    ]
+    assert_allclose(axes.lines[1].get_ydata(), [20, 20 + 0.7 * 420])
+    assert_allclose(axes.collections[0].get_offsets(), [[0, 20], [400, 300]])
+    assert not figure.axes[-1].collections

@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 
 from chisep import cli
+from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.networks import NetworkOptions
 from chisep.pipeline import RunConfig, run
 from chisep.simulation.dataset import SimulateConfig, simulate
+from tests.untrained import DATA, options_of, save_untrained
 
 ANAT = Path("sub-01", "anat")
 TRUTH = Path("derivatives", "truth") / ANAT
@@ -154,13 +157,25 @@ class TestResuming:
         assert contents(folder) == contents(out)
 
 
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> dict[str, NetworkOptions]:
+    """Random weights for the networks."""
+    return options_of(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def gradient_echo_only(raw, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("megre") / "raw"
+    shutil.copytree(raw, root)
+    for file in (root / ANAT).glob("*MESE*"):
+        file.unlink()
+    return root
+
+
 class TestWithoutSpinEcho:
-    def test_pseudo_r2_is_said_everywhere(self, raw, tmp_path, capsys):
-        root, folder = tmp_path / "raw", tmp_path / "out"
-        shutil.copytree(raw, root)
-        for file in (root / ANAT).glob("*MESE*"):
-            file.unlink()
-        assert cli.main(["run", str(root), str(folder), "participant"]) == 0
+    def test_pseudo_r2_is_said_everywhere(self, gradient_echo_only, tmp_path, capsys):
+        folder = tmp_path / "out"
+        assert cli.main(["run", str(gradient_echo_only), str(folder), "participant"]) == 0
         log = " ".join(capsys.readouterr().err.split())
         sidecar = json.loads((folder / ANAT / "sub-01_R2primemap.json").read_text())
         page = (folder / "sub-01.html").read_text()
@@ -168,7 +183,79 @@ class TestWithoutSpinEcho:
         assert "pseudo-R2 of 12.7 1/s" in " ".join(sidecar["Warnings"])
         assert sidecar["Parameters"]["PseudoR2"] == 12.7
         assert "pseudo-R2 of 12.7 1/s" in page
+        assert "iterative reads R2" in page
         assert not (folder / ANAT / "sub-01_R2map.nii.gz").exists()
+
+
+class TestNetworks:
+    """With random weights: which maps networks get, and what is said of the weights."""
+
+    def test_r2star_methods_need_no_spin_echo(self, gradient_echo_only, options, tmp_path):
+        name, folder = "chi-sepnet-r2s", tmp_path / "out"
+        config = RunConfig(gradient_echo_only, folder, method=name, network=options[name])
+        assert config.qsm == "qsmnet"
+        (result,) = run(config)
+        assert result.error is None
+        assert not [text for text in result.warnings if text.startswith("separation")]
+        sidecar = json.loads((folder / ANAT / "sub-01_desc-total_Chimap.json").read_text())
+        assert "bids::sub-01/anat/sub-01_R2starmap.nii.gz" in sidecar["Sources"]
+        assert not [source for source in sidecar["Sources"] if "R2prime" in source]
+        made = load(folder / ANAT / "sub-01_desc-paramagnetic_Chimap.nii.gz")
+        assert made.min() >= 0
+        assert made.any()
+
+        weights = sidecar["Parameters"]["Weights"]
+        assert [used["Name"] for used in weights] == ["chi-sepnet-r2p", "r2s"]
+        file = Path(options[name].weights)
+        assert weights[0]["SHA256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        qsm = json.loads((folder / ANAT / "sub-01_desc-qsm_Chimap.json").read_text())
+        assert [used["Name"] for used in qsm["Parameters"]["Weights"]] == ["qsmnet"]
+        assert f"chi-sepnet-r2p, trained on: {DATA}" in (folder / "sub-01.html").read_text()
+
+        other = NetworkOptions(
+            str(save_untrained(tmp_path, "chi-sepnet-r2p", seed=1)),
+            options[name].chi_weights,
+            options[name].rate_weights,
+        )
+        (again,) = run(config)
+        assert len(again.skipped) == 7
+        (changed,) = run(RunConfig(gradient_echo_only, folder, method=name, network=other))
+        assert set(again.skipped) - set(changed.skipped) == {"separation", "report"}
+
+    def test_r2prime_methods_warn_of_the_pseudo_r2(self, gradient_echo_only, options, tmp_path):
+        name = "chi-sepnet-r2p"
+        (result,) = run(
+            RunConfig(gradient_echo_only, tmp_path, method=name, qsm="tkd", network=options[name])
+        )
+        assert result.error is None
+        assert [text for text in result.warnings if text.startswith("separation: χ_pos and χ_neg depend")]
+
+    def test_networks_get_the_mask_of_the_field(self, raw, options, tmp_path):
+        name = "unrolled-thesis"
+        (result,) = run(RunConfig(raw, tmp_path, method=name, qsm="tkd", network=options[name]))
+        assert result.error is None
+        mask = load(tmp_path / ANAT / "sub-01_desc-eroded_mask.nii.gz") > 0
+        made = load(tmp_path / ANAT / "sub-01_desc-diamagnetic_Chimap.nii.gz")
+        assert made[mask].any()
+        assert not made[~mask].any()
+
+    def test_default_qsm(self, raw, tmp_path):
+        """A network gets the χ that it was trained on."""
+        assert RunConfig(raw, tmp_path).qsm == "tv"
+        assert RunConfig(raw, tmp_path, method="unrolled-thesis").qsm == "qsmnet"
+        assert RunConfig(raw, tmp_path, method="unrolled-thesis", qsm="tv").qsm == "tv"
+
+    def test_weights_are_looked_for_before_anything_is_done(self, raw, tmp_path):
+        folder = tmp_path / "out"
+        with pytest.raises(InputError, match="no-such-weights"):
+            run(
+                RunConfig(
+                    raw, folder, method="unrolled-thesis", qsm="tv", network=NetworkOptions("no-such-weights")
+                )
+            )
+        assert not folder.exists()
+        with pytest.raises(InputError, match="which is no network"):
+            RunConfig(raw, folder, network=NetworkOptions("qsmnet"))
 
 
 class TestBadInput:

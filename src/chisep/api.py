@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ from torch import Tensor
 from tyro.conf import Positional
 
 import chisep
-from chisep import methods, metrics
+from chisep import methods, metrics, networks
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_json
+from chisep.networks import NetworkOptions, Precision, WeightsConfig
 from chisep.pipeline import relaxivity
 from chisep.types import Grid, Maps
 
@@ -36,6 +37,10 @@ SOURCE_FILES = {
 """File names of χ_pos, χ_neg and χ; names before `desc` (subject, session) may precede them."""
 
 
+_SHIPPED_TRUST = "trained on simulated subjects, not validated in vivo"
+_OTHER_TRUST = "not part of chisep; whoever trained them knows on whom, and whether they were validated"
+
+
 @dataclass(frozen=True)
 class InversionOptions:
     """How one susceptibility map is made."""
@@ -46,9 +51,19 @@ class InversionOptions:
     """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
     device: str = "cpu"
     """Where tensors live: cpu, cuda, cuda:1, …"""
+    weights: str = ""
+    """For a network: file of other weights, or name of shipped ones; the method's own if left out."""
+    precision: Precision = "auto"
+    """Of a network's convolutions; auto: bfloat16 where the hardware has it."""
 
     def __post_init__(self) -> None:
         methods.find(self.method, "chi")
+        methods.config_for(self.method, self.network)
+
+    @property
+    def network(self) -> NetworkOptions:
+        """The same, as networks take it."""
+        return NetworkOptions(weights=self.weights, precision=self.precision)
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,12 @@ class SeparationOptions:
     """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg. Default 114·B0/3."""
     device: str = "cpu"
     """Where tensors live: cpu, cuda, cuda:1, …"""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    """For methods that are networks."""
 
     def __post_init__(self) -> None:
         methods.find(self.method, "sources")
+        methods.config_for(self.method, self.network)
         if not 0.01 <= self.b0 <= 25:
             raise InputError(
                 "--b0",
@@ -94,9 +112,10 @@ class SeparatedImages(NamedTuple):
 
 def separate(
     field: ImageLike,
-    r2prime: ImageLike,
+    r2prime: ImageLike | None,
     mask: ImageLike,
     *,
+    r2star: ImageLike | None = None,
     qsm: ImageLike | None = None,
     magnitude: ImageLike | None = None,
     support: ImageLike | None = None,
@@ -111,9 +130,11 @@ def separate(
     field
         Local field in ppm, shape (i, j, k).
     r2prime
-        R2' in 1/s, same grid.
+        R2' in 1/s, same grid; None for methods that take R2*.
     mask
         Brain mask, same grid.
+    r2star
+        R2* in 1/s, same grid, for methods that take it.
     qsm
         Susceptibility map in ppm, same grid; made from the field where a method needs it and it is missing.
     magnitude
@@ -122,7 +143,7 @@ def separate(
         Where sources may be and R2' is known, e.g. the brain where `mask` is what background removal left of
         it; `mask` if None.
     options
-        Method, field strength, B0 direction, D_r, device.
+        Method, field strength, B0 direction, D_r, device, weights of a network.
     voxel_mm
         Voxel edges in mm, for arrays.
     progress
@@ -136,7 +157,8 @@ def separate(
     Raises
     ------
     InputError
-        If an input cannot be used, grids differ, or the method is unknown.
+        If an input cannot be used or one that the method needs is missing, grids differ, or the method or
+        its weights are unknown.
     """
     options = options or SeparationOptions()
     images = _Images(field, voxel_mm)
@@ -145,13 +167,15 @@ def separate(
         mask=images.mask(mask),
         grid=images.grid(options.b0_dir),
         relaxivity=relaxivity(options.dr, options.b0),
-        r2prime_hz=images.volume(r2prime, "r2prime"),
+        r2prime_hz=None if r2prime is None else images.volume(r2prime, "r2prime"),
+        r2star_hz=None if r2star is None else images.volume(r2star, "r2star"),
         chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
         magnitude=None if magnitude is None else images.magnitude(magnitude),
         support=None if support is None else images.mask(support),
     )
     _question_units(maps)
-    sources = methods.separate(maps, options.method, device=options.device, progress=progress)
+    config = methods.config_for(options.method, options.network)
+    sources = methods.separate(maps, options.method, config, device=options.device, progress=progress)
     return SeparatedImages(
         images.wrap(sources.chi_pos_ppm), images.wrap(sources.chi_neg_ppm), images.wrap(sources.chi_ppm)
     )
@@ -177,7 +201,7 @@ def qsm(
     Raises
     ------
     InputError
-        If an input cannot be used, grids differ, or the method is unknown.
+        If an input cannot be used, grids differ, or the method or its weights are unknown.
     """
     options = options or InversionOptions()
     images = _Images(field, voxel_mm)
@@ -189,7 +213,10 @@ def qsm(
         support=None if support is None else images.mask(support),
     )
     _question_units(maps)
-    return images.wrap(methods.invert(maps, options.method, device=options.device, progress=progress).chi_ppm)
+    config = methods.config_for(options.method, options.network)
+    return images.wrap(
+        methods.invert(maps, options.method, config, device=options.device, progress=progress).chi_ppm
+    )
 
 
 class _Images:
@@ -255,21 +282,23 @@ def _question_units(maps: Maps) -> None:
             ChisepWarning,
             stacklevel=3,
         )
-    if maps.r2prime_hz is None:
-        return
-    if _typical(maps.r2prime_hz, maps) < 0.3:
-        warnings.warn(
-            "R2' is typically below 0.3 1/s in the mask: is it in 1/ms? chisep wants 1/s",
-            ChisepWarning,
-            stacklevel=3,
-        )
-    negative = int(torch.count_nonzero(maps.r2prime_hz[maps.mask] < 0))
-    if negative:
-        warnings.warn(
-            f"R2' is negative in {negative} voxels of the mask; the sources stay 0 at least",
-            ChisepWarning,
-            stacklevel=3,
-        )
+    # R2* of a brain is about 20 1/s at 3 T, R2' a few 1/s.
+    for name, rate, lowest in (("R2'", maps.r2prime_hz, 0.3), ("R2*", maps.r2star_hz, 1.0)):
+        if rate is None:
+            continue
+        if _typical(rate, maps) < lowest:
+            warnings.warn(
+                f"{name} is typically below {lowest:g} 1/s in the mask: is it in 1/ms? chisep wants 1/s",
+                ChisepWarning,
+                stacklevel=3,
+            )
+        negative = int(torch.count_nonzero(rate[maps.mask] < 0))
+        if negative:
+            warnings.warn(
+                f"{name} is negative in {negative} voxels of the mask; the sources stay 0 at least",
+                ChisepWarning,
+                stacklevel=3,
+            )
 
 
 def _typical(volume: Tensor, maps: Maps) -> float:
@@ -283,14 +312,16 @@ class SeparateConfig:
 
     field: Path
     """Local field in ppm (NIfTI)."""
-    r2prime: Path
-    """R2' in 1/s (NIfTI)."""
     mask: Path
     """Brain mask (NIfTI)."""
     out: Path
     """Folder for desc-paramagnetic_, desc-diamagnetic_ and desc-total_Chimap.nii.gz (ppm)."""
     options: SeparationOptions
     """How."""
+    r2prime: Path | None = None
+    """R2' in 1/s (NIfTI); not read by methods that take R2*."""
+    r2star: Path | None = None
+    """R2* in 1/s (NIfTI), for methods that take it."""
     qsm: Path | None = None
     """Susceptibility map in ppm (NIfTI), if there is one."""
     magnitude: Path | None = None
@@ -312,6 +343,7 @@ def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] 
         config.field,
         config.r2prime,
         config.mask,
+        r2star=config.r2star,
         qsm=config.qsm,
         magnitude=config.magnitude,
         support=config.support,
@@ -321,6 +353,7 @@ def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] 
     d_r = relaxivity(config.options.dr, config.options.b0)
     facts = {
         "Method": config.options.method,
+        **_weights(config.options.method, config.options.network, chi_given=config.qsm is not None),
         "D_r_pos": d_r.pos_hz_per_ppm,
         "D_r_neg": d_r.neg_hz_per_ppm,
         "MagneticFieldStrength": config.options.b0,
@@ -383,7 +416,14 @@ def qsm_files(config: QsmConfig, progress: Callable[[int, int], None] | None = N
     direction = (
         nifti.b0_direction_of(image.affine) if config.options.b0_dir is None else config.options.b0_dir
     )
-    return _write(config.out, image, {"Method": config.options.method, "B0Direction": list(direction)})
+    options = config.options
+    used = _weights(options.method, options.network, chi_given=False)
+    return _write(config.out, image, {"Method": options.method, **used, "B0Direction": list(direction)})
+
+
+def _weights(method: str, options: NetworkOptions, *, chi_given: bool) -> dict[str, Any]:
+    used = methods.weights_used(method, options, chi_given=chi_given)
+    return {"Weights": used} if used else {}
 
 
 def _write(path: Path, image: nib.Nifti1Image, facts: dict[str, Any]) -> Path:
@@ -391,6 +431,34 @@ def _write(path: Path, image: nib.Nifti1Image, facts: dict[str, Any]) -> Path:
         bids.sidecar_of(path), {"Units": "ppm", **facts, "SoftwareVersion": f"chisep {chisep.__version__}"}
     )
     return nifti.save(path, np.asanyarray(image.dataobj), image.affine)
+
+
+def weight_cards(config: WeightsConfig) -> dict[str, dict[str, Any]]:
+    """Say all that is known of the shipped weights, or of one file.
+
+    Returns
+    -------
+    dict
+        By name: the header of the weights (network, statistics, recipe, training data, metrics, …), number
+        of parameters, size in bytes, and how far the weights may be trusted.
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, or they cannot be read.
+    """
+    known = networks.shipped()
+    cards = {}
+    for name, header in networks.describe(config).items():
+        path = networks.find_weights(config.name or name)
+        network = networks.load(path).network
+        cards[name] = {
+            **header,
+            "parameters": sum(tensor.numel() for tensor in network.parameters()),
+            "bytes": path.stat().st_size,
+            "trust": _SHIPPED_TRUST if path == known.get(name) else _OTHER_TRUST,
+        }
+    return cards
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import chisep
-from chisep.errors import ChisepError, ChisepWarning
+from chisep.errors import ChisepError, ChisepWarning, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ChisepError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; finished stages are kept, the same command goes on from there", status=130)
+        return _fail(
+            "interrupted; what was finished is kept, the same command goes on from there", status=130
+        )
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -108,8 +110,19 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def _parse(config: type[T], name: str, arguments: Sequence[str], summary: str | None = None) -> T:
-    """Make a config from arguments; a command of commands gives the summary of the one that is meant."""
+def _parse(
+    config: type[T],
+    name: str,
+    arguments: Sequence[str],
+    summary: str | None = None,
+    *,
+    prefixes: bool = False,
+) -> T:
+    """Make a config from arguments.
+
+    A command of commands gives the summary of the one that is meant. Options of a part of the config bear its
+    name in front where `prefixes` are wanted, since different parts have options of one name.
+    """
     import tyro
 
     return tyro.cli(
@@ -117,13 +130,13 @@ def _parse(config: type[T], name: str, arguments: Sequence[str], summary: str | 
         prog=f"chisep {name}",
         description=COMMANDS[name].summary if summary is None else summary,
         args=list(arguments),
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.AvoidSubcommands, *(() if prefixes else (tyro.conf.OmitArgPrefixes,))),
     )
 
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar; the function given takes what is done, how much of it, of how much."""
+    """Show one bar while there is work; the function given takes what is done, how much, of how much."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -138,6 +151,8 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
         def show(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)
+            # The screen is free for other bars when all is done.
+            (progress.start if done < total else progress.stop)()
 
         yield show
 
@@ -176,6 +191,105 @@ def _qsm(arguments: Sequence[str]) -> int:
     with _progress_bar() as show:
         print(qsm_files(config, lambda done, total: show(config.options.method, done, total)))
     return 0
+
+
+def _train(arguments: Sequence[str]) -> int:
+    try:
+        from chisep.trainings import config_of, is_first_process, train_network
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("chisep"):
+            raise
+        raise InputError(
+            "chisep train",
+            found=f"no package {error.name}",
+            wanted="what training needs and applying networks does not",
+            remedy="pip install 'chisep[train]'",
+        ) from error
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_recipes()
+        sys.exit(0 if arguments else 2)
+    config = _parse(config_of(arguments[0]), f"train {arguments[0]}", arguments[1:], "", prefixes=True)
+    try:
+        with _progress_bar() as show:
+            trained = train_network(config, show, bar=True)
+    except SystemExit as ended:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from ended
+    if not is_first_process():
+        return 0
+    epochs = config.recipe.epochs
+    if trained.weights is None:
+        print(f"stopped after {trained.epochs:g} of {epochs} epochs; the same command goes on from there")
+    else:
+        print(f"{trained.weights}: best validation loss {trained.best_loss:.4g} of {epochs} epochs")
+    return 0
+
+
+def _print_recipes() -> None:
+    from chisep.training.recipes import recipes
+
+    found = recipes()
+    width = max(map(len, found))
+    print(
+        "usage: chisep train RECIPE --out DIR --data.dataset BIDS --data.train 01 … --data.validation 02 …\n"
+    )
+    print("recipes:")
+    for name, recipe in found.items():
+        widths = "-".join(map(str, recipe.network.unet.widths))
+        print(f"  {name:<{width}}  {recipe.summary}; {widths} channels")
+    print("\n`chisep train RECIPE --help` lists all options; every number of a recipe is one.")
+    print("A training that was interrupted goes on with the same command.")
+
+
+def _weights(arguments: Sequence[str]) -> int:
+    from chisep.api import weight_cards
+    from chisep.networks import WeightsConfig
+
+    config = _parse(WeightsConfig, "weights", arguments)
+    cards = weight_cards(config)
+    if config.json:
+        print(json.dumps(cards, indent=2, ensure_ascii=False))
+    elif not cards:
+        print("no weights come with this version; `chisep train` makes them")
+    elif config.name:
+        for card in cards.values():
+            _print_table(config.name, ("", ""), list(_flat(card)))
+    else:
+        rows = [
+            (
+                name,
+                f"{', '.join(card['network']['inputs'])} → {', '.join(card['network']['outputs'])}",
+                f"{card['parameters']:,}",
+                f"{card['bytes'] / 1e6:.1f} MB",
+                f"{card['training_data']['dataset']} ({', '.join(card['training_data']['train'])})",
+                card["licence_of_data"],
+                ", ".join(f"{key} {text}" for key, text in _flat(card["metrics"])),
+                card["trust"],
+            )
+            for name, card in cards.items()
+        ]
+        columns = (
+            "name",
+            "from → to",
+            "parameters",
+            "size",
+            "trained on",
+            "licence of data",
+            "metrics",
+            "trust",
+        )
+        _print_table("", columns, rows)
+    return 0
+
+
+def _flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Rows of a nested mapping, the keys joined by dots."""
+    for key, value in card.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            values = value if isinstance(value, list) else [value]
+            yield prefix + key, ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _simulate(arguments: Sequence[str]) -> int:
@@ -254,13 +368,14 @@ def _reproduce(arguments: Sequence[str]) -> int:
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title or None)
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     # A pipe has no width of its own: give it what the table needs rather than cut cells.
     Console(width=max(console.width, 200) if not console.is_terminal else None).print(table)
@@ -268,9 +383,11 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 COMMANDS = {
     "run": Command("from a BIDS dataset to source maps and a report for every subject", _run),
-    "separate": Command("separate χ_pos and χ_neg from a field map and an R2' map", _separate),
+    "separate": Command("separate χ_pos and χ_neg from a field map and a map of R2' or R2*", _separate),
     "qsm": Command("make a susceptibility map from a field map", _qsm),
     "simulate": Command("make a BIDS dataset of digital heads with known sources", _simulate),
+    "train": Command("train a network on labelled maps, your own or simulated ones", _train),
+    "weights": Command("list the trained weights that come with chisep, or explain some", _weights),
     "import": Command("bring single NIfTI files into a BIDS dataset", _import),
     "evaluate": Command("judge source maps against the truth, as JSON", _evaluate),
     "methods": Command("list the methods", _methods),

@@ -51,12 +51,15 @@ class _Inputs:
 
     field: Path
     r2prime: Path
+    r2star: Path
     mask: Path
     support: Path
 
 
 def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     """Simulate one subject, run the pipeline, and score every method on true and on processed inputs.
+
+    Networks whose weights do not come with this version are left out.
 
     Parameters
     ----------
@@ -88,13 +91,15 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
         name: _Inputs(
             *(
                 folder / f"sub-01_{file}.nii.gz"
-                for file in ("desc-local_fieldmap", "R2primemap", mask, "desc-brain_mask")
+                for file in ("desc-local_fieldmap", "R2primemap", "R2starmap", mask, "desc-brain_mask")
             )
         )
         for name, folder, mask in (("true", truth, "desc-brain_mask"), ("chain", made, "desc-eroded_mask"))
     }
     comparison = _Comparison(truth, inputs["chain"].mask)
-    for name in methods.METHODS:
+    for name, method in methods.METHODS.items():
+        if method.missing_weights:
+            continue
         for label, files in inputs.items():
             show = progress and _bar(progress, f"{name} on {label} inputs")
             for source, volume in _solve(name, files, show).items():
@@ -120,6 +125,7 @@ def _solve(
         files.field,
         files.r2prime,
         files.mask,
+        r2star=files.r2star,
         support=files.support,
         options=api.SeparationOptions(method=name),
         progress=progress,

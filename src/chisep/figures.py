@@ -14,7 +14,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
@@ -65,6 +65,7 @@ _WIDTH_INCH, _TALLEST_INCH, _LOWEST_INCH, _NARROWEST_INCH = 10.0, 4.0, 1.2, 0.4
 _GAP_INCH, _TITLE_INCH, _SIDES_INCH, _BAR_INCH = 0.1, 0.32, 0.24, 0.95
 _MARGIN_MM = 8.0
 _ECHO_COLUMNS = 5
+_FEW_POINTS = 20
 _PPB = 1000.0
 
 
@@ -316,25 +317,68 @@ def echoes(
     mask, position
         As in `planes`.
     """
+    return axial_planes(
+        volumes,
+        [f"TE {1e3 * te:.1f} ms" for te in te_s],
+        affine,
+        title=title,
+        unit=unit,
+        window=window,
+        cmap=cmap,
+        mask=mask,
+        position=position,
+    )
+
+
+def axial_planes(
+    volumes: EchoArrays,
+    titles: Sequence[str],
+    affine: Affine,
+    *,
+    title: str,
+    unit: str,
+    window: tuple[float, float] | None = None,
+    cmap: str | Colormap = "gray",
+    mask: MaskArray | None = None,
+    position: Sequence[int] | None = None,
+    columns: int = _ECHO_COLUMNS,
+) -> Figure:
+    """Show the same axial plane of several volumes, all in one window.
+
+    Parameters
+    ----------
+    volumes
+        In `unit`, shape (volume, i, j, k).
+    titles
+        Text above each plane.
+    affine
+        Voxel index to scanner mm, shape (4, 4).
+    title, unit, window, cmap
+        As in `Row`.
+    mask, position
+        As in `planes`.
+    columns
+        Planes in a line.
+    """
     view = _view(volumes.shape[1:], affine, mask, position)
     width, height = view.size_mm(axis=2)
-    columns = min(len(volumes), _ECHO_COLUMNS)
-    free_inch = _WIDTH_INCH - _BAR_INCH - (_ECHO_COLUMNS + 1) * _GAP_INCH
-    # The scale of five columns, also for fewer echoes.
-    inch_per_mm = min(free_inch / _ECHO_COLUMNS / width, _TALLEST_INCH / height)
+    free_inch = _WIDTH_INCH - _BAR_INCH - (columns + 1) * _GAP_INCH
+    # The scale of full lines, also for fewer planes.
+    inch_per_mm = min(free_inch / columns / width, _TALLEST_INCH / height)
+    columns = min(len(volumes), columns)
     cell_inch, line_inch = max(width * inch_per_mm, 2 * _NARROWEST_INCH), height * inch_per_mm
     step_inch = _TITLE_INCH + line_inch + _SIDES_INCH
     lines = math.ceil(len(volumes) / columns)
     bar_left = _GAP_INCH + columns * (cell_inch + _GAP_INCH)
     sheet = _Sheet(bar_left + _BAR_INCH, _TITLE_INCH + lines * step_inch)
     limits = _window(volumes, mask) if window is None else window
-    for number, (volume, te) in enumerate(zip(volumes, te_s, strict=True)):
+    for number, (volume, text) in enumerate(zip(volumes, titles, strict=True)):
         line, column = divmod(number, columns)
         left = _GAP_INCH + column * (cell_inch + _GAP_INCH)
         top = 2 * _TITLE_INCH + line * step_inch
         axes = sheet.axes(left + (cell_inch - width * inch_per_mm) / 2, top, width * inch_per_mm, line_inch)
         image = _draw(axes, view, volume, mask, 2, limits, cmap)
-        axes.set_title(f"TE {1e3 * te:.1f} ms", color=_LIGHT, fontsize=9, pad=3)
+        axes.set_title(text, color=_LIGHT, fontsize=9, pad=3)
     sheet.text(_GAP_INCH, _TITLE_INCH - 0.08, title)
     sheet.colour_bar(image, bar_left, 2 * _TITLE_INCH, max(line_inch, _LOWEST_INCH), unit)
     return sheet.figure
@@ -420,12 +464,19 @@ def to_svg_or_png_base64(figure: Figure) -> str:
     buffer = io.BytesIO()
     if any(axes.images for axes in figure.axes):
         kind = "png"
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        buffer.write(png(figure))
     else:
         kind = "svg+xml"
         with mpl.rc_context({"svg.hashsalt": "chisep", "svg.fonttype": "path"}):
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def png(figure: Figure) -> bytes:
+    """Encode a figure as PNG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _window(values: NDArray[Any], mask: MaskArray | None) -> tuple[float, float]:
@@ -594,4 +645,154 @@ def band_spectra(densities: Mapping[str, HeadRows], edges_mm: Sequence[float], *
     axes.minorticks_off()
     axes.legend(frameon=False)
     _bare(axes)
+    return figure
+
+
+Points = tuple[Sequence[float] | Sequence[int], Sequence[float]]
+"""Horizontal and vertical coordinates, as many of each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """One panel of curves.
+
+    Parameters
+    ----------
+    title, x_label, y_label
+        Texts; the horizontal axis holds whole numbers where all of a curve's are.
+    lines
+        Name in the legend → points of a curve.
+    thin
+        Further curves in the colour of the line of that name, for example of single subjects.
+    band
+        Lowest and highest vertical coordinate, and name, of a range that is marked.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Points]
+    thin: Mapping[str, Sequence[Points]] = field(default_factory=dict)
+    band: tuple[float, float, str] | None = None
+
+
+def curves(panels: Sequence[Curves]) -> Figure:
+    """Show panels of curves side by side."""
+    figure = Figure((_WIDTH_INCH, 3.6), layout="constrained")
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        few = max((len(x) for x, _ in panel.lines.values()), default=0) <= _FEW_POINTS
+        for series, (name, (x, y)) in enumerate(panel.lines.items()):
+            colour = _SERIES_COLOURS[series % len(_SERIES_COLOURS)]
+            for thin_x, thin_y in panel.thin.get(name, ()):
+                axes.plot(thin_x, thin_y, color=colour, linewidth=0.8, alpha=0.5)
+            axes.plot(x, y, color=colour, marker="o" if few else None, linewidth=1.5, label=name)
+        if panel.band is not None:
+            low, high, name = panel.band
+            axes.axhspan(low, high, color=_SERIES_COLOURS[2], alpha=0.2, linewidth=0, label=name)
+        axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        if all(float(value).is_integer() for x, _ in panel.lines.values() for value in x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+        _bare(axes)
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """One panel of horizontal bars.
+
+    Parameters
+    ----------
+    title
+        Text above.
+    groups
+        Names of the groups of bars, from top to bottom.
+    lengths
+        Name in the legend → one number a group; NaN for no bar.
+    spreads
+        The same names → half length of the error bars.
+    """
+
+    title: str
+    groups: Sequence[str]
+    lengths: Mapping[str, Sequence[float]]
+    spreads: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def bars(panels: Sequence[Bars]) -> Figure:
+    """Show panels of bars in rows of two; a row shares the names of the groups."""
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    most = max(len(panel.groups) * len(panel.lengths) for panel in panels)
+    figure = Figure((_WIDTH_INCH, lines * (1.0 + 0.19 * most)), layout="constrained")
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        place = np.arange(len(panel.groups))
+        thick = 0.8 / len(panel.lengths)
+        for series, (name, lengths) in enumerate(panel.lengths.items()):
+            axes.barh(
+                place + (series - (len(panel.lengths) - 1) / 2) * thick,
+                lengths,
+                height=0.9 * thick,
+                xerr=panel.spreads.get(name),
+                color=_SERIES_COLOURS[series % len(_SERIES_COLOURS)],
+                error_kw={"linewidth": 1, "ecolor": "#111111"},
+                label=name,
+            )
+        axes.set(title=panel.title, yticks=place, ylim=(len(panel.groups) - 0.4, -0.6))
+        axes.set_yticklabels(panel.groups if number % columns == 0 else [""] * len(panel.groups))
+        if number == 0:
+            figure.legend(
+                *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+            )
+        _bare(axes)
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class Lesions:
+    """Predicted against assigned values of lesions, by one method.
+
+    Parameters
+    ----------
+    title
+        Name of the method.
+    points
+        Name in the legend → assigned and predicted values in ppb.
+    fits
+        The same names → slope and intercept (ppb) of the fitted line.
+    """
+
+    title: str
+    points: Mapping[str, Points]
+    fits: Mapping[str, tuple[float, float]]
+
+
+def lesion_lines(panels: Sequence[Lesions]) -> Figure:
+    """Show predicted against assigned values of lesions with fitted lines, in rows of four, on equal axes."""
+    columns = min(4, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure((_WIDTH_INCH, 0.3 + _WIDTH_INCH / 4 * 1.15 * lines), layout="constrained")
+    values = [v for panel in panels for pair in panel.points.values() for part in pair for v in part]
+    top = 1.05 * max(values, default=1.0)
+    ends = np.array([0.0, top])
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        axes.plot(ends, ends, color=_SERIES_COLOURS[2], linestyle=":", linewidth=1)
+        for series, (name, (assigned, predicted)) in enumerate(panel.points.items()):
+            colour = _SERIES_COLOURS[series % len(_SERIES_COLOURS)]
+            slope, intercept = panel.fits[name]
+            axes.scatter(assigned, predicted, s=9, color=colour, linewidths=0)
+            axes.plot(
+                ends, intercept + slope * ends, color=colour, linewidth=1.2, label=f"{name}: {slope:.2f}"
+            )
+        axes.set(xlim=(0, top), ylim=(min(0.0, *values), top), aspect="equal")
+        axes.set_title(panel.title, fontsize=9)
+        axes.tick_params(labelsize=8)
+        if panel.points:
+            axes.legend(frameon=False, fontsize=7, loc="upper left")
+        _bare(axes)
+    figure.supxlabel("assigned (ppb)", fontsize=9)
+    figure.supylabel("predicted (ppb)", fontsize=9)
     return figure

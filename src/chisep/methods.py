@@ -7,14 +7,17 @@ find it by itself.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
+from chisep import networks
 from chisep.errors import InputError
+from chisep.networks import NetworkOptions
 from chisep.types import Convergence, Maps, Sources, Susceptibility
 
 Progress = Callable[[int, int], None]
@@ -61,6 +64,9 @@ class Method:
         The paper.
     load
         Returns the solver; called when it is first used, so that listing methods imports none.
+    weights
+        Shipped weights that a network needs by default: its own, then those that make inputs of it where
+        they are not given.
     """
 
     name: str
@@ -71,14 +77,27 @@ class Method:
     summary: str
     reference: str
     load: Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]
+    weights: tuple[str, ...] = ()
+
+    @property
+    def is_network(self) -> bool:
+        """Whether results come from trained weights."""
+        return bool(self.weights)
+
+    @property
+    def missing_weights(self) -> tuple[str, ...]:
+        """Weights that it needs by default and that this installation lacks."""
+        known = networks.shipped() if self.weights else {}
+        return tuple(name for name in self.weights if name not in known)
 
     def row(self) -> dict[str, str]:
         """Texts of the table that `chisep methods` prints."""
+        missing = self.missing_weights
         return {
             "name": self.name,
             "makes": "χ_pos, χ_neg" if self.target == "sources" else "χ",
             "inputs": ", ".join([*self.needs, *(f"[{name}]" for name in self.uses)]),
-            "source": self.source,
+            "source": self.source + (f" (not shipped: {', '.join(missing)})" if missing else ""),
             "what it does": self.summary,
             "reference": self.reference,
         }
@@ -114,14 +133,27 @@ def _tv() -> tuple[Callable[..., Any], Callable[[], Any]]:
     return tv.solve, tv.TvConfig
 
 
-def _network(target: Target, weights: str) -> Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]:
-    def load() -> tuple[Callable[..., Any], Callable[[], Any]]:
-        from chisep import networks
-
-        solve = networks.separate if target == "sources" else networks.invert
-        return partial(solve, weights=weights), networks.NetworkOptions
-
-    return load
+def _network(
+    name: str,
+    target: Target,
+    needs: tuple[str, ...],
+    summary: str,
+    reference: str,
+    weights: tuple[str, ...],
+) -> Method:
+    """Entry of a network; one that makes sources uses a χ map if there is one."""
+    solve = networks.separate if target == "sources" else networks.invert
+    return Method(
+        name,
+        target,
+        needs,
+        ("qsm",) if target == "sources" else (),
+        "trained",
+        summary,
+        reference,
+        lambda: (partial(solve, weights=weights[0]), NetworkOptions),
+        weights,
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -177,55 +209,45 @@ METHODS: dict[str, Method] = {
             "Milovic 2018, 10.1002/mrm.27073",
             _tv,
         ),
-        Method(
+        _network(
             "qsmnet",
             "chi",
             ("field",),
-            (),
-            "trained",
             "dipole inversion by a U-net",
             "Yoon 2018, 10.1016/j.neuroimage.2018.06.030",
-            _network("chi", "qsmnet"),
+            ("qsmnet",),
         ),
-        Method(
+        _network(
             "chi-sepnet-r2p",
             "sources",
             ("field", "r2prime"),
-            ("qsm",),
-            "trained",
             "a U-net from χ (QSMnet, if none is given), R2' and field",
             "Kim M. 2025, Human Brain Mapping",
-            _network("sources", "chi-sepnet-r2p"),
+            ("chi-sepnet-r2p", "qsmnet"),
         ),
-        Method(
+        _network(
             "chi-sepnet-r2s",
             "sources",
             ("field", "r2star"),
-            ("qsm",),
-            "trained",
             "the same where there is R2* only: a U-net makes R2' of it",
             "Kim M. 2025, Human Brain Mapping",
-            _network("sources", "chi-sepnet-r2p"),
+            ("chi-sepnet-r2p", "r2s", "qsmnet"),
         ),
-        Method(
+        _network(
             "chi-sepnet-r2s-direct",
             "sources",
             ("field", "r2star"),
-            ("qsm",),
-            "trained",
             "a U-net from χ (QSMnet, if none is given), R2* and field",
             "Kim M. 2025, Human Brain Mapping",
-            _network("sources", "chi-sepnet-r2s-direct"),
+            ("chi-sepnet-r2s-direct", "qsmnet"),
         ),
-        Method(
+        _network(
             "unrolled-thesis",
             "sources",
             ("field", "r2prime"),
-            ("qsm",),
-            "trained",
             "ten physics steps and passes of one U-net in turn",
             "Kim K.W. 2023, Seoul National University",
-            _network("sources", "unrolled-thesis"),
+            ("unrolled-thesis", "qsmnet"),
         ),
     )
 }
@@ -249,6 +271,73 @@ def find(name: str, target: Target) -> Method:
         wanted=f"one of: {', '.join(known)}",
         remedy=f"Did you mean {close[0]}?" if close else "`chisep methods` explains them.",
     )
+
+
+def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
+    """Config of a method out of what was said on networks; None for a solver, which has its own defaults.
+
+    Raises
+    ------
+    InputError
+        If weights are given to a method that is no network.
+    """
+    if METHODS[name].is_network:
+        return options
+    if options.weights:
+        raise InputError(
+            "--weights",
+            found=f"weights for {name}, which is no network",
+            wanted=f"one of: {', '.join(m.name for m in METHODS.values() if m.is_network)}",
+            remedy="Choose another method, or leave the weights out.",
+        )
+    return None
+
+
+def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list[dict[str, str]]:
+    """Say which weights a method computes with, for the record; nothing for a solver.
+
+    Parameters
+    ----------
+    name
+        Of the method.
+    options
+        Weights that were chosen.
+    chi_given
+        Whether it gets a χ map; a network makes one else.
+
+    Returns
+    -------
+    list of dict
+        Of each file of weights: name, checksum, training data, their licence.
+
+    Raises
+    ------
+    InputError
+        If weights cannot be found or read, or are given to a method that is no network.
+    """
+    method = METHODS[name]
+    if config_for(name, options) is None:
+        return []
+    own = options.weights or method.weights[0]
+    inputs = networks.load(own).config.inputs
+    files = [own]
+    if "r2prime" in inputs and "r2prime" not in method.needs:
+        files.append(options.rate_weights)
+    if "qsm" in inputs and not chi_given:
+        files.append(options.chi_weights)
+    return [_record(file) for file in files]
+
+
+def _record(weights: str) -> dict[str, str]:
+    path, header = networks.find_weights(weights), networks.load(weights).header
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "Name": str(header.get("name", path.stem)),
+        "SHA256": checksum,
+        "TrainingData": str(header.get("training_data", {}).get("dataset", "not stated")),
+        "LicenceOfTrainingData": str(header.get("licence_of_data", "not stated")),
+    }
 
 
 def check_device(device: str) -> None:
@@ -361,5 +450,7 @@ def _solve(method: Method, maps: Maps, config: object, device: str, progress: Pr
         )
     if not bool(maps.mask.any()):
         raise InputError("mask", found="no voxel inside", wanted="a brain mask", remedy="Check the mask.")
+    # A method that takes R2* must not find R2': where there was no spin echo, it is an assumption.
+    unread: dict[str, Any] = {a: None for n, a in _WORDS.items() if n not in method.needs + method.uses}
     solve, default = method.load()
-    return solve(maps.to(device), config or default(), progress)
+    return solve(replace(maps, **unread).to(device), config or default(), progress)

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
+from nibabel.orientations import io_orientation
 from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io.weights import load_header, load_weights
 from chisep.models.network import SOURCES, Channel, Network, NetworkConfig, build
 from chisep.models.unet import UNetConfig
-from chisep.models.unrolled import UnrolledConfig
+from chisep.models.unrolled import Unrolled, UnrolledConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility, Volume
@@ -97,10 +99,10 @@ def load(weights: str | Path) -> Trained:
         statistics = {name: (float(mean), float(sd)) for name, (mean, sd) in header["statistics"].items()}
         network = build(config, statistics)
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             path,
-            found=f"weights that do not fit their header ({str(error).splitlines()[0]})",
+            found=f"weights that do not fit their header ({' '.join(str(error).split())})",
             wanted="weights that `chisep train` of this version wrote",
             remedy="Train again, or use the version of chisep that the header names.",
         ) from error
@@ -119,7 +121,7 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def iterates(
     trained: Trained,
     channels: Mapping[Channel, Volume],
@@ -156,33 +158,72 @@ def iterates(
 
     Notes
     -----
-    Only the box around the mask is computed on. Sources lie within the mask, so Φ loses nothing by it.
+    Only the box around the brain is computed on. Sources lie within the mask, so Φ loses nothing but that its
+    dipole is padded to twice a smaller box (0.3 to 0.7 % of the field of a head).
     """
-    box = bounding_box(mask)
-    inside = mask[box]
-    y = torch.stack([channels[name][box] for name in trained.config.inputs]) * inside
-    small = grid.reshaped(inside.shape)
-    dipole = Dipole(small, device=mask.device)
-    phi = Separation(dipole, ratio, inside[None])
+    box = BrainBox(mask, grid)
+    y = torch.stack([box.cut(channels[name]) for name in trained.config.inputs]) * box.mask
     low = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(mask.device))
     with torch.autocast(mask.device.type, torch.bfloat16, enabled=low):
-        found = trained.network.iterates(y[None], inside[None, None], phi)
-    results = []
-    for x in found[-1:] if last_only else found:
-        whole = x.new_zeros((x.shape[1], *mask.shape))
-        whole[(slice(None), *box)] = x[0].float()
-        results.append(whole)
-    return results
+        if isinstance(trained.network, Unrolled):
+            phi = Separation(Dipole(box.grid, device=mask.device), ratio, box.mask[None])
+            found = trained.network.iterates(y[None], box.mask[None, None], phi)
+        else:
+            found = [trained.network(y[None], box.mask[None, None])]
+    return [box.restore(x[0].float()) for x in (found[-1:] if last_only else found)]
 
 
-def bounding_box(mask: MaskVolume) -> tuple[slice, slice, slice]:
-    """Smallest box around the True voxels of a mask that has any."""
-    spans = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        inside = torch.nonzero(mask.amax(dim=others)).flatten()
-        spans.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return spans[0], spans[1], spans[2]
+class BrainBox:
+    """The box around a brain, with its axes as near to right, anterior, superior as they can be.
+
+    Networks know the head, and B0, from one side only; files hold their axes in any order and direction.
+
+    Parameters
+    ----------
+    mask
+        Brain, not empty, shape (i, j, k).
+    grid
+        Of the mask; its axes are taken as they are if it has no affine.
+
+    Attributes
+    ----------
+    mask
+        Brain in the box.
+    grid
+        Of the box, without affine.
+    """
+
+    def __init__(self, mask: MaskVolume, grid: Grid) -> None:
+        self._shape = mask.shape
+        inside = mask.nonzero()
+        first, last = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
+        self._span = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        turns = np.array([[0, 1], [1, 1], [2, 1]]) if grid.affine is None else io_orientation(grid.affine)
+        # Axis a of the file goes to axis `to[a]` of the box; `order` is the other way round.
+        to = [int(axis) for axis in turns[:, 0]]
+        self._order = tuple(to.index(axis) for axis in range(3))
+        self._flips = [to[axis] - 3 for axis in range(3) if turns[axis, 1] < 0]
+        self.mask = self.cut(mask)
+        self.grid = Grid(
+            (self.mask.shape[0], self.mask.shape[1], self.mask.shape[2]),
+            self._turned(grid.voxel_mm),
+            self._turned([b * sign for b, sign in zip(grid.b0_direction, turns[:, 1].tolist(), strict=True)]),
+        )
+
+    def _turned(self, values: Sequence[float]) -> tuple[float, float, float]:
+        i, j, k = (float(values[axis]) for axis in self._order)
+        return i, j, k
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """Part of a volume (i, j, k) that is in the box, in the axes of the box."""
+        return volume[self._span].permute(self._order).flip(self._flips).contiguous()
+
+    def restore(self, box: Tensor) -> Tensor:
+        """Put (channel, …) in the box back into a volume of zeros, (channel, i, j, k)."""
+        whole = box.new_zeros((box.shape[0], *self._shape))
+        back = [self._order.index(axis) + 1 for axis in range(3)]
+        whole[(slice(None), *self._span)] = box.flip(self._flips).permute(0, *back)
+        return whole
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:

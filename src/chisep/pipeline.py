@@ -10,7 +10,7 @@ import csv
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from chisep import methods
 from chisep.errors import ChisepError, ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory
+from chisep.networks import NetworkOptions
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing import background, mask, registration, relaxometry
 from chisep.preprocessing import field as field_mapping
@@ -56,18 +57,23 @@ class RunConfig:
     """Participants, with or without `sub-`; all if left out."""
     method: str = "iterative"
     """Separation method; `chisep methods` lists them."""
-    qsm: str = "tv"
-    """Method of the ordinary susceptibility map (QSM)."""
+    qsm: str = ""
+    """Method of the ordinary susceptibility map (QSM); left out: qsmnet for a network, which was trained on
+    such maps, else tv."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at the field strength of the scan: one, or two (χ_pos, χ_neg). Default 114·B0/3."""
     phase_sign: Literal[1, -1] = 1
     """1 if phase grows with the field (iron bright in the field map), -1 for the opposite convention."""
     device: str = "cpu"
     """Where tensors live: cpu, cuda, cuda:1, …"""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    """For methods that are networks."""
 
     def __post_init__(self) -> None:
-        methods.find(self.method, "sources")
+        method = methods.find(self.method, "sources")
+        object.__setattr__(self, "qsm", self.qsm or ("qsmnet" if method.is_network else "tv"))
         methods.find(self.qsm, "chi")
+        methods.config_for(self.method, self.network)
         if len(self.dr) > 2:
             raise InputError(
                 "--dr",
@@ -82,6 +88,26 @@ class RunConfig:
                 wanted="another folder",
                 remedy="Choose e.g. BIDS/derivatives/chisep.",
             )
+
+    @property
+    def qsm_network(self) -> NetworkOptions:
+        """Options of the network that makes the QSM, should that be one."""
+        if not methods.METHODS[self.qsm].is_network:
+            return NetworkOptions()
+        return replace(self.network, weights=self.network.chi_weights)
+
+    def weights(self) -> dict[str, list[dict[str, str]]]:
+        """Say which weights the stages `qsm` and `separation` compute with.
+
+        Raises
+        ------
+        InputError
+            If weights cannot be found or read.
+        """
+        return {
+            "qsm": methods.weights_used(self.qsm, self.qsm_network, chi_given=False),
+            "separation": methods.weights_used(self.method, self.network, chi_given=True),
+        }
 
 
 def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:
@@ -134,10 +160,11 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResu
     Raises
     ------
     InputError
-        If the dataset as a whole cannot be used, or OUT not be written.
+        If the dataset as a whole or the weights of a network cannot be used, or OUT not be written.
     """
     sessions = bids.find_sessions(config.bids, config.participant_label)
     methods.check_device(config.device)
+    config.weights()
     make_directory(config.out)
     if not (config.out / "dataset_description.json").exists():
         bids.write_dataset_description(config.out, "chisep derivatives", derivative=True)
@@ -167,6 +194,8 @@ class SessionRun:
             raise ValueError("a gradient-echo series without field strength")
         self.config, self.session, self.b0_t = config, session, session.megre.b0_t
         self.relaxivity = relaxivity(config.dr, self.b0_t)
+        self.weights = config.weights()
+        self.reads_r2prime = "r2prime" in methods.METHODS[config.method].needs
         self.report = config.out / f"{session.name}.html"
         self.mask = self._path("mask", desc="brain")
         self.unwrapped = self._path("MEGRE", part="phase", desc="unwrapped")
@@ -249,19 +278,20 @@ class SessionRun:
                 "magnetic susceptibility from dipole inversion of the local field",
                 [self.local_field, self.eroded_mask, self.mask, *megre.magnitude],
                 [self.qsm],
-                {"Method": config.qsm} | b0,
+                {"Method": config.qsm, **self._with_weights("qsm"), **b0},
                 self._make_qsm,
             ),
             Stage(
                 "separation",
                 "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
                 [
-                    *(self.local_field, self.r2prime, *([self.r2] if mese else []), self.qsm),
-                    *(self.eroded_mask, self.mask, *megre.magnitude),
+                    *(self.local_field, self.qsm, self.eroded_mask, self.mask, *megre.magnitude),
+                    *self._rates_to_separate_by,
                 ],
                 [self.chi_pos, self.chi_neg, self.chi],
                 {
                     "Method": config.method,
+                    **self._with_weights("separation"),
                     "D_r_pos": self.relaxivity.pos_hz_per_ppm,
                     "D_r_neg": self.relaxivity.neg_hz_per_ppm,
                     **b0,
@@ -269,6 +299,17 @@ class SessionRun:
                 self._make_sources,
             ),
         ]
+
+    @property
+    def _rates_to_separate_by(self) -> list[Path]:
+        if not self.reads_r2prime:
+            return [self.r2star]
+        return [self.r2prime, *([self.r2] if self.session.mese else [])]
+
+    def _with_weights(self, stage: str) -> dict[str, Any]:
+        if not self.weights[stage]:
+            return {}
+        return {"Weights": self.weights[stage], "Precision": self.config.network.precision}
 
     # Reading and writing -----------------------------------------------------------------------------
 
@@ -345,7 +386,7 @@ class SessionRun:
             pseudo = relaxometry.pseudo_r2_hz(self.b0_t)
             warnings.warn(
                 f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
-                "an assumption that χ_pos and χ_neg depend on",
+                "an assumption",
                 ChisepWarning,
                 stacklevel=1,
             )
@@ -394,22 +435,31 @@ class SessionRun:
         )
 
     def _make_qsm(self) -> dict[str, Any]:
-        result = methods.invert(self._maps(), self.config.qsm, device=self.config.device)
+        config = self.config
+        options = methods.config_for(config.qsm, config.qsm_network)
+        result = methods.invert(self._maps(), config.qsm, options, device=config.device)
         self._save(self.qsm, result.chi_ppm)
         return _convergence_facts(result.convergence)
 
     def _make_sources(self) -> dict[str, Any]:
-        maps = self._maps()
-        if self.session.mese:  # without R2 there is nothing to separate by
-            covered = self._load(self.r2) + self._load(self.r2prime) > 0
-            maps = replace(maps, mask=maps.mask & covered, support=maps.sources_mask & covered)
-        maps = replace(
-            maps,
-            relaxivity=self.relaxivity,
-            r2prime_hz=self._load(self.r2prime),
-            chi_ppm=self._load(self.qsm),
-        )
-        result = methods.separate(maps, self.config.method, device=self.config.device)
+        config = self.config
+        maps = replace(self._maps(), relaxivity=self.relaxivity, chi_ppm=self._load(self.qsm))
+        if not self.reads_r2prime:
+            maps = replace(maps, r2star_hz=self._load(self.r2star))
+        else:
+            maps = replace(maps, r2prime_hz=self._load(self.r2prime))
+            if self.session.mese:  # without R2 there is nothing to separate by
+                covered = self._load(self.r2) + self._load(self.r2prime) > 0
+                maps = replace(maps, mask=maps.mask & covered, support=maps.sources_mask & covered)
+            else:
+                warnings.warn(
+                    f"χ_pos and χ_neg depend on the pseudo-R2: {config.method} reads R2', and there are no "
+                    "spin-echo (MESE) images; methods that take R2* do not need it",
+                    ChisepWarning,
+                    stacklevel=1,
+                )
+        options = methods.config_for(config.method, config.network)
+        result = methods.separate(maps, config.method, options, device=config.device)
         self._save(self.chi_pos, result.chi_pos_ppm)
         self._save(self.chi_neg, result.chi_neg_ppm)
         self._save(self.chi, result.chi_ppm)
@@ -478,13 +528,19 @@ class SessionRun:
         inside = images.eroded_mask
         millilitre = inside.sum() * np.prod(self._grid.voxel_mm) / 1000
         d_r = self.relaxivity
+        rate = "R2′" if self.reads_r2prime else "R2*"
         return [
             ("Field strength", f"{self.b0_t:g} T"),
             ("Voxel", " × ".join(f"{edge:.3g}" for edge in self._grid.voxel_mm) + " mm"),
             ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in self._grid.b0_direction)),
             ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in self.session.megre.te_s) + " ms"),
-            ("R2", "from spin echo" if self.session.mese else "none measured: pseudo-R2"),
-            ("Method", f"{self.config.method}, QSM by {self.config.qsm}"),
+            ("R2", "from spin echo" if self.session.mese else "none measured: pseudo-R2 in R2'"),
+            ("Method", f"{self.config.method} from {rate}, QSM by {self.config.qsm}"),
+            *(
+                ("Weights", f"{used['Name']}, trained on: {used['TrainingData']}")
+                for stage in self.weights.values()
+                for used in stage
+            ),
             ("D_r", f"{d_r.pos_hz_per_ppm:.4g} (χ_pos), {d_r.neg_hz_per_ppm:.4g} (χ_neg) 1/s/ppm"),
             ("Brain within the eroded mask", f"{millilitre:.0f} ml"),
             ("Mean χ_pos", f"{1000 * images.chi_pos_ppm[inside].mean():.1f} ppb"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chisep.physics.dipole import Dipole, dipole_kernel
 from chisep.types import Grid
+from tests.physics.battery import check
 
 DIRECTIONS = [(0.0, 0.0, 1.0), (0.0, 0.6, 0.8), (1.0, 1.0, 1.0)]
 VOXELS = [(1.0, 1.0, 1.0), (1.0, 1.5, 0.8)]
@@ -116,3 +117,28 @@ def test_padding_keeps_edges_apart():
     near_far_edge = Dipole(grid).apply(x)[31, 4, 4]
     wrapped = Dipole(grid, pad=False).apply(x)[31, 4, 4]
     assert near_far_edge.abs() < 0.05 * wrapped.abs()
+
+
+GRIDS = [
+    Grid((3, 4, 5), (1.0, 1.2, 1.5), (0.1, 0.2, 0.9)),
+    Grid((3, 4, 5), (1.0, 1.2, 1.5), (0.6, 0.0, 0.8)),
+    Grid((3, 4, 5), (2.0, 1.0, 1.0), (0.1, 0.2, 0.9)),
+]
+
+
+@pytest.mark.parametrize("grids", [GRIDS, [GRIDS[0]] * 3, GRIDS[1:2]])
+def test_batch_equals_one_by_one(grids):
+    x = torch.randn(len(grids), 3, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    together = Dipole.of_batch(grids, dtype=torch.float64).apply(x)
+    alone = [Dipole(grid, dtype=torch.float64).apply(volume) for grid, volume in zip(grids, x, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone))
+
+
+def test_batch_is_a_linear_operator():
+    check(Dipole.of_batch(GRIDS[:2], dtype=torch.float64), (2, 3, 4, 5), (2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("grids", [[GRIDS[0], GRIDS[1].reshaped((3, 4, 6))], []])
+def test_batch_wants_one_shape(grids):
+    with pytest.raises(ValueError, match="one shape"):
+        Dipole.of_batch(grids)

@@ -6,6 +6,7 @@ import torch
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid
+from tests.physics.battery import check
 
 GRID = Grid((5, 6, 7), (1.0, 1.2, 0.9), (0.2, 0.3, 0.9))
 
@@ -65,3 +66,50 @@ def test_closed_forms_refuse_a_padded_dipole():
     phi = Separation(Dipole(GRID, dtype=torch.float64))
     with pytest.raises(ValueError, match="without padding"):
         phi.gram_symbol()
+
+
+SMALL = Grid((3, 4, 4), (1.0, 1.2, 0.9), (0.2, 0.3, 0.9))
+
+
+def some_voxels(*shape: int) -> torch.Tensor:
+    return random(*shape, seed=9) > -0.5
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_masked_operator(pad):
+    dipole = Dipole(SMALL, pad=pad, dtype=torch.float64)
+    check(Separation(dipole, 0.7, some_voxels(*SMALL.shape)), (2, *SMALL.shape), (3, *SMALL.shape))
+
+
+def test_masked_operator_of_a_batch():
+    """Each volume has its own mask, voxel size and B0 direction."""
+    dipole = Dipole.of_batch(
+        [SMALL, Grid(SMALL.shape, (1.0, 1.0, 2.0), (1.0, 0.0, 0.5))], dtype=torch.float64
+    )
+    mask = some_voxels(2, *SMALL.shape)
+    assert not torch.equal(mask[0], mask[1])
+    phi = Separation(dipole, 0.7, mask)
+    check(phi, (2, 2, *SMALL.shape), (2, 3, *SMALL.shape))
+
+
+def test_mask_takes_the_rows_off_outside_and_nothing_else(phi):
+    mask, x = some_voxels(*GRID.shape), random(2, *GRID.shape)
+    masked = Separation(phi.dipole, phi.ratio, mask).apply(x)
+    assert not masked[:, ~mask].any()
+    torch.testing.assert_close(masked[:, mask], phi.apply(x)[:, mask])
+
+
+def test_a_mask_of_the_whole_grid_changes_nothing(phi):
+    whole = Separation(phi.dipole, phi.ratio, torch.ones(GRID.shape, dtype=torch.bool))
+    x, y = random(2, *GRID.shape), random(3, *GRID.shape)
+    torch.testing.assert_close(whole.apply(x), phi.apply(x))
+    torch.testing.assert_close(whole.adjoint(y), phi.adjoint(y))
+    torch.testing.assert_close(whole.gram(x), phi.gram(x))
+
+
+def test_closed_forms_refuse_a_mask(phi):
+    masked = Separation(phi.dipole, phi.ratio, torch.ones(GRID.shape, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no mask"):
+        masked.gram_symbol()
+    with pytest.raises(ValueError, match="no mask"):
+        masked.proximal(random(3, *GRID.shape), random(2, *GRID.shape))

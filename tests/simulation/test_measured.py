@@ -25,6 +25,8 @@ def test_without_noise_they_are_the_truth(tissue):
     torch.testing.assert_close(maps.local_ppm, fields.local_ppm * tissue.mask)
     torch.testing.assert_close(maps.total_ppm, fields.total_ppm * tissue.mask)
     torch.testing.assert_close(maps.r2prime_hz, tissue.r2prime_hz)
+    torch.testing.assert_close(maps.r2_hz, tissue.r2_hz * tissue.mask)
+    torch.testing.assert_close(maps.r2star_hz, (tissue.r2_hz + tissue.r2prime_hz) * tissue.mask)
     assert float(maps.field_sigma_ppm.max()) == 0
 
 
@@ -38,8 +40,24 @@ def test_noise_has_the_stated_spread_and_is_0_outside(tissue):
     error = (maps.r2prime_hz - tissue.r2prime_hz) / maps.r2prime_sigma_hz
     assert float(error[certain].std()) == pytest.approx(1, rel=0.03)
     assert float(maps.r2prime_hz.min()) == 0
-    for volume in (maps.local_ppm, maps.total_ppm, maps.r2prime_hz):
+    for volume in (maps.local_ppm, maps.total_ppm, maps.r2prime_hz, maps.r2star_hz, maps.r2_hz):
         assert not volume[~mask].any()
+
+
+def test_rates_of_both_scans_have_noise_of_their_own(tissue):
+    """R2' is what R2* of the gradient echo and R2 of the spin echo leave, and has the noise of both."""
+    maps = measured_maps(tissue, SIMPLE, rng())
+    star_sigma = maps.field_sigma_ppm * 2 * math.pi * hz_per_ppm(tissue.b0_t)
+    r2_sigma = (maps.r2prime_sigma_hz.square() - star_sigma.square()).clamp(min=0).sqrt()
+    certain = tissue.mask & (tissue.r2_hz > 4 * maps.r2prime_sigma_hz)
+    star = ((maps.r2star_hz - tissue.r2_hz - tissue.r2prime_hz) / star_sigma)[certain]
+    r2 = ((maps.r2_hz - tissue.r2_hz) / r2_sigma)[certain]
+    assert float(star.std()) == pytest.approx(1, rel=0.03)
+    assert float(r2.std()) == pytest.approx(1, rel=0.03)
+    assert abs(float((star * r2).mean())) < 0.05
+    left = (maps.r2star_hz - maps.r2_hz).clamp(min=0)
+    torch.testing.assert_close(maps.r2prime_hz[certain], left[certain], rtol=0, atol=1e-4)
+    assert min(float(maps.r2star_hz.min()), float(maps.r2_hz.min())) >= 0
 
 
 def test_half_the_snr_is_twice_the_noise_and_seeds_decide(tissue):

@@ -35,6 +35,43 @@ def _realism() -> tuple[type[Any], Function]:
     return RealismConfig, realism
 
 
+def _networks() -> tuple[type[Any], Function]:
+    from chisep.experiments.thesis.networks import NetworksConfig, train_networks
+
+    return NetworksConfig, train_networks
+
+
+def _table() -> tuple[type[Any], Function]:
+    from chisep.experiments.thesis.table import TableConfig, table
+
+    return TableConfig, table
+
+
+def _figures() -> tuple[type[Any], Function]:
+    from chisep.experiments.thesis.pictures import FiguresConfig, pictures
+
+    return FiguresConfig, pictures
+
+
+def _patients() -> tuple[type[Any], Function]:
+    from chisep.experiments.thesis.patients import PatientsConfig, patients
+
+    return PatientsConfig, patients
+
+
+def _ablations() -> tuple[type[Any], Function]:
+    from chisep.experiments.thesis.ablations import AblationsConfig, ablations
+
+    return AblationsConfig, ablations
+
+
 EXPERIMENTS = {
     "realism": Experiment("digital heads beside what was measured in people", _realism),
+    "networks": Experiment("train the thesis' networks on eight digital heads, resumable", _networks),
+    "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
+    "figures": Experiment("Figures 2.2 to 2.4 of the thesis: iterates of the unrolled network", _figures),
+    "patients": Experiment("Figure 2.5 of the thesis: lesions of graded strength", _patients),
+    "ablations": Experiment(
+        "ablations of the thesis: small trainings, each changed in one thing", _ablations
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -37,13 +38,14 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         unknown = {*self.inputs, *self.outputs} - set(get_args(Channel))
+        empty = not self.inputs or not self.outputs
         wrong = self.unrolled is not None and (self.inputs, self.outputs) != (PHI_ROWS, SOURCES)
-        if unknown or wrong or not self.inputs or not self.outputs:
+        if unknown or empty or wrong:
             raise InputError(
                 "network",
                 found=f"inputs {self.inputs}, outputs {self.outputs}",
                 wanted="channels out of " + ", ".join(get_args(Channel))
-                if unknown
+                if unknown or empty
                 else f"{PHI_ROWS} to {SOURCES} for an unrolled network",
                 remedy="Correct the channels.",
             )
@@ -62,7 +64,7 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
     Raises
     ------
     InputError
-        If statistics of a channel are missing.
+        If statistics of a channel are missing, or its SD is not above 0.
     """
     wanted = SOURCES if config.unrolled is not None else config.inputs + config.outputs
     missing = [name for name in wanted if name not in statistics]
@@ -73,6 +75,15 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
             wanted="mean and SD of every channel",
             remedy="Compute them from the training data.",
         )
+    for name in wanted:
+        mean, sd = statistics[name]
+        if not (math.isfinite(mean) and math.isfinite(sd) and sd > 0):
+            raise InputError(
+                "statistics",
+                found=f"mean {mean:g}, SD {sd:g} ppm of {name}",
+                wanted="finite numbers, and maps that are not of one value everywhere",
+                remedy="Look at the maps of this channel.",
+            )
 
     def of(names: tuple[Channel, ...]) -> tuple[list[float], list[float]]:
         return [statistics[name][0] for name in names], [statistics[name][1] for name in names]

@@ -45,27 +45,45 @@ class UNet(nn.Module):
         Number of channels that come in and go out.
     config
         Width, depth, normalisation.
+    passes
+        How often the network is applied in turn: batch norm keeps running statistics of each pass.
     """
 
-    def __init__(self, inputs: int, outputs: int, config: UNetConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig, passes: int = 1) -> None:
         super().__init__()
         widths = config.widths
         self.down = nn.ModuleList(
-            [_level(before, after, config) for before, after in pairwise((inputs, *widths))]
+            [_level(before, after, config, passes) for before, after in pairwise((inputs, *widths))]
         )
         steps = list(pairwise(reversed(widths)))
         self.enlarge = nn.ModuleList(
             [nn.ConvTranspose3d(deep, shallow, kernel_size=2, stride=2) for deep, shallow in steps]
         )
-        self.up = nn.ModuleList([_level(2 * shallow, shallow, config) for _, shallow in steps])
+        self.up = nn.ModuleList([_level(2 * shallow, shallow, config, passes) for _, shallow in steps])
         self.head = nn.Conv3d(widths[0], outputs, kernel_size=1)
         self.divisor = 2 ** len(steps)
+        self.norm = config.norm
+        self._norms = [module for module in self.modules() if isinstance(module, PassBatchNorm)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, inputs, i, j, k) to (batch, outputs, i, j, k), of any size: zeros fill up inside."""
+    def forward(self, x: Tensor, number: int = 0) -> Tensor:
+        """Map (batch, inputs, i, j, k) to (batch, outputs, i, j, k), of any size: zeros fill up inside.
+
+        Parameters
+        ----------
+        x
+            Of any precision.
+        number
+            Which of the passes this is.
+        """
+        for norm in self._norms:
+            norm.number = number
         shape = x.shape[-3:]
         # Zeros at the far ends, which the crop below takes away again.
-        x = functional.pad(x, [n for size in reversed(shape) for n in (0, -size % self.divisor)])
+        missing = [-size % self.divisor for size in shape]
+        if self.norm == "instance" and max(shape) <= self.divisor:
+            # The coarsest level would be one voxel, which has no variance.
+            missing[-1] += self.divisor
+        x = functional.pad(x, [n for zeros in reversed(missing) for n in (0, zeros)])
         # oneDNN's convolutions are up to twice as fast with channels last.
         x = x.contiguous(memory_format=torch.channels_last_3d)
         skipped: list[Tensor] = []
@@ -80,13 +98,60 @@ class UNet(nn.Module):
         return self.head(x)[..., :i, :j, :k]  # type: ignore[no-any-return]
 
 
-def _level(before: int, after: int, config: UNetConfig) -> nn.Sequential:
+class PassBatchNorm(nn.Module):
+    """Batch norm of a network that is applied several times in turn, with running statistics of each pass.
+
+    What goes into the first pass has not the distribution of what goes into the last. In training each pass
+    is normalised by its own batch; one set of running statistics for all would be another function (as
+    Cooijmans 2017, arXiv 1603.09025, found for recurrent networks).
+
+    Parameters
+    ----------
+    channels
+        Of the input.
+    passes
+        Number of passes.
+
+    Attributes
+    ----------
+    number
+        Pass that comes next, from 0.
+    momentum
+        Share of a new batch in the running statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, passes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(passes, channels))
+        self.register_buffer("running_var", torch.ones(passes, channels))
+        self.momentum = 0.1
+        self.number = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (batch, channel, i, j, k)."""
+        return functional.batch_norm(
+            x,
+            self.running_mean[self.number],
+            self.running_var[self.number],
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+        )
+
+
+def _level(before: int, after: int, config: UNetConfig, passes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs in (before, after):
         # A norm takes the mean off, and with it any bias.
         layers.append(nn.Conv3d(inputs, after, kernel_size=3, padding=1, bias=config.norm == "none"))
         if config.norm == "batch":
-            layers.append(nn.BatchNorm3d(after))
+            layers.append(nn.BatchNorm3d(after) if passes == 1 else PassBatchNorm(after, passes))
         elif config.norm == "instance":
             layers.append(nn.InstanceNorm3d(after, affine=True))
         layers.append(nn.ReLU(inplace=True))
@@ -108,7 +173,7 @@ class Scale(nn.Module):
     def __init__(self, mean_ppm: Sequence[float], sd_ppm: Sequence[float]) -> None:
         super().__init__()
         for name, values in (("mean", mean_ppm), ("sd", sd_ppm)):
-            self.register_buffer(name, torch.tensor(list(values)).reshape(-1, 1, 1, 1))
+            self.register_buffer(name, torch.tensor([float(v) for v in values]).reshape(-1, 1, 1, 1))
 
     def forward(self, x_ppm: Tensor, mask: Tensor) -> Tensor:
         """From ppm to z-scores, (batch, channel, i, j, k); mask (batch, 1, i, j, k)."""

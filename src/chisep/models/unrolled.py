@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chisep.errors import InputError
-from chisep.models.unet import Scale, UNet, UNetConfig
+from chisep.models.unet import PassBatchNorm, Scale, UNet, UNetConfig
 from chisep.physics.separation import Separation
 
 
@@ -70,8 +71,8 @@ class Unrolled(nn.Module):
         super().__init__()
         self.config = config
         self.scale = Scale(mean_ppm, sd_ppm)
-        self.unet = UNet(len(mean_ppm), len(mean_ppm), unet)
-        self.alpha = nn.Parameter(torch.tensor(config.alpha))
+        self.unet = UNet(len(mean_ppm), len(mean_ppm), unet, config.iterations)
+        self.alpha = nn.Parameter(torch.tensor(float(config.alpha)))
 
     def forward(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> Tensor:
         """χ_pos and χ_neg after the last iteration; arguments as of `iterates`."""
@@ -96,10 +97,10 @@ class Unrolled(nn.Module):
         """
         rows = y_ppm.new_tensor([float(self.config.qsm_row), 1.0, 1.0]).reshape(3, 1, 1, 1)
 
-        def step(x: Tensor) -> Tensor:
+        def step(x: Tensor, number: int) -> Tensor:
             # Eq. 2.5 with Φᴴ drawn together. Physics stays in single precision whatever the network runs in.
             descended = x + self.alpha * phi.adjoint(rows * (y_ppm - phi.apply(x)))
-            return self.scale.undo(self.unet(self.scale(descended, mask)), mask)
+            return self.scale.undo(self.unet(self.scale(descended, mask), number), mask)
 
         config = self.config
         trained_from = config.iterations - (config.gradient_iterations or config.iterations)
@@ -108,8 +109,25 @@ class Unrolled(nn.Module):
         for number in range(config.iterations):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= trained_from):
                 if config.checkpoint and torch.is_grad_enabled():
-                    x = checkpoint(step, x, use_reentrant=False)
+                    x = checkpoint(step, x, number, use_reentrant=False, context_fn=self._checkpoint_contexts)
                 else:
-                    x = step(x)
+                    x = step(x, number)
             found.append(x)
         return found
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _kept_statistics(self.unet)
+
+
+@contextmanager
+def _kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep running statistics of batch norm while activations that they have seen are computed again."""
+    norms = [m for m in module.modules() if isinstance(m, PassBatchNorm | nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -264,6 +264,49 @@ def _make_apart(work: _Work, head: LabelMap) -> list[str]:
     return [str(warning.message) for warning in caught if issubclass(warning.category, ChisepWarning)]
 
 
+def healthy_tissue(config: SimulateConfig, index: int) -> Tissue:
+    """Make the head of a subject again as `simulate` makes it, without lesions.
+
+    Parameters
+    ----------
+    config
+        Of the dataset.
+    index
+        Number of the subject, from 0.
+
+    Returns
+    -------
+    Tissue
+        On the voxels of the scan.
+
+    Raises
+    ------
+    InputError
+        If its label map cannot be used.
+    """
+    head = _head(_Work(config, index).labels)
+    streams = np.random.default_rng([config.seed, index]).spawn(8)
+    return _tissues(config, head, streams[0], streams[1], streams[7])(config.voxel_edges_mm)
+
+
+def _tissues(
+    config: SimulateConfig,
+    head: LabelMap,
+    anatomy_rng: np.random.Generator,
+    tissue_rng: np.random.Generator,
+    warp_rng: np.random.Generator,
+) -> Callable[[tuple[float, float, float]], Tissue]:
+    """Make a person of a label map; returns the function that puts the same head on voxels of any size."""
+    head = warped(head, config.warp, warp_rng)
+    head = tilted(with_structures(head, anatomy_rng), config.tilt_deg)
+
+    def tissue_of(voxel_mm: tuple[float, float, float]) -> Tissue:
+        same_rng = copy.deepcopy(tissue_rng)
+        return make_tissue(head, same_rng, config.tissue, voxel_mm=voxel_mm, b0_t=config.b0_t)
+
+    return tissue_of
+
+
 # ---- one subject -------------------------------------------------------------------------------------------
 
 
@@ -296,13 +339,7 @@ class _Session:
         # Each part draws from a stream of its own, so that changing one leaves the others as they were.
         anatomy_rng, tissue_rng, gre_rng, se_rng, coils_rng, motion_rng, implant_rng, *more = rng.spawn(10)
         warp_rng, lesion_rng, maps_rng = more
-        head = warped(head, config.warp, warp_rng)
-        head = tilted(with_structures(head, anatomy_rng), config.tilt_deg)
-
-        def tissue_of(voxel_mm: tuple[float, float, float]) -> Tissue:
-            same_rng = copy.deepcopy(tissue_rng)
-            return make_tissue(head, same_rng, config.tissue, voxel_mm=voxel_mm, b0_t=config.b0_t)
-
+        tissue_of = _tissues(config, head, anatomy_rng, tissue_rng, warp_rng)
         patient = make_patient(tissue_of(config.voxel_edges_mm), lesion_rng, config.patient)
         tissue = patient.tissue
         implants_mm = dental_implants(tissue, config.dental_implants, implant_rng, config.tilt_deg)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,6 +27,7 @@ IMPLANT_RADIUS_MM = 3.3
 Points = Float[np.ndarray, "n 3"]
 """World coordinates in mm."""
 
+_RESIDUE_SMOOTH_MM = 5.0
 _NECK_MM = 80.0
 _CUT_FRACTION = 0.2
 _SHIM_UNIT_MM = 100.0
@@ -75,8 +77,35 @@ def total_field(tissue: Tissue, implants_mm: Points | None = None) -> Fields:
     del dipole
     for place_mm in () if implants_mm is None else implants_mm:
         background += _sphere_field(tissue, place_mm)
-    local = Dipole(tissue.grid).apply(tissue.chi_pos_ppm - tissue.chi_neg_ppm)
+    local = Dipole(tissue.grid).apply(tissue.chi_ppm)
     return Fields(local.contiguous(), background - _shim(background, tissue.mask, tissue.grid))
+
+
+def residual_background(tissue: Tissue, sd_ppb: float, rng: np.random.Generator) -> Volume:
+    """Field in ppm that background removal might leave: of random sources just outside the brain.
+
+    Parameters
+    ----------
+    tissue
+        Whose brain it is for.
+    sd_ppb
+        Standard deviation in the brain.
+    rng
+        Draws the sources.
+
+    Returns
+    -------
+    Volume
+        Harmonic in the brain, largest near its surface, 0 outside of it.
+    """
+    field = torch.zeros(tissue.grid.shape)
+    if not sd_ppb:
+        return field
+    noise = rng.standard_normal(tissue.grid.shape, dtype=np.float32)
+    smooth = [_RESIDUE_SMOOTH_MM / edge for edge in tissue.grid.voxel_mm]
+    sources = torch.from_numpy(ndimage.gaussian_filter(noise, smooth)) * ~tissue.mask
+    field = Dipole(tissue.grid).apply(sources) * tissue.mask
+    return field * (1e-3 * sd_ppb / float(field[tissue.mask].std()))
 
 
 def dental_implants(

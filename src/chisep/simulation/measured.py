@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from chisep.physics.signal import hz_per_ppm, se_signal
-from chisep.simulation.fields import Fields, Points, dephasing, total_field
+from chisep.simulation.fields import Fields, Points, dephasing, residual_background, total_field
 from chisep.simulation.scanner import ScannerConfig, recovered, steady_state
 from chisep.simulation.tissue import Tissue
 from chisep.types import Echoes, MaskVolume, Volume
@@ -28,7 +28,7 @@ class MeasuredMaps:
     fields
         Without noise.
     local_ppm, total_ppm
-        Fields with noise, the same in both.
+        Fields with noise, the same in both; the residual background is in the local field.
     r2star_hz, r2_hz
         R2* and R2 with noise, ≥ 0.
     r2prime_hz
@@ -57,7 +57,7 @@ def measured_maps(
     tissue
         Sources and relaxation, on the grid of the scan.
     config
-        Echo and repetition times, flip angle, SNR, whether voxels dephase.
+        Echo and repetition times, flip angle, SNR, whether voxels dephase, residual background.
     rng
         Draws the noise.
     implants_mm
@@ -90,15 +90,16 @@ def measured_maps(
     spin_echoes = se_signal(start, tissue.r2_hz, config.te_se_s)
     se_sigma = rate_sigma_hz(spin_echoes, mask, config.te_se_s, config.snr)
     del spin_echoes
-    field_rng, rate_rng = rng.spawn(2)
+    field_rng, rate_rng, background_rng = rng.spawn(3)
     field_sigma = gre_sigma / (2 * torch.pi * hz_per_ppm(tissue.b0_t))
     error = field_sigma * _normal(field_rng, mask)
+    residue = residual_background(tissue, config.residual_background_ppb, background_rng)
     r2 = tissue.r2_hz * mask
     r2star = r2 + tissue.r2prime_hz * mask + gre_sigma * _normal(rate_rng, mask)
     r2 += se_sigma * _normal(rate_rng, mask)
     return MeasuredMaps(
         fields=fields,
-        local_ppm=(fields.local_ppm * mask).add_(error),
+        local_ppm=(fields.local_ppm * mask).add_(error).add_(residue),
         total_ppm=(field_ppm * mask).add_(error),
         r2prime_hz=(r2star - r2).clamp_(min=0),
         r2star_hz=r2star.clamp_(min=0),

@@ -92,6 +92,8 @@ class ScannerConfig:
     """SD of what is left of the shift after further orientations were registered to the first, in mm."""
     misregistration_deg: float = 0.0
     """SD of what is left of the turn, in degrees."""
+    residual_background_ppb: float = 0.0
+    """In derivatives/maps: SD in the brain of a field that background removal left."""
     oversampling: int = 1
     """Signals are made on voxels so many times finer, and k-space is cropped; time and memory grow cubed."""
     kspace_window: Window = "none"
@@ -167,6 +169,7 @@ _POSITIVE = (
     "oversampling",
 )
 _NOT_NEGATIVE = (
+    "residual_background_ppb",
     "coils",
     "b1_spread",
     "dental_implants",

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.models.network import Channel, NetworkConfig
-from chisep.networks import bounding_box
+from chisep.networks import BrainBox
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity
 from chisep.types import Grid, MaskVolume, Volume
@@ -83,7 +83,7 @@ class CropConfig:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """All maps of one scan in ppm, cut to the box of its brain, shape (i, j, k), 0 outside the mask."""
+    """All maps of one scan in ppm, in the `BrainBox` of its brain, shape (i, j, k), 0 outside the mask."""
 
     name: str
     grid: Grid
@@ -201,10 +201,12 @@ def acquisition_path(folders: FoldersConfig, channel: Channel, subject: str, fie
     """
     folder, suffix, desc = _FILES[channel]
     path = bids.derivative_path(folders.folder(folder), subject, suffix, desc=desc)
-    acquisition = field_path.name.removeprefix(f"sub-{subject}_").partition("desc-local")[0]
     if channel not in _OF_THE_SCAN:
         return path
-    return path.with_name(path.name.replace(f"sub-{subject}_", f"sub-{subject}_{acquisition}", 1))
+    acquisition = field_path.name.removeprefix(f"sub-{subject}_").partition("desc-local")[0]
+    name = path.name.replace(f"sub-{subject}_", f"sub-{subject}_{acquisition}", 1)
+    # A scan of a session lies in the session's folder.
+    return folders.folder(folder) / field_path.parent.relative_to(folders.folder("maps")) / name
 
 
 def _load(
@@ -214,26 +216,25 @@ def _load(
     mask_image = nifti.load_mask(bids.derivative_path(folders.folder("masks"), subject, "mask", desc="brain"))
     reference = nifti.load(field_path)
     nifti.require_same_grid(reference, mask_image)
-    whole_mask = torch.from_numpy(mask_image.data)
-    box = bounding_box(whole_mask)
-    mask = whole_mask[box].contiguous()
-    grid = nifti.grid_of(reference, facts.get("B0DirectionVoxelAxes")).reshaped(mask.shape)
+    box = BrainBox(
+        torch.from_numpy(mask_image.data), nifti.grid_of(reference, facts.get("B0DirectionVoxelAxes"))
+    )
     d_r = default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))).pos_hz_per_ppm
 
     def read(channel: Channel) -> Volume:
         image = nifti.load(acquisition_path(folders, channel, subject, field_path))
         nifti.require_same_grid(reference, image)
-        volume = torch.from_numpy(image.data)[box] * mask
+        volume = box.cut(torch.from_numpy(image.data)) * box.mask
         return volume / d_r if channel in _RATES else volume
 
     wanted = dict.fromkeys((*network.inputs, *network.outputs))
     channels: dict[str, Volume] = {channel: read(channel) for channel in wanted}
-    scan = Scan(field_path.name.split("_desc")[0], grid, mask, channels)
+    scan = Scan(field_path.name.split("_desc")[0], box.grid, box.mask, channels)
     if "field" not in wanted or not field_of_label:
         return scan
     sources = {name: channels[name] if name in channels else read(name) for name in ("chi_pos", "chi_neg")}
     chi = sources["chi_pos"] - sources["chi_neg"]
-    return replace(scan, channels=channels | sources, field_of_label=Dipole(grid).apply(chi))
+    return replace(scan, channels=channels | sources, field_of_label=Dipole(box.grid).apply(chi))
 
 
 def statistics(scans: Sequence[Scan]) -> dict[str, tuple[float, float]]:

@@ -5,6 +5,7 @@ All terms are in ppm: R2' is divided by D_r, so that no term outweighs the other
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,8 +34,14 @@ class LossConfig:
     """|s − ŝ| of s = χ_pos + χ_neg, that is R2'/D_r; only where sources come out."""
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0:
-            raise InputError("loss", found=f"{self}", wanted="weights of 0 or more", remedy="Correct them.")
+        weights = vars(self).values()
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise InputError(
+                "loss",
+                found=f"{self}",
+                wanted="weights of 0 or more, one of them above 0",
+                remedy="Correct them.",
+            )
 
 
 def loss_terms(

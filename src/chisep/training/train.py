@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import subprocess
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,11 @@ WEIGHTS = "weights.safetensors"
 """File in the output folder that holds the best weights."""
 _LAST, _BEST, _RECORD, _LOGS = "last.ckpt", "best.ckpt", "training.json", "logs"
 _VALIDATION_SEED = 0x5EED
+_EXPECTED_WARNINGS = (
+    "Checkpoint directory .* exists and is not empty",  # a training that goes on
+    "The '.*_dataloader' does not have many workers",  # crops are cut in less time than a step takes
+    ".*treespec.*is deprecated",  # Lightning's own code
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,7 @@ class TrainConfig:
     workers: int = 0
     """Processes that cut crops beside the training; 0 cuts them in it."""
     minutes: float | None = None
-    """Stop after so many minutes, to be resumed by the same command."""
+    """Stop at the first checkpoint after so many minutes, to be resumed by the same command."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,34 @@ class Trained:
     seconds: float = field(compare=False)
 
 
+class _TimeLimit(pl.Callback):
+    """Stops at the end of Lightning's epoch, where a checkpoint is; its own timer counts all calls as one."""
+
+    def __init__(self, minutes: float, started: float) -> None:
+        self.deadline = started + 60 * minutes
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        """Stop all processes together."""
+        late = trainer.strategy.broadcast(time.monotonic() > self.deadline)
+        trainer.should_stop = trainer.should_stop or late
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's hints and expected warnings from the user."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet()
 def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = False) -> Trained:
     """Train until the recipe's epochs are done, or the time is up.
 
@@ -121,9 +156,7 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
     _remember(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = (
-        "cpu" if config.accelerator == "auto" and not torch.cuda.is_available() else config.accelerator
-    )
+    accelerator = _accelerator(config)
     scans = load_scans(config.data, config.data.train, recipe.network, progress=progress)
     validation = load_scans(config.data, config.data.validation, recipe.network, progress=progress)
     found = statistics(scans)
@@ -149,14 +182,14 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
         strategy=_strategy(accelerator, config.devices * config.nodes),
         precision=_precision(config, accelerator),
         max_epochs=recipe.epochs * parts,
-        max_time=None if config.minutes is None else timedelta(minutes=config.minutes),
         check_val_every_n_epoch=parts,
         num_sanity_val_steps=0,
         log_every_n_steps=min(25, recipe.steps_per_epoch // parts),
-        callbacks=[keep, last],
+        callbacks=[keep, last]
+        if config.minutes is None
+        else [keep, last, _TimeLimit(config.minutes, started)],
         logger=[CSVLogger(out, name=_LOGS), TensorBoardLogger(out, name=_LOGS, version="tensorboard")],
         use_distributed_sampler=False,
-        sync_batchnorm=accelerator != "cpu" and config.devices * config.nodes > 1,
         enable_progress_bar=bar,
         enable_model_summary=False,
     )
@@ -263,17 +296,31 @@ def _described(data: FoldersConfig) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Commit of the source tree that runs; None in an installed package."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        folder = Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603
+        return done.stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        # An environment within another repository's folder is not of its commits.
+        return git("rev-parse", "HEAD") if git("ls-files", Path(__file__).name) else None
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+
+
+def _accelerator(config: TrainConfig) -> str:
+    if torch.cuda.is_available() or config.accelerator == "cpu":
+        return config.accelerator
+    if config.accelerator == "gpu":
+        raise InputError(
+            "--accelerator",
+            found="gpu, and none that this torch can use",
+            wanted="cpu or auto",
+            remedy="Install a torch build for your GPU.",
+        )
+    return "cpu" if config.accelerator == "auto" else config.accelerator
 
 
 def _precision(config: TrainConfig, accelerator: str) -> _Fixed:
@@ -291,8 +338,8 @@ def _strategy(accelerator: str, devices: int) -> Any:  # noqa: ANN401
 
 
 def _remember(config: TrainConfig) -> None:
-    """Write the recipe beside the checkpoints; refuse a folder that holds another's."""
-    wanted = json.loads(json.dumps(asdict(config.recipe)))
+    """Write recipe and data beside the checkpoints; refuse a folder that holds the training of others."""
+    wanted = json.loads(json.dumps({**asdict(config.recipe), "data": _described(config.data)}))
     record = config.out / _RECORD
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ RECIPES = {
         "R2PRIMEnet, from R2* to R2': the first half of χ-sepnet-R2*",
         _REFERENCE,
         crops=_CROPS,
-        loss=LossConfig(field=0, chi=0, r2prime=0),
+        loss=LossConfig(field=0.0, chi=0.0, r2prime=0.0),
     ),
     "thesis-baseline": Recipe(
         NetworkConfig(PHI_ROWS, SOURCES), "χ-sepnet-R2', the thesis' baseline", _REFERENCE, crops=_CROPS

@@ -1,0 +1,300 @@
+"""The dataset that all experiments of the thesis share: eight digital heads, split 4:1:3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from tyro.conf import Positional
+
+import chisep
+from chisep import metrics
+from chisep.errors import InputError
+from chisep.experiments import Progress
+from chisep.io import bids, nifti
+from chisep.io.files import write_json
+from chisep.labels import LabelledConfig, simulate_labelled
+from chisep.models.network import SOURCES
+from chisep.physics.signal import default_relaxivity
+from chisep.simulation.dataset import TRUTH
+from chisep.simulation.tissue import TissueConfig
+from chisep.training.data import FoldersConfig, acquisition_path, field_maps
+from chisep.types import Maps, MaskVolume, Sources, Volume
+
+TRAIN = ("01", "02", "03", "04")
+"""Subjects that networks are trained on."""
+VALIDATION = ("05",)
+"""The subject that chooses the best epoch."""
+TEST = ("06", "07", "08")
+"""Subjects of all results."""
+SUBJECTS = TRAIN + VALIDATION + TEST
+REFERENCES = ("label", "truth")
+"""What results are compared with: what could be had of a person (COSMOS and R2'), and what is."""
+
+_SNR, _ORIENTATIONS = 50.0, 6
+# Calibrated so that COSMOS leaves as much of the local field unexplained as in a volunteer (r 0.83).
+_MISREGISTRATION_MM, _MISREGISTRATION_DEG = 0.4, 0.4
+_RESIDUAL_BACKGROUND_PPB, _ANISOTROPY_PPB = 3.5, 16.0
+_NO_OPTIONS = {"weights_folder", "only", "minutes", "threads"}
+_METRICS: Mapping[str, Callable[..., float]] = {
+    "nrmse_percent": metrics.nrmse_percent,
+    "psnr_db": metrics.psnr_db,
+    "psnr_in_mask_db": metrics.psnr_in_mask_db,
+    "ssim": metrics.ssim,
+    "xsim": metrics.xsim,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThesisConfig:
+    """Eight digital heads in six orientations, with errors that processing leaves; fields and R2' only."""
+
+    out: Positional[Path]
+    """Folder for the results."""
+    labels: tuple[Path, ...] = ()
+    """Label maps of the eight heads: four to train, one to validate, three to test; none: the MNI head."""
+    dataset: Path | None = None
+    """Such a dataset made before; made in OUT/dataset if left out."""
+    voxel_mm: float = 1.0
+    """Voxel edge in mm."""
+    seed: int = 4
+    """Seed of heads and noise."""
+    jobs: int = 2
+    """Subjects simulated at the same time, each in a process of its own."""
+
+    def __post_init__(self) -> None:
+        self.simulation()
+
+    @property
+    def root(self) -> Path:
+        """Folder of the dataset."""
+        return self.out / "dataset" if self.dataset is None else self.dataset
+
+    def simulation(self) -> LabelledConfig:
+        """How the dataset is made."""
+        return LabelledConfig(
+            out=self.root,
+            labels=self.labels,
+            subjects=len(SUBJECTS),
+            voxel_mm=self.voxel_mm,
+            seed=self.seed,
+            snr=_SNR,
+            orientations=_ORIENTATIONS,
+            misregistration_mm=_MISREGISTRATION_MM,
+            misregistration_deg=_MISREGISTRATION_DEG,
+            residual_background_ppb=_RESIDUAL_BACKGROUND_PPB,
+            tissue=TissueConfig(anisotropy_ppb=_ANISOTROPY_PPB),
+            maps_only=True,
+            labels_from_orientations=True,
+            jobs=self.jobs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedConfig(ThesisConfig):
+    """An experiment that applies trained networks."""
+
+    weights_folder: Path | None = None
+    """Folder that `chisep reproduce networks` wrote; the weights that come with chisep if left out."""
+
+
+def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
+    """Return the dataset: the one given, or one made here; what is there of it is kept.
+
+    Parameters
+    ----------
+    config
+        Where it is, or how it is made.
+    progress
+        Told which subject is being made.
+
+    Raises
+    ------
+    InputError
+        If the dataset given lacks a subject, or as `chisep.labels.simulate_labelled`.
+    """
+    if config.dataset is None:
+        simulate_labelled(config.simulation(), progress)
+    for subject in SUBJECTS:
+        field_maps(folders(config.root), subject)
+        for path in (_label(config.root, subject, "paramagnetic"), _recipe_path(config.root, subject)):
+            if not path.is_file():
+                raise InputError(
+                    path,
+                    found="no such file",
+                    wanted="a dataset with labels and truth of subjects 01 to 08",
+                    remedy="Wait until its simulation is done, or leave --dataset out to make one.",
+                )
+    return config.root
+
+
+def folders(root: Path, qsm: str = "qsmnet") -> FoldersConfig:
+    """Who of a dataset is for what; `qsm` is the folder of the χ maps that go into networks."""
+    return FoldersConfig(dataset=root, train=TRAIN, validation=VALIDATION, qsm=qsm)
+
+
+def recipe_of(root: Path, subject: str) -> dict[str, Any]:
+    """Read what a subject was made by.
+
+    Raises
+    ------
+    InputError
+        If chisep did not simulate it.
+    """
+    path = _recipe_path(root, subject)
+    if not path.is_file():
+        raise InputError(
+            path,
+            found="no such file",
+            wanted="a subject that `chisep simulate` made",
+            remedy="Check the dataset and the subject.",
+        )
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _recipe_path(root: Path, subject: str) -> Path:
+    return root / TRUTH / f"sub-{subject}" / f"sub-{subject}_simulation.json"
+
+
+def _label(root: Path, subject: str, desc: str) -> Path:
+    return bids.derivative_path(folders(root).folder("labels"), subject, "Chimap", desc=desc)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """The first scan of a subject, and what should come out of it.
+
+    Parameters
+    ----------
+    maps
+        As measured; without χ.
+    references
+        Sources by the names of `REFERENCES`.
+    """
+
+    maps: Maps
+    references: Mapping[str, Sources]
+
+
+def load_case(root: Path, subject: str) -> Case:
+    """Read the first scan of a subject.
+
+    Parameters
+    ----------
+    root
+        The dataset.
+    subject
+        Label without `sub-`.
+
+    Raises
+    ------
+    InputError
+        If a map is missing, unreadable or on another grid.
+    """
+    where = folders(root)
+    field_path = field_maps(where, subject)[0]
+    field = nifti.load(field_path)
+    mask = nifti.load_mask(bids.derivative_path(where.folder("masks"), subject, "mask", desc="brain"))
+    facts = bids.read_sidecar(field_path, root)
+    inside = torch.from_numpy(mask.data)
+
+    def read(path: Path) -> Volume:
+        image = nifti.load(path)
+        nifti.require_same_grid(field, image)
+        return torch.from_numpy(image.data) * inside
+
+    def sources(folder: Path) -> Sources:
+        pair = [
+            bids.derivative_path(folder, subject, "Chimap", desc=d) for d in ("paramagnetic", "diamagnetic")
+        ]
+        return Sources(read(pair[0]), read(pair[1]))
+
+    maps = Maps(
+        field_ppm=read(field_path),
+        mask=inside,
+        grid=nifti.grid_of(field, facts.get("B0DirectionVoxelAxes")),
+        relaxivity=default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))),
+        r2prime_hz=read(acquisition_path(where, "r2prime", subject, field_path)),
+        r2star_hz=read(acquisition_path(where, "r2star", subject, field_path)),
+    )
+    return Case(maps, {"label": sources(where.folder("labels")), "truth": sources(root / TRUTH)})
+
+
+def arrays(sources: Sources) -> dict[str, NDArray[Any]]:
+    """χ_pos and χ_neg in ppm by the names of `SOURCES`."""
+    return {"chi_pos": sources.chi_pos_ppm.numpy(), "chi_neg": sources.chi_neg_ppm.numpy()}
+
+
+def scores(predicted: Sources, reference: Sources, mask: MaskVolume) -> dict[str, dict[str, float | None]]:
+    """Metrics of χ_pos and χ_neg; None where one is not defined.
+
+    Parameters
+    ----------
+    predicted, reference
+        Shape (i, j, k), 0 outside the mask.
+    mask
+        Brain.
+
+    Returns
+    -------
+    dict
+        By the names of `SOURCES`: NRMSE in %, PSNR in dB with a peak of 1 ppm (whole field of view, and in
+        the mask), SSIM, xSIM.
+    """
+    inside, made, real = mask.numpy(), arrays(predicted), arrays(reference)
+    found: dict[str, dict[str, float | None]] = {}
+    for name in SOURCES:
+        values = {metric: function(made[name], real[name], inside) for metric, function in _METRICS.items()}
+        found[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def kept(path: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a result that is stored from an equal key, or make it and store it.
+
+    Parameters
+    ----------
+    path
+        JSON file of the result.
+    key
+        All that the result depends on, in types of JSON.
+    make
+        Makes the result.
+    """
+    wanted = json.loads(json.dumps(key))
+    if path.is_file():
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        if stored.pop("key", None) == wanted:
+            return stored
+    result = make()
+    write_json(path, {"key": wanted, **result})
+    return result
+
+
+def provenance(config: ThesisConfig) -> dict[str, Any]:
+    """Version, dataset and options that numbers depend on, for the JSON file of a result."""
+    recipes = {subject: recipe_of(config.root, subject) for subject in SUBJECTS}
+    own = {f.name for f in fields(config)}.difference(f.name for f in fields(ThesisConfig))
+    options = {name: value for name, value in asdict(config).items() if name in own - _NO_OPTIONS}
+    return {
+        "GeneratedBy": f"chisep {chisep.__version__}",
+        "Options": json.loads(json.dumps(options)),
+        "Split": {"train": TRAIN, "validation": VALIDATION, "test": TEST},
+        "Dataset": {
+            "GeneratedBy": recipes[SUBJECTS[0]]["GeneratedBy"],
+            "Options": recipes[SUBJECTS[0]]["Options"],
+            "Heads": {s: [recipe["Head"], recipe["HeadSha256"]] for s, recipe in recipes.items()},
+        },
+    }

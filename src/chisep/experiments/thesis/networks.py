@@ -1,0 +1,195 @@
+"""Training of the thesis' networks: QSMnet, the χ maps it makes, then those that take them."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from chisep.chi_maps import make_chi_maps, missing_chi_maps
+from chisep.errors import ChisepWarning, InputError
+from chisep.experiments import Progress
+from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
+from chisep.experiments.thesis.rows import RECIPES, WEIGHTS_FILE, described
+from chisep.io.files import make_directory, write_json
+from chisep.io.weights import load_header
+from chisep.networks import NetworkOptions
+from chisep.training.data import FoldersConfig
+from chisep.training.recipes import Recipe, find
+from chisep.training.train import TrainConfig, train
+
+RecipeName = Literal["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "thesis-unrolled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworksConfig(ThesisConfig):
+    """Train the thesis' networks on the four training heads."""
+
+    size: Literal["small", "published"] = "small"
+    """Recipes for two CPU cores, or those of the papers."""
+    only: tuple[RecipeName, ...] = ()
+    """Recipes to train; all, in order, if left out."""
+    minutes: float | None = None
+    """Stop after so many minutes; the same command goes on from there."""
+    epochs: int | None = None
+    """Epochs, if other than the recipe's."""
+    steps_per_epoch: int | None = None
+    """Batches of an epoch, if other than the recipe's."""
+    threads: int | None = None
+    """Threads of the CPU; all of them if left out."""
+    licence: str = "not stated"
+    """Licence of the label maps, for the header of the weights."""
+
+    def recipe(self, name: str) -> Recipe:
+        """Recipe as it is trained."""
+        recipe = find(f"{name}-small" if self.size == "small" else name)
+        return replace(
+            recipe,
+            epochs=self.epochs or recipe.epochs,
+            steps_per_epoch=self.steps_per_epoch or recipe.steps_per_epoch,
+        )
+
+
+def train_networks(config: NetworksConfig, progress: Progress | None = None) -> list[Path]:
+    """Train what is not trained yet, until all is done or the time is up.
+
+    Parameters
+    ----------
+    config
+        Which networks, where, how long.
+    progress
+        Told what is being trained or read.
+
+    Returns
+    -------
+    list of Path
+        networks.json (losses, checksums), and the weights of each network that is done.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks something, a folder holds the training of another recipe, or χ maps are missing
+        that QSMnet is yet to make.
+    OutputError
+        If something cannot be written.
+
+    Warns
+    -----
+    ChisepWarning
+        If the time was up before all was done.
+    """
+    make_directory(config.out)
+    where = folders(dataset_of(config, progress))
+    clock = Clock(config.minutes)
+    wanted = [name for name in RECIPES if not config.only or RECIPES[name] in config.only]
+    for done, name in enumerate(wanted):
+        recipe = config.recipe(RECIPES[name])
+        if progress is not None:
+            progress(f"training {RECIPES[name]}", done, len(wanted))
+        if "qsm" in recipe.network.inputs:
+            _make_qsmnet_maps(config, where, progress)
+        trained = trained_weights(
+            TrainConfig(
+                out=config.out / RECIPES[name],
+                data=where,
+                recipe=recipe,
+                name=name,
+                licence=config.licence,
+                threads=config.threads,
+            ),
+            clock,
+            progress,
+        )
+        if trained is None:
+            clock.warn(f"{', '.join(RECIPES[n] for n in wanted[done:])} not done")
+            break
+        if name == "qsmnet":
+            _make_qsmnet_maps(config, where, progress)
+    if progress is not None:
+        progress("networks", len(wanted), len(wanted))
+    return _record(config)
+
+
+class Clock:
+    """How much of a call's time is left.
+
+    Parameters
+    ----------
+    minutes
+        Time of the call; without limit if None.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def minutes_left(self) -> float | None:
+        """Minutes; None if there is no limit."""
+        return None if self._end is None else max(0.0, (self._end - time.monotonic()) / 60)
+
+    def warn(self, unfinished: str) -> None:
+        """Say what the time did not suffice for."""
+        warnings.warn(f"the time is up: {unfinished}; the same command goes on", ChisepWarning, stacklevel=3)
+
+
+def trained_weights(config: TrainConfig, clock: Clock, progress: Progress | None) -> Path | None:
+    """Train, or go on; weights that are there from the same recipe are kept.
+
+    Parameters
+    ----------
+    config
+        The training; its `minutes` are those of the clock.
+    clock
+        Of the call.
+    progress
+        Told which scans are being read.
+
+    Returns
+    -------
+    Path or None
+        The weights; None if the time was up before they were done.
+    """
+    weights = config.out / WEIGHTS_FILE
+    if weights.is_file() and _recipe_in(load_header(weights)) == _plain(asdict(config.recipe)):
+        return weights
+    left = clock.minutes_left()
+    if left is not None and left <= 0:
+        return None
+    return train(replace(config, minutes=left), progress).weights
+
+
+def _recipe_in(header: dict[str, Any]) -> dict[str, Any]:
+    return {"network": header.get("network"), **header.get("recipe", {})}
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """As it is read back: JSON has no tuples."""
+    return dict(json.loads(json.dumps(facts)))
+
+
+def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Progress | None) -> None:
+    """χ maps of all scans by the QSMnet trained here."""
+    weights = config.out / RECIPES["qsmnet"] / WEIGHTS_FILE
+    if weights.is_file():
+        make_chi_maps(where, SUBJECTS, "qsmnet", NetworkOptions(weights=str(weights)), progress=progress)
+        return
+    missing = missing_chi_maps(where, SUBJECTS)
+    if missing:
+        raise InputError(
+            missing[0],
+            found="no χ map",
+            wanted="χ maps of QSMnet, which go into this network",
+            remedy="Train qsmnet first (leave --only out, or add it).",
+        )
+
+
+def _record(config: NetworksConfig) -> list[Path]:
+    """Write what is trained so far."""
+    done = [name for name in RECIPES if (config.out / RECIPES[name] / WEIGHTS_FILE).is_file()]
+    record = {**provenance(config), "Networks": described(done, config.out)}
+    return [
+        write_json(config.out / "networks.json", record),
+        *(config.out / RECIPES[name] / WEIGHTS_FILE for name in done),
+    ]

@@ -1,0 +1,427 @@
+"""Figure 2.5 of the thesis: hemorrhage and calcification of graded strength, predicted against assigned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import chisep
+from chisep import figures
+from chisep.errors import InputError
+from chisep.experiments import Progress
+from chisep.experiments.thesis.data import (
+    SUBJECTS,
+    TEST,
+    AppliedConfig,
+    Case,
+    ThesisConfig,
+    arrays,
+    dataset_of,
+    kept,
+    load_case,
+    provenance,
+    recipe_of,
+)
+from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, checksums, described, iterates, separated
+from chisep.experiments.thesis.table import markdown, mean_and_sd, plus_minus, with_qsmnet
+from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.metrics import lesion_slope
+from chisep.simulation.dataset import healthy_tissue
+from chisep.simulation.lesions import KINDS, Kind, Patient, add_lesions
+from chisep.simulation.measured import measured_maps
+from chisep.types import Maps, Sources
+
+GRADED: Mapping[Kind, str] = {"hemorrhage": "chi_pos", "calcification": "chi_neg"}
+"""Lesions, and the source that each is made of."""
+
+_STREAM = 25
+"""Keeps the lesions' random numbers apart from those of the heads."""
+_SAME_PPM = 1e-4
+_FEWEST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionsConfig:
+    """Spheres of graded strength in white matter."""
+
+    strengths_ppb: tuple[float, ...] = (50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0)
+    """χ_pos of each hemorrhage, χ_neg of each calcification in a head, in ppb."""
+    size_mm: float = 8.0
+    """Their diameter in mm."""
+    separation_mm: float = 4.0
+    """Least distance between two lesions in mm, oedema included."""
+
+    def __post_init__(self) -> None:
+        if len(self.strengths_ppb) < _FEWEST or min(self.strengths_ppb) <= 0:
+            raise InputError(
+                "strengths_ppb",
+                found=f"{self.strengths_ppb}",
+                wanted=f"{_FEWEST} numbers above 0, or more",
+                remedy="Correct the option.",
+            )
+        for kind in GRADED:
+            self.lesion(kind, self.strengths_ppb[0])
+
+    def lesion(self, kind: Kind, strength_ppb: float) -> Any:  # noqa: ANN401
+        """One lesion's options: a sphere without texture."""
+        return KINDS[kind](
+            size_mm=self.size_mm, strength_ppb=strength_ppb, elongation=1.0, irregularity=0.0, texture=0.0
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientsConfig(AppliedConfig, LesionsConfig):
+    """Hemorrhages and calcifications of graded strength in the three test heads, scanned anew."""
+
+    def __post_init__(self) -> None:
+        AppliedConfig.__post_init__(self)
+        LesionsConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, eq=False)
+class GradedPatient:
+    """A test head with lesions: its scan, and where lesions are.
+
+    Parameters
+    ----------
+    case
+        Maps as measured, and the truth; no label.
+    patient
+        Lesions and their voxels.
+    """
+
+    case: Case
+    patient: Patient
+
+
+def patients(config: PatientsConfig, progress: Progress | None = None) -> list[Path]:
+    """Put lesions into the test heads, scan them anew and apply every method.
+
+    What was computed from equal weights, data and lesions before is not computed again.
+
+    Parameters
+    ----------
+    config
+        Lesions; where data, weights and results are.
+    progress
+        Told which method is applied to which subject.
+
+    Returns
+    -------
+    list of Path
+        patients.md, patients.json, the points with their lines (2.5), and the slope of every iterate.
+
+    Raises
+    ------
+    InputError
+        If weights are missing, the dataset cannot be used, or it is not of the heads given.
+    OutputError
+        If something cannot be written.
+    """
+    make_directory(config.out)
+    weights = described(list(RECIPES), config.weights_folder)
+    root = dataset_of(config, progress)
+    cells: list[dict[str, Any]] = []
+    for subject in TEST:
+        lazy = _Subject(config, subject)
+        for name in ROWS:
+            if progress is not None:
+                progress(f"sub-{subject}: {name}", len(cells), len(TEST) * len(ROWS))
+            path = config.out / "cells" / f"sub-{subject}_{name}_lesions.json"
+            cells.append(kept(path, lazy.key(root, name), partial(lazy.make, name)))
+    if progress is not None:
+        progress("patients", len(cells), len(cells))
+    summary = {name: summarised([cell for cell in cells if cell["row"] == name]) for name in ROWS}
+    by_iterate = iterate_slopes([cell for cell in cells if cell["row"] == UNROLLED])
+    found = {
+        **provenance(config),
+        "Weights": weights,
+        "Units": {"assigned_ppb": "mean of the true source over the lesion's voxels"},
+        "Rows": summary,
+        "Iterates": by_iterate,
+        "Cells": cells,
+    }
+    return [
+        write_text(config.out / "patients.md", page(summary, by_iterate)),
+        write_json(config.out / "patients.json", found),
+        write_bytes(config.out / "2.5-lesions.png", figures.png(_lesion_figure(cells, summary))),
+        write_bytes(config.out / "iterates-slope.png", figures.png(_iterate_figure(by_iterate))),
+    ]
+
+
+class _Subject:
+    """A test head with lesions, which is made when the first method asks."""
+
+    def __init__(self, config: PatientsConfig, subject: str) -> None:
+        self.config, self.subject = config, subject
+        self.graded: GradedPatient | None = None
+
+    def key(self, root: Path, name: str) -> dict[str, Any]:
+        """All that the result of a method depends on."""
+        return {
+            "GeneratedBy": f"chisep {chisep.__version__}",
+            "Weights": checksums(ROWS[name].needed, self.config.weights_folder),
+            "Dataset": recipe_of(root, self.subject),
+            "Lesions": lesion_options(self.config),
+        }
+
+    def make(self, name: str) -> dict[str, Any]:
+        """Read the lesions from what a method makes."""
+        folder = self.config.weights_folder
+        if self.graded is None:
+            graded = graded_patient(self.config, self.config, self.subject)
+            self.graded = replace(graded, case=with_qsmnet(graded.case, folder))
+        maps = self.graded.case.maps
+        found = iterates(maps, folder) if name == UNROLLED else [separated(ROWS[name], maps, folder)]
+        return {"subject": self.subject, "row": name, **read_lesions(self.graded, found)}
+
+
+def lesion_options(config: LesionsConfig) -> dict[str, Any]:
+    """Options of the lesions only."""
+    return {name: asdict(config)[name] for name in ("strengths_ppb", "size_mm", "separation_mm")}
+
+
+def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -> GradedPatient:
+    """Make the head of a subject again, put lesions into it, and scan it.
+
+    Parameters
+    ----------
+    thesis
+        The dataset and how it was made.
+    lesions
+        What is put in.
+    subject
+        Label without `sub-`.
+
+    Returns
+    -------
+    GradedPatient
+        Measured in the first orientation, with noise of its own.
+
+    Raises
+    ------
+    InputError
+        If the head is not that of the dataset.
+
+    Warns
+    -----
+    ChisepWarning
+        If there was no room for a lesion; it is left out.
+    """
+    config = thesis.simulation()
+    index = SUBJECTS.index(subject)
+    healthy = healthy_tissue(config, index)
+    known = load_case(thesis.root, subject).references["truth"].chi_pos_ppm
+    same = known.shape == healthy.chi_pos_ppm.shape
+    if not same or float((known - healthy.chi_pos_ppm * healthy.mask).abs().max()) > _SAME_PPM:
+        raise InputError(
+            thesis.root,
+            found=f"another head as subject {subject} than the options make",
+            wanted="the label maps, voxel size and seed that the dataset was made with",
+            remedy="Give the --labels, --voxel-mm and --seed of `chisep simulate`.",
+        )
+    lesions_rng, noise_rng = np.random.default_rng([config.seed, index, _STREAM]).spawn(2)
+    wanted = [lesions.lesion(kind, s) for s in lesions.strengths_ppb for kind in GRADED]
+    patient = add_lesions(healthy, wanted, lesions_rng, separation_mm=lesions.separation_mm)
+    tissue = patient.tissue
+    measured = measured_maps(tissue, config, noise_rng)
+    maps = Maps(
+        field_ppm=measured.local_ppm,
+        mask=tissue.mask,
+        grid=tissue.grid,
+        relaxivity=tissue.relaxivity,
+        r2prime_hz=measured.r2prime_hz,
+        r2star_hz=measured.r2star_hz,
+    )
+    return GradedPatient(Case(maps, {"truth": Sources(tissue.chi_pos_ppm, tissue.chi_neg_ppm)}), patient)
+
+
+def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, Any]:
+    """Read the lesions from what a method made.
+
+    Parameters
+    ----------
+    graded
+        The patient.
+    found
+        Every iterate, the result last; a single one for most methods.
+
+    Returns
+    -------
+    dict
+        `lesions`: kind, strength, and mean assigned and predicted value of each in ppb; `nrmse_percent` over
+        the voxels of all lesions of a kind; `iterates_ppb`: for each iterate the predicted values.
+    """
+    labels = graded.patient.labels.numpy()
+    truth = arrays(graded.case.references["truth"])
+    made = [arrays(sources) for sources in found]
+    placed = [(row, GRADED[kind]) for row in graded.patient.lesions for kind in GRADED if row.kind == kind]
+    means = [
+        [float(1000 * x[source][labels == row.label].mean(dtype=np.float64)) for row, source in placed]
+        for x in made
+    ]
+    lesions = []
+    for (row, source), predicted in zip(placed, means[-1], strict=True):
+        assigned = float(1000 * truth[source][labels == row.label].mean(dtype=np.float64))
+        lesions.append(
+            {
+                "kind": row.kind,
+                "strength_ppb": row.strength_ppb,
+                "assigned_ppb": assigned,
+                "predicted_ppb": predicted,
+                "voxels": int(np.count_nonzero(labels == row.label)),
+            }
+        )
+    nrmse: dict[str, float | None] = {}
+    for kind, source in GRADED.items():
+        inside = np.isin(labels, [row.label for row, _ in placed if row.kind == kind])
+        size = float(np.linalg.norm(truth[source][inside]))
+        error = float(np.linalg.norm(made[-1][source][inside] - truth[source][inside]))
+        nrmse[kind] = 100 * error / size if size else None
+    return {"lesions": lesions, "nrmse_percent": nrmse, "iterates_ppb": means}
+
+
+def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Fit lines through the lesions of all subjects, by one method.
+
+    Parameters
+    ----------
+    cells
+        What `read_lesions` returns, one a subject.
+
+    Returns
+    -------
+    dict
+        For each kind: `lesions` (their number), `slope` with its 95 % interval `slope_low`, `slope_high`,
+        `intercept_ppb`, and mean and SD over the subjects of `nrmse_percent` inside the lesions.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for kind in GRADED:
+        pairs = lesion_pairs(cells, kind)
+        found[kind] = {
+            "lesions": len(pairs),
+            **fitted([assigned for assigned, _ in pairs], [predicted for _, predicted in pairs]),
+            "nrmse_percent": mean_and_sd([cell["nrmse_percent"][kind] for cell in cells]),
+        }
+    return found
+
+
+def lesion_pairs(cells: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[float, float]]:
+    """Pair assigned with predicted value, in ppb, of every lesion of a kind."""
+    return [
+        (lesion["assigned_ppb"], lesion["predicted_ppb"])
+        for cell in cells
+        for lesion in cell["lesions"]
+        if lesion["kind"] == kind
+    ]
+
+
+def fitted(assigned_ppb: Sequence[float], predicted_ppb: Sequence[float]) -> dict[str, float | None]:
+    """Slope, its 95 % interval, and intercept of the line through lesions; None where there are too few."""
+    if len(assigned_ppb) < _FEWEST:
+        return dict.fromkeys(("slope", "slope_low", "slope_high", "intercept_ppb"))
+    line = lesion_slope(assigned_ppb, predicted_ppb)
+    return {
+        "slope": line.slope,
+        "slope_low": line.slope_low,
+        "slope_high": line.slope_high,
+        "intercept_ppb": line.intercept,
+    }
+
+
+def iterate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | None]]]:
+    """Fit the line of `summarised` for every iterate of the unrolled network."""
+    found: dict[str, list[dict[str, float | None]]] = {}
+    for kind in GRADED:
+        assigned = [assigned for assigned, _ in lesion_pairs(cells, kind)]
+        found[kind] = [
+            fitted(
+                assigned,
+                [
+                    value
+                    for cell in cells
+                    for value, lesion in zip(cell["iterates_ppb"][number], cell["lesions"], strict=True)
+                    if lesion["kind"] == kind
+                ],
+            )
+            for number in range(len(cells[0]["iterates_ppb"]))
+        ]
+    return found
+
+
+def page(summary: Mapping[str, Mapping[str, Any]], by_iterate: Mapping[str, Sequence[Any]]) -> str:
+    """Write slopes and errors as Markdown."""
+    head = ["method"]
+    for kind, source in GRADED.items():
+        name = f"{kind} ({'χ_pos' if source == 'chi_pos' else 'χ_neg'})"
+        head += [f"{name}: slope [95 %]", "intercept (ppb)", "NRMSE inside (%)"]
+    lines = [
+        [ROWS[name].title, *(text for kind in GRADED for text in _texts(found[kind]))]
+        for name, found in summary.items()
+    ]
+    count = {kind: next(iter(summary.values()))[kind]["lesions"] for kind in GRADED}
+    numbers = [
+        [str(number + 1), *(slope_text(by_iterate[kind][number]) for kind in GRADED)]
+        for number in range(len(next(iter(by_iterate.values()))))
+    ]
+    return "\n".join(
+        (
+            "# Lesions of graded strength in the test heads\n",
+            "Mean predicted against mean assigned value, a point a lesion; a slope of 1 is perfect. "
+            + ", ".join(f"{number} {kind}s" for kind, number in count.items())
+            + " in all; NRMSE: mean ± SD over the heads.\n",
+            markdown(head, lines),
+            "## Iterates of the unrolled network: slope [95 %]\n",
+            markdown(["iteration", *GRADED], numbers),
+        )
+    )
+
+
+def slope_text(fit: Mapping[str, Any]) -> str:
+    """Write a slope with its interval."""
+    if fit["slope"] is None:
+        return "–"
+    return f"{fit['slope']:.3f} [{fit['slope_low']:.3f}, {fit['slope_high']:.3f}]"
+
+
+def _texts(found: Mapping[str, Any]) -> list[str]:
+    nrmse = found["nrmse_percent"]
+    return [
+        slope_text(found),
+        plus_minus(found["intercept_ppb"], None, 1),
+        plus_minus(nrmse["mean"], nrmse["sd"], 1),
+    ]
+
+
+def _lesion_figure(cells: Sequence[Mapping[str, Any]], summary: Mapping[str, Mapping[str, Any]]) -> Figure:
+    panels = []
+    for name, found in summary.items():
+        own = [cell for cell in cells if cell["row"] == name]
+        points: dict[str, figures.Points] = {}
+        fits: dict[str, tuple[float, float]] = {}
+        for kind in GRADED:
+            pairs = lesion_pairs(own, kind)
+            if found[kind]["slope"] is not None:
+                points[kind] = ([a for a, _ in pairs], [p for _, p in pairs])
+                fits[kind] = (found[kind]["slope"], found[kind]["intercept_ppb"])
+        panels.append(figures.Lesions(ROWS[name].title, points, fits))
+    return figures.lesion_lines(panels)
+
+
+def _iterate_figure(by_iterate: Mapping[str, Sequence[Mapping[str, float | None]]]) -> Figure:
+    lines, thin = {}, {}
+    for kind, fits in by_iterate.items():
+        known = [(i, fit) for i, fit in enumerate(fits, start=1) if fit["slope"] is not None]
+        iteration = [i for i, _ in known]
+        lines[kind] = (iteration, [fit["slope"] or 0.0 for _, fit in known])
+        thin[kind] = [
+            (iteration, [fit[end] or 0.0 for _, fit in known]) for end in ("slope_low", "slope_high")
+        ]
+    panel = figures.Curves("Unrolled network (thin: 95 %)", "iteration", "slope", lines, thin)
+    return figures.curves([panel])

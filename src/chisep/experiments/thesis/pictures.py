@@ -1,0 +1,201 @@
+"""Figures 2.2 to 2.4 of the thesis: what the unrolled network makes in every iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from chisep import figures
+from chisep.errors import InputError
+from chisep.experiments import Progress
+from chisep.experiments.thesis.data import (
+    REFERENCES,
+    TEST,
+    AppliedConfig,
+    Case,
+    arrays,
+    dataset_of,
+    load_case,
+    provenance,
+)
+from chisep.experiments.thesis.rows import ROWS, UNROLLED, described, iterates
+from chisep.experiments.thesis.table import with_qsmnet
+from chisep.io import bids, nifti
+from chisep.io.files import make_directory, write_bytes, write_json
+from chisep.metrics import nrmse_percent
+from chisep.models.network import SOURCES
+from chisep.simulation import labelmap
+from chisep.simulation.dataset import TRUTH
+from chisep.types import Sources
+
+_TITLES = {"chi_pos": figures.CHI_POS, "chi_neg": figures.CHI_NEG}
+_CMAPS: dict[str, Colormap] = {"chi_pos": figures.CHI_POS_CMAP, "chi_neg": figures.CHI_NEG_CMAP}
+_CHANGE_WINDOW_PPB = (-50.0, 50.0)
+_COLUMNS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiguresConfig(AppliedConfig):
+    """Figures 2.2 to 2.4: iterates of the unrolled network, their errors, their differences."""
+
+    iterations: tuple[int, ...] = (1, 2, 3, 5, 7, 10)
+    """Iterations that are shown."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.iterations or min(self.iterations) < 1:
+            raise InputError(
+                "iterations",
+                found=f"{self.iterations}",
+                wanted="numbers of iterations, 1 or more",
+                remedy="Correct the option.",
+            )
+
+
+def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Path]:
+    """Show the iterates of the first test subject, and the error of every iterate of all of them.
+
+    Parameters
+    ----------
+    config
+        Where data, weights and results are; which iterations are shown.
+    progress
+        Told which subject is separated.
+
+    Returns
+    -------
+    list of Path
+        Of each map the iterates (2.2), their errors against the label (2.3) and what each iteration changed
+        (2.4); the curve of NRMSE over the iterations as picture and JSON.
+
+    Raises
+    ------
+    InputError
+        If weights are missing, the dataset cannot be used, or the network has fewer iterations than are to
+        be shown.
+    OutputError
+        If something cannot be written.
+
+    Notes
+    -----
+    Iterates are what the method would give if it stopped there: 0 where the network is below 0.
+    """
+    make_directory(config.out)
+    weights = described(ROWS[UNROLLED].needed, config.weights_folder)
+    root = dataset_of(config, progress)
+    curves: dict[str, Any] = {}
+    written: list[Path] = []
+    for done, subject in enumerate(TEST):
+        if progress is not None:
+            progress(f"sub-{subject}: iterates", done, len(TEST))
+        case = with_qsmnet(load_case(root, subject), config.weights_folder)
+        found = iterates(case.maps, config.weights_folder)
+        curves[subject] = nrmse_curves(case, found)
+        if not written:
+            written = _write_planes(config, case, found, lentiform(root, subject))
+    if progress is not None:
+        progress("figures", len(TEST), len(TEST))
+    means = {
+        reference: {
+            source: np.mean([curves[s][reference][source] for s in TEST], axis=0).tolist()
+            for source in SOURCES
+        }
+        for reference in REFERENCES
+    }
+    record = {**provenance(config), "Weights": weights, "NrmsePercent": {"mean": means, **curves}}
+    return [
+        *written,
+        write_bytes(config.out / "iterates-nrmse.png", figures.png(_curve_figure(means, curves))),
+        write_json(config.out / "iterates-nrmse.json", record),
+    ]
+
+
+def nrmse_curves(case: Case, found: Sequence[Sources]) -> dict[str, dict[str, list[float]]]:
+    """NRMSE in % of every iterate against label and truth, of χ_pos and χ_neg."""
+    mask = case.maps.mask.numpy()
+    made = [arrays(sources) for sources in found]
+    real = {reference: arrays(case.references[reference]) for reference in REFERENCES}
+    return {
+        r: {s: [nrmse_percent(iterate[s], real[r][s], mask) for iterate in made] for s in SOURCES}
+        for r in REFERENCES
+    }
+
+
+def lentiform(root: Path, subject: str) -> list[int] | None:
+    """Voxel in the middle of putamen and pallidum; None where a head has none."""
+    labels = nifti.load(bids.derivative_path(root / TRUTH, subject, "dseg")).data
+    inside = np.isin(labels, (*labelmap.PUTAMEN, *labelmap.PALLIDUM))
+    return [round(float(axis.mean())) for axis in np.nonzero(inside)] if inside.any() else None
+
+
+def _write_planes(
+    config: FiguresConfig, case: Case, found: Sequence[Sources], position: list[int] | None
+) -> list[Path]:
+    if max(config.iterations) > len(found):
+        raise InputError(
+            "iterations",
+            found=f"{max(config.iterations)}",
+            wanted=f"{len(found)} at most, as the network has",
+            remedy="Correct --iterations.",
+        )
+    mask, affine = case.maps.mask.numpy(), case.maps.grid.matrix()
+    nothing = torch.zeros_like(case.maps.field_ppm)
+    written = []
+    for source in SOURCES:
+        # The iterate before the first is 0, where the thesis starts.
+        stack = 1000 * np.stack([arrays(x)[source] for x in (Sources(nothing, nothing), *found)])
+        label = 1000 * arrays(case.references["label"])[source]
+        shown = list(config.iterations)
+        before = [number - 1 for number in shown]
+        title = _TITLES[source]
+        for name, volumes, text, window, cmap in (
+            ("2.2-iterates", stack[shown], title, figures.SOURCE_WINDOW_PPB, _CMAPS[source]),
+            (
+                "2.3-errors",
+                stack[shown] - label,
+                f"{title}: iterate − label",
+                _CHANGE_WINDOW_PPB,
+                figures.DIFFERENCE_CMAP,
+            ),
+            (
+                "2.4-changes",
+                stack[shown] - stack[before],
+                f"{title}: iterate − the one before",
+                _CHANGE_WINDOW_PPB,
+                figures.DIFFERENCE_CMAP,
+            ),
+        ):
+            figure = figures.axial_planes(
+                volumes,
+                [f"iteration {number}" for number in shown],
+                affine,
+                title=text,
+                unit="ppb",
+                window=window,
+                cmap=cmap,
+                mask=mask,
+                position=position,
+                columns=_COLUMNS,
+            )
+            written.append(write_bytes(config.out / f"{name}-{source}.png", figures.png(figure)))
+    return written
+
+
+def _curve_figure(means: dict[str, Any], curves: dict[str, Any]) -> Figure:
+    panels = []
+    for source in SOURCES:
+        lines, thin = {}, {}
+        for reference in REFERENCES:
+            mean = means[reference][source]
+            iteration = list(range(1, len(mean) + 1))
+            lines[f"against the {reference}"] = (iteration, mean)
+            thin[f"against the {reference}"] = [(iteration, c[reference][source]) for c in curves.values()]
+        panels.append(figures.Curves(_TITLES[source], "iteration", "NRMSE (%)", lines, thin))
+    return figures.curves(panels)

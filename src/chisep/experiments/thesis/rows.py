@@ -1,0 +1,179 @@
+"""The methods that are compared, and the weights of their networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chisep import methods, networks
+from chisep.errors import InputError
+from chisep.experiments.thesis.data import sha256
+from chisep.io.weights import load_header
+from chisep.networks import NetworkOptions
+from chisep.types import Maps, Sources, Volume
+
+RECIPES: Mapping[str, str] = {
+    "qsmnet": "qsmnet",
+    "r2s": "r2s",
+    "chi-sepnet-r2p": "thesis-baseline",
+    "chi-sepnet-r2s-direct": "thesis-r2s-direct",
+    "unrolled-thesis": "thesis-unrolled",
+}
+"""Networks by the name of their weights → recipe, in the order in which they are trained."""
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method as it is compared.
+
+    Parameters
+    ----------
+    title
+        As tables have it.
+    method
+        Name in `chisep methods`.
+    weights
+        Names of the weights of its networks, its own first; empty for a solver.
+    qsm
+        Whether it is given the χ map of QSMnet.
+    """
+
+    title: str
+    method: str
+    weights: tuple[str, ...] = ()
+    qsm: bool = True
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of all weights that its result depends on."""
+        return (*self.weights, *(("qsmnet",) if self.qsm else ()))
+
+
+UNROLLED = "unrolled-thesis"
+ROWS: Mapping[str, Row] = {
+    "closed-form-qsmnet": Row("closed form, χ of QSMnet", "closed-form"),
+    "closed-form": Row("closed form, χ of Tikhonov", "closed-form", qsm=False),
+    "iterative": Row("iterative χ-separation", "iterative", qsm=False),
+    "chi-sepnet-r2s": Row("χ-sepnet-R2*, two networks", "chi-sepnet-r2s", ("chi-sepnet-r2p", "r2s")),
+    "chi-sepnet-r2s-direct": Row("χ-sepnet-R2*, direct", "chi-sepnet-r2s-direct", ("chi-sepnet-r2s-direct",)),
+    "chi-sepnet-r2p": Row("χ-sepnet-R2'", "chi-sepnet-r2p", ("chi-sepnet-r2p",)),
+    UNROLLED: Row("unrolled χ-sepnet-R2'", "unrolled-thesis", (UNROLLED,)),
+}
+"""Methods by name, in the order of tables."""
+
+
+def row_of(name: str) -> Row:
+    """Look a method of the comparison up.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    if name not in ROWS:
+        raise InputError(
+            "method", found=repr(name), wanted=f"one of: {', '.join(ROWS)}", remedy="Correct the name."
+        )
+    return ROWS[name]
+
+
+def weights_path(name: str, folder: Path | None) -> Path:
+    """Find weights.
+
+    Parameters
+    ----------
+    name
+        A key of `RECIPES`.
+    folder
+        Where `chisep reproduce networks` wrote; the weights that come with chisep if None.
+
+    Raises
+    ------
+    InputError
+        If they are not there.
+    """
+    if folder is None:
+        return networks.find_weights(name)
+    path = folder / RECIPES[name] / WEIGHTS_FILE
+    if not path.is_file():
+        raise InputError(
+            path,
+            found="no weights",
+            wanted=f"a trained {RECIPES[name]}",
+            remedy=f"`chisep reproduce networks {folder}` trains it.",
+        )
+    return path
+
+
+def checksums(names: Sequence[str], folder: Path | None) -> dict[str, str]:
+    """SHA-256 of weights by their name; arguments and errors as of `weights_path`."""
+    return {name: sha256(weights_path(name, folder)) for name in names}
+
+
+def described(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, Any]]:
+    """Checksum, validation loss and commit of weights by their name; errors as of `weights_path`."""
+    found = {}
+    for name, checksum in checksums(names, folder).items():
+        header = load_header(weights_path(name, folder))
+        facts = {key: header.get(key) for key in ("metrics", "best_step", "made_by")}
+        found[name] = {"sha256": checksum, **facts}
+    return found
+
+
+def qsmnet_chi(maps: Maps, folder: Path | None) -> Volume:
+    """χ of QSMnet in ppm, as the networks get it; errors as of `weights_path`."""
+    options = NetworkOptions(weights=str(weights_path("qsmnet", folder)))
+    return methods.invert(maps, "qsmnet", options).chi_ppm
+
+
+def separated(row: Row, maps: Maps, folder: Path | None) -> Sources:
+    """Apply a method to a scan.
+
+    Parameters
+    ----------
+    row
+        The method.
+    maps
+        With R2', R2* and, for the methods that use it, χ of QSMnet.
+    folder
+        As of `weights_path`.
+
+    Raises
+    ------
+    InputError
+        If weights or maps are missing.
+    """
+    return methods.separate(_given(row, maps), row.method, _options(row, folder))
+
+
+def iterates(maps: Maps, folder: Path | None) -> list[Sources]:
+    """Apply the unrolled network and return what it would give after each iteration.
+
+    Parameters
+    ----------
+    maps, folder
+        As of `separated`.
+    """
+    row = ROWS[UNROLLED]
+    trained = networks.load(weights_path(UNROLLED, folder))
+    channels = networks.measured_channels(_given(row, maps), trained.config.inputs, NetworkOptions())
+    ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
+    found = networks.iterates(trained, channels, maps.mask, maps.grid, ratio=ratio)
+    return [Sources(*x.clamp_(min=0)) for x in found]
+
+
+def _given(row: Row, maps: Maps) -> Maps:
+    """Keep χ of QSMnet from a method that is compared without."""
+    if row.qsm and maps.chi_ppm is None:
+        raise ValueError(f"{row.title} wants maps with the χ of QSMnet")
+    return maps if row.qsm else replace(maps, chi_ppm=None)
+
+
+def _options(row: Row, folder: Path | None) -> NetworkOptions | None:
+    if not row.weights:
+        return None
+    own, *rates = (str(weights_path(name, folder)) for name in row.weights)
+    return NetworkOptions(weights=own, rate_weights=rates[0] if rates else "r2s")

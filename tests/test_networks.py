@@ -1,0 +1,391 @@
+"""Networks on whole volumes, whatever their shape and axes, and the methods made of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chisep import methods
+from chisep.errors import InputError
+from chisep.io.weights import load_weights, save_weights
+from chisep.methods import METHODS
+from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.models.unet import UNetConfig
+from chisep.models.unrolled import UnrolledConfig
+from chisep.networks import (
+    BrainBox,
+    NetworkOptions,
+    find_weights,
+    has_fast_bfloat16,
+    iterates,
+    load,
+    measured_channels,
+)
+from chisep.physics.dipole import Dipole
+from chisep.physics.separation import Separation
+from chisep.types import Grid, Relaxivity
+from tests.solvers.head import make_head
+
+UNET = UNetConfig((2, 3))
+STATISTICS = {
+    "field": (0.0, 0.01),
+    "qsm": (0.002, 0.04),
+    "r2prime": (0.05, 0.03),
+    "r2star": (0.2, 0.1),
+    "chi": (-0.001, 0.05),
+    "chi_pos": (0.03, 0.03),
+    "chi_neg": (0.025, 0.02),
+}
+CONFIGS = {
+    "qsmnet": NetworkConfig(("field",), ("chi",), UNET),
+    "r2s": NetworkConfig(("r2star",), ("r2prime",), UNET),
+    "chi-sepnet-r2p": NetworkConfig(PHI_ROWS, SOURCES, UNET),
+    "chi-sepnet-r2s-direct": NetworkConfig(("qsm", "r2star", "field"), SOURCES, UNET),
+    "unrolled-thesis": NetworkConfig(PHI_ROWS, SOURCES, UNET, UnrolledConfig(3, 0.4)),
+}
+OF_METHOD = {**{name: name for name in CONFIGS if name != "r2s"}, "chi-sepnet-r2s": "chi-sepnet-r2p"}
+"""Weights of every network method."""
+MAPS = make_head((15, 18, 13)).maps(Relaxivity(114.0, 91.2), field_noise_ppm=1e-3)
+MAPS = replace(MAPS, r2star_hz=(MAPS.r2prime_hz + 15.0) * MAPS.mask)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Weights of every kind of network, random but different."""
+    folder = tmp_path_factory.mktemp("weights")
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        torch.manual_seed(seed)
+        network = build(config, STATISTICS)
+        with torch.no_grad():
+            for part, tensor in network.state_dict().items():
+                if "running_mean" in part:
+                    tensor.uniform_(-0.1, 0.1)
+                elif "running_var" in part:
+                    tensor.uniform_(0.02, 0.1)
+        header = {"name": name, "network": asdict(config), "statistics": STATISTICS}
+        save_weights(folder / f"{name}.safetensors", network.state_dict(), header)
+    return folder
+
+
+def options(folder: Path, name: str, **changes) -> NetworkOptions:
+    return NetworkOptions(
+        weights=str(folder / f"{OF_METHOD[name]}.safetensors"),
+        chi_weights=str(folder / "qsmnet.safetensors"),
+        rate_weights=str(folder / "r2s.safetensors"),
+        **{"precision": "single", **changes},
+    )
+
+
+def channels(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: mean + sd * torch.randn(MAPS.mask.shape, generator=generator)
+        for name, (mean, sd) in STATISTICS.items()
+    }
+
+
+class TestIterates:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_is_the_network_on_the_box_of_the_brain(self, folder, name):
+        """Cut by hand; Φ pads it, and knows the mask and the ratio of D_r."""
+        trained = load(folder / f"{name}.safetensors")
+        inside = MAPS.mask.nonzero()
+        (i0, j0, k0), (i1, j1, k1) = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
+        box = (slice(i0, i1), slice(j0, j1), slice(k0, k1))
+        mask = MAPS.mask[box]
+        assert mask.shape != MAPS.mask.shape
+        y = torch.stack([channels()[c][box] * mask for c in trained.config.inputs])
+        phi = Separation(Dipole(MAPS.grid.reshaped(mask.shape)), 0.8, mask[None])
+        with torch.no_grad():
+            expected = trained.network.iterates(y[None], mask[None, None], phi)
+        found = iterates(trained, channels(), MAPS.mask, MAPS.grid, ratio=0.8, precision="single")
+        assert len(found) == len(expected) == (3 if name == "unrolled-thesis" else 1)
+        for x, part in zip(found, expected, strict=True):
+            assert x.shape == (len(trained.config.outputs), *MAPS.mask.shape)
+            torch.testing.assert_close(x[:, *box], part[0])
+            assert not x[:, ~MAPS.mask].any()
+
+    def test_last_only_is_the_last(self, folder):
+        trained = load(folder / "unrolled-thesis.safetensors")
+        arguments = (trained, channels(), MAPS.mask, MAPS.grid)
+        (last,) = iterates(*arguments, last_only=True)
+        assert torch.equal(last, iterates(*arguments)[-1])
+
+    @pytest.mark.parametrize("name", ["chi-sepnet-r2p", "unrolled-thesis"])
+    @given(
+        size=st.tuples(*[st.integers(1, 12)] * 3),
+        rims=st.tuples(*[st.integers(0, 3)] * 6),
+    )
+    @settings(max_examples=15, deadline=None)
+    def test_any_shape_and_any_rim(self, folder, name, size, rims):
+        """Zeros around a brain change nothing but their own place."""
+        trained = load(folder / f"{name}.safetensors")
+        mask = torch.ones(size, dtype=torch.bool)
+        maps = {c: volume[:1, :1, :1].expand(size).contiguous() for c, volume in channels().items()}
+        grid = Grid(size, (1.0, 1.0, 1.2), (0.0, 0.6, 0.8))
+        before, after = rims[::2], rims[1::2]
+
+        def wide(volume: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.pad(
+                volume, [n for axis in (2, 1, 0) for n in (before[axis], after[axis])]
+            )
+
+        plain = iterates(trained, maps, mask, grid)[-1]
+        big = wide(mask)
+        rimmed = iterates(trained, {c: wide(v) for c, v in maps.items()}, big, grid.reshaped(big.shape))[-1]
+        assert torch.isfinite(plain).all()
+        assert torch.equal(rimmed, torch.stack([wide(volume) for volume in plain]))
+
+    def test_axes_of_the_file_do_not_matter(self, folder):
+        """Maps stored with another order and direction of axes give the same result, stored so."""
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        grid = replace(MAPS.grid, affine=affine, b0_direction=(0.1, 0.3, 0.9))
+        for name in ("chi-sepnet-r2p", "unrolled-thesis"):
+            trained = load(folder / f"{name}.safetensors")
+            plain = iterates(trained, channels(), MAPS.mask, grid, precision="single")[-1]
+            assert (plain - plain.flip(-1) * MAPS.mask).abs().max() > 1e-3
+            for order, signs in list(zip(permutations(range(3)), product((1, -1), repeat=3), strict=False)):
+                flips = [axis for axis in range(3) if signs[axis] < 0]
+
+                def stored(volume, order=order, flips=flips):
+                    return volume.permute(order).flip(flips).contiguous()
+
+                turn = np.zeros((4, 4))
+                turn[3, 3] = 1.0
+                for axis, source in enumerate(order):
+                    turn[source, axis] = signs[axis]
+                b0 = tuple(signs[a] * grid.b0_direction[order[a]] for a in range(3))
+                shape = tuple(MAPS.mask.shape[axis] for axis in order)
+                turned = Grid(shape, (2.0, 2.0, 2.0), b0, affine @ turn)
+                maps = {c: stored(volume) for c, volume in channels().items()}
+                found = iterates(trained, maps, stored(MAPS.mask), turned, precision="single")[-1]
+                expected = torch.stack([stored(volume) for volume in plain])
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+    def test_precision(self, folder):
+        """bfloat16 is close to single precision, and auto is one of the two."""
+        trained = load(folder / "chi-sepnet-r2p.safetensors")
+        single, low, auto = (
+            iterates(trained, channels(), MAPS.mask, MAPS.grid, precision=p)[-1]
+            for p in ("single", "bfloat16", "auto")
+        )
+        assert low.dtype == single.dtype == torch.float32
+        error = (low - single).norm() / single.norm()
+        assert 0 < error < 0.02
+        assert torch.equal(auto, low if has_fast_bfloat16("cpu") else single)
+
+
+class TestBrainBox:
+    @given(
+        order=st.permutations(range(3)),
+        signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+        tilt=st.floats(-0.3, 0.3),
+        whole=st.booleans(),
+        seed=st.integers(0, 100),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_restores_what_it_cut_and_keeps_the_field(self, order, signs, tilt, whole, seed):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (6, 7, 8)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        mask[1:5, 2:6, 1:7] = torch.rand(4, 4, 6, generator=generator) > 0.3
+        if whole:
+            mask[0, 0, 0] = mask[-1, -1, -1] = True
+        turn = np.zeros((3, 3))
+        turn[list(order), [0, 1, 2]] = signs
+        rotation = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+        affine = np.eye(4)
+        affine[:3, :3] = rotation @ turn @ np.diag([1.0, 1.5, 0.8])
+        b0 = (rotation @ turn).T @ [0.0, 0.0, 1.0]
+        grid = Grid(shape, (1.0, 1.5, 0.8), tuple(b0.tolist()), affine)
+        box = BrainBox(mask, grid)
+        volume = torch.randn(shape, generator=generator) * mask
+        cut = box.cut(volume)
+        assert cut.shape == box.mask.shape == box.grid.shape
+        assert torch.equal(box.restore(torch.stack((cut, 2 * cut))), torch.stack((volume, 2 * volume)))
+        # B0 along scanner z is nearly along the third axis of the box, upwards.
+        assert box.grid.b0_direction[2] == pytest.approx(np.cos(tilt), abs=1e-6)
+        if whole:  # a smaller box would have the repetitions that an FFT makes of the sources nearer
+            field = box.restore(Dipole(box.grid).apply(cut)[None] * box.mask)[0]
+            torch.testing.assert_close(field, Dipole(grid).apply(volume) * mask, rtol=0, atol=1e-5)
+
+    def test_is_tight_and_keeps_axes_without_an_affine(self):
+        box = BrainBox(MAPS.mask, MAPS.grid)
+        for axis in range(3):
+            assert box.mask.movedim(axis, 0)[[0, -1]].flatten(1).any(1).all()
+        assert box.mask.sum() == MAPS.mask.sum()
+        assert box.grid.b0_direction == MAPS.grid.b0_direction
+        assert torch.equal(box.restore(box.mask[None])[0], MAPS.mask)
+
+
+class TestMethods:
+    @pytest.mark.parametrize("name", OF_METHOD)
+    def test_every_network_method(self, folder, name):
+        """Sources are ≥ 0, all is float32 and 0 outside the mask, and progress is told to the end."""
+        seen = []
+        arguments = (MAPS, name, options(folder, name))
+        if METHODS[name].target == "chi":
+            volumes = [methods.invert(*arguments, progress=lambda *step: seen.append(step)).chi_ppm]
+        else:
+            made = methods.separate(*arguments, progress=lambda *step: seen.append(step))
+            volumes = [made.chi_pos_ppm, made.chi_neg_ppm]
+            assert min(float(volume.min()) for volume in volumes) >= 0
+        for volume in volumes:
+            assert volume.dtype == torch.float32
+            assert volume.shape == MAPS.mask.shape
+            assert volume[MAPS.mask].any()
+            assert not volume[~MAPS.mask].any()
+        assert seen[-1][0] == seen[-1][1]
+
+    def test_there_are_no_others(self):
+        assert {name for name, method in METHODS.items() if method.source == "trained"} == set(OF_METHOD)
+
+    @pytest.mark.parametrize("name", ["chi-sepnet-r2p", "unrolled-thesis"])
+    def test_separation_is_the_last_iterate_without_negative_sources(self, folder, name):
+        chi = 0.02 * torch.randn(MAPS.mask.shape, generator=torch.Generator().manual_seed(0)) * MAPS.mask
+        maps = replace(MAPS, chi_ppm=chi)
+        made = methods.separate(maps, name, options(folder, name))
+        inputs = {"field": maps.field_ppm, "qsm": chi, "r2prime": maps.r2prime_hz / 114.0}
+        trained = load(folder / f"{name}.safetensors")
+        pos, neg = iterates(trained, inputs, maps.mask, maps.grid, ratio=0.8, precision="single")[-1]
+        assert min(float(pos.min()), float(neg.min())) < 0
+        assert torch.equal(made.chi_pos_ppm, pos.clamp(min=0))
+        assert torch.equal(made.chi_neg_ppm, neg.clamp(min=0))
+
+    def test_chi_is_made_where_it_is_not_given(self, folder):
+        chi = methods.invert(MAPS, "qsmnet", options(folder, "qsmnet")).chi_ppm
+        chosen = options(folder, "chi-sepnet-r2p")
+        alone = methods.separate(MAPS, "chi-sepnet-r2p", chosen)
+        given_it = methods.separate(replace(MAPS, chi_ppm=chi), "chi-sepnet-r2p", chosen)
+        other = methods.separate(replace(MAPS, chi_ppm=0.5 * chi), "chi-sepnet-r2p", chosen)
+        assert torch.equal(alone.chi_pos_ppm, given_it.chi_pos_ppm)
+        assert not torch.equal(alone.chi_pos_ppm, other.chi_pos_ppm)
+
+    def test_r2prime_is_made_of_r2star_where_it_is_not_given(self, folder):
+        """χ-sepnet-R2*: two networks, one after the other; R2' is not negative."""
+        only = replace(MAPS, r2prime_hz=None)
+        chosen = options(folder, "chi-sepnet-r2s")
+        trained = load(folder / "r2s.safetensors")
+        rate = iterates(
+            trained, {"r2star": only.r2star_hz / 114.0}, only.mask, only.grid, precision="single"
+        )[-1][0].clamp(min=0)
+        made = methods.separate(only, "chi-sepnet-r2s", chosen)
+        by_hand = methods.separate(replace(only, r2prime_hz=114.0 * rate), "chi-sepnet-r2p", chosen)
+        torch.testing.assert_close(made.chi_pos_ppm, by_hand.chi_pos_ppm, rtol=0, atol=1e-6)
+        torch.testing.assert_close(made.chi_neg_ppm, by_hand.chi_neg_ppm, rtol=0, atol=1e-6)
+
+    def test_direct_networks_take_r2star_over_d_r(self, folder):
+        only = replace(MAPS, r2prime_hz=None)
+        chosen = options(folder, "chi-sepnet-r2s-direct")
+        made = methods.separate(only, "chi-sepnet-r2s-direct", chosen)
+        doubled = replace(only, r2star_hz=2 * only.r2star_hz, relaxivity=Relaxivity(228.0, 182.4))
+        same = methods.separate(doubled, "chi-sepnet-r2s-direct", chosen)
+        torch.testing.assert_close(made.chi_pos_ppm, same.chi_pos_ppm)
+        louder = methods.separate(
+            replace(doubled, relaxivity=only.relaxivity), "chi-sepnet-r2s-direct", chosen
+        )
+        assert not torch.allclose(made.chi_pos_ppm, louder.chi_pos_ppm)
+
+    def test_maps_of_another_field_strength_look_the_same_to_networks(self, folder):
+        """At 7 T, D_r and R2' are 7/3 of those at 3 T."""
+        high = replace(MAPS, r2prime_hz=7 / 3 * MAPS.r2prime_hz, relaxivity=Relaxivity(266.0, 212.8))
+        found = measured_channels(high, ("r2prime",), NetworkOptions())["r2prime"]
+        torch.testing.assert_close(found, MAPS.r2prime_hz / 114.0)
+
+    @pytest.mark.parametrize(
+        ("name", "missing"),
+        [
+            ("chi-sepnet-r2p", "r2prime_hz"),
+            ("unrolled-thesis", "r2prime_hz"),
+            ("chi-sepnet-r2s", "r2star_hz"),
+            ("chi-sepnet-r2s-direct", "r2star_hz"),
+            ("chi-sepnet-r2p", "relaxivity"),
+            ("chi-sepnet-r2s", "relaxivity"),
+            ("unrolled-thesis", "relaxivity"),
+        ],
+    )
+    def test_missing_maps_are_named(self, folder, name, missing):
+        word = "D_r" if missing == "relaxivity" else missing.removesuffix("_hz")
+        with pytest.raises(InputError, match=word):
+            methods.separate(replace(MAPS, **{missing: None}), name, options(folder, name))
+
+    def test_weights_of_another_kind_are_refused(self, folder):
+        qsm, sources = folder / "qsmnet.safetensors", folder / "chi-sepnet-r2p.safetensors"
+        with pytest.raises(InputError, match="from field to chi; wanted one to chi_pos, chi_neg"):
+            methods.separate(MAPS, "chi-sepnet-r2p", NetworkOptions(weights=str(qsm)))
+        with pytest.raises(InputError, match="wanted one to chi"):
+            methods.invert(MAPS, "qsmnet", NetworkOptions(weights=str(sources)))
+        wrong = NetworkOptions(weights=str(sources), chi_weights=str(sources))
+        with pytest.raises(InputError, match="wanted one to chi"):
+            methods.separate(MAPS, "chi-sepnet-r2p", wrong)
+
+
+class TestLoad:
+    def test_comes_back_as_it_was(self, folder):
+        for name, config in CONFIGS.items():
+            trained = load(folder / f"{name}.safetensors")
+            assert trained.config == config
+            assert trained.header["name"] == name
+            assert not trained.network.training
+            tensors, _ = load_weights(folder / f"{name}.safetensors")
+            loaded = trained.network.state_dict()
+            assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors.items())
+
+    def test_names_that_are_neither_files_nor_shipped(self, tmp_path):
+        for wrong in ("no-such-network", str(tmp_path / "missing.safetensors"), str(tmp_path)):
+            with pytest.raises(InputError, match="chisep weights"):
+                find_weights(wrong)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"network": None},
+            {"network": {}},
+            {"statistics": None},
+            {"statistics": {}},
+            {"statistics": {"field": [0.0]}},
+            {"statistics": {"field": [0.0, 0.0], "chi": [0.0, 1.0]}},
+            {"statistics": {"field": ["a", "b"], "chi": [0.0, 1.0]}},
+            {"inputs": ["filed"]},
+            {"inputs": []},
+            {"inputs": ["field", "qsm"]},
+            {"outputs": ["chi_pos", "chi_neg"]},
+            {"unet": {"widths": [2, 4], "norm": "batch"}},
+            {"unet": {"widths": [2, 3], "norm": "none"}},
+            {"unet": {"widths": [2, 3], "norm": "layer"}},
+            {"unet": {"widths": [], "norm": "batch"}},
+            {"unet": {"widths": ["a"], "norm": "batch"}},
+            {"unet": {"widths": [2, 3], "norm": "batch", "depth": 4}},
+            {"unet": None},
+            {"unrolled": {"iterations": 3}},
+            {"unrolled": 3},
+        ],
+    )
+    def test_headers_that_do_not_fit_are_refused_with_the_file(self, folder, tmp_path, change):
+        tensors, header = load_weights(folder / "qsmnet.safetensors")
+        if set(change) <= {"network", "statistics"}:
+            header |= change
+        else:
+            header["network"] |= change
+        path = save_weights(tmp_path / "changed.safetensors", tensors, header)
+        with pytest.raises(InputError, match=r"changed\.safetensors"):
+            load(path)
+
+    def test_tensors_that_do_not_fit_are_named(self, folder, tmp_path):
+        tensors, header = load_weights(folder / "qsmnet.safetensors")
+        missing = {key: tensor for key, tensor in tensors.items() if key != "unet.head.bias"}
+        path = save_weights(tmp_path / "fewer.safetensors", missing, header)
+        with pytest.raises(InputError, match=r"fewer\.safetensors.*unet\.head\.bias"):
+            load(path)
+
+    def test_headers_hold_what_json_holds(self, folder):
+        _, header = load_weights(folder / "unrolled-thesis.safetensors")
+        assert json.loads(json.dumps(header)) == header

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from chisep.errors import InputError
+from chisep.models.network import build
+from chisep.models.unet import REFERENCE_WIDTHS
+from chisep.models.unrolled import Unrolled
+from chisep.training.recipes import SMALL_WIDTHS, find, recipes
+
+PUBLISHED = [name for name in recipes() if not name.endswith("-small")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes(name):
+    """Widths, norm, rate and batch as published, and 20 epochs."""
+    recipe = find(name)
+    assert recipe.network.unet.widths == REFERENCE_WIDTHS
+    assert recipe.network.unet.norm == "batch"
+    assert (recipe.epochs, recipe.batch_size, recipe.crops.size) == (20, 12, 64)
+    assert (recipe.optimiser.learning_rate, recipe.optimiser.decay) == (3e-4, 0.98)
+    assert (recipe.loss.label, recipe.loss.gradient) == (1.0, 0.1)
+    assert recipe.summary
+    assert recipe.reference
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_small_recipes_differ_in_size_only(name):
+    recipe, small = find(name), find(f"{name}-small")
+    assert small.network.unet.widths == SMALL_WIDTHS
+    same = replace(
+        recipe,
+        network=small.network,
+        crops=replace(recipe.crops, size=small.crops.size),
+        steps_per_epoch=small.steps_per_epoch,
+        batch_size=small.batch_size,
+        validation_crops=small.validation_crops,
+    )
+    assert asdict(small) == asdict(same)
+    assert small.network.inputs == recipe.network.inputs
+    assert small.network.unrolled == recipe.network.unrolled
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_makes_a_network(name):
+    network = find(name).network
+    with torch.device("meta"):
+        made = build(network, dict.fromkeys((*network.inputs, *network.outputs), (0.0, 1.0)))
+    assert isinstance(made, Unrolled) == ("unrolled" in name)
+
+
+def test_the_thesis_network_unrolls_ten_times_from_4():
+    config = find("thesis-unrolled").network.unrolled
+    assert config is not None
+    assert (config.iterations, config.alpha, config.qsm_row) == (10, 4.0, True)
+
+
+def test_unknown_recipes_get_the_list_and_a_guess():
+    with pytest.raises(InputError, match=r"qsmnet.*Did you mean thesis-unrolled"):
+        find("thesis-unroled")
+    with pytest.raises(InputError, match="chisep train --help"):
+        find("xyz")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"steps_per_epoch": 0},
+        {"batch_size": 0},
+        {"validation_crops": 0},
+        {"saves_per_epoch": 0},
+        {"steps_per_epoch": 10, "saves_per_epoch": 4},
+    ],
+)
+def test_recipes_are_checked(wrong):
+    with pytest.raises(InputError, match="a multiple of its saves"):
+        replace(find("qsmnet"), **wrong)

@@ -1,0 +1,273 @@
+"""Training: it learns, goes on as if it had not been interrupted, and leaves weights that name themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import chisep
+from chisep.errors import InputError
+from chisep.io.weights import load_weights
+from chisep.models.network import PHI_ROWS, SOURCES
+from chisep.models.unrolled import Unrolled
+from chisep.networks import has_fast_bfloat16, load
+from chisep.training.data import load_scans, statistics
+from chisep.training.losses import LossConfig
+from chisep.training.module import OptimiserConfig, TrainingModule
+from chisep.training.train import course, train
+from tests.training.tiny import config, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    return load_weights(out / "weights.safetensors")[0]
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Largest difference of each tensor of two trainings."""
+    a, b = tensors(one), tensors(other)
+    assert set(a) == set(b)
+    return {name: (a[name].double() - b[name].double()).abs().max().item() for name in a}
+
+
+def run_script(name: str, out: Path, dataset: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "PYTEST_"))}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "training" / name), str(out), str(dataset)],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("name", ["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "thesis-unrolled"])
+def test_the_loss_falls(name, dataset, tmp_path):
+    recipe = tiny(name, epochs=1, steps_per_epoch=40, saves_per_epoch=20)
+    done = train(config(tmp_path, dataset, recipe))
+    assert done.epochs == 1
+    losses = np.array([value for _, value in course(tmp_path, "loss")])
+    assert len(losses) == 20
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < 0.92 * losses[:5].mean()
+    assert done.best_loss == pytest.approx(course(tmp_path, "val_loss")[-1][1])
+
+
+@pytest.fixture(scope="module")
+def straight(dataset, tmp_path_factory) -> Path:
+    """An unrolled training without interruption: eight epochs, sixteen checkpoints."""
+    out = tmp_path_factory.mktemp("straight")
+    train(config(out, dataset, tiny("thesis-unrolled", epochs=8)))
+    return out
+
+
+class TestResume:
+    def test_stopped_by_the_clock_at_every_checkpoint(self, straight, dataset, tmp_path):
+        """Weights, α, running statistics and logs are as without interruption, to the bit."""
+        wanted = config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8), minutes=0.0)
+        for call in range(1, 17):
+            done = train(wanted)
+            assert done.epochs == call / 2
+            assert (done.weights is None) == (call < 16)
+        assert set(differences(tmp_path, straight).values()) == {0.0}
+        for quantity in ("loss", "alpha", "val_loss", "loss_field"):
+            assert course(tmp_path, quantity) == course(straight, quantity)
+        assert done.best_loss == min(value for _, value in course(straight, "val_loss"))
+
+    def test_killed(self, straight, dataset, tmp_path):
+        done = run_script("killed.py", tmp_path, dataset)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (tmp_path / "weights.safetensors").exists()
+        train(config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8)))
+        assert set(differences(tmp_path, straight).values()) == {0.0}
+        for quantity in ("alpha", "val_loss"):
+            assert course(tmp_path, quantity) == course(straight, quantity)
+
+    def test_a_finished_training_is_not_done_again(self, straight, dataset):
+        before, stamp = tensors(straight), (straight / "last.ckpt").stat().st_mtime_ns
+        again = train(config(straight, dataset, tiny("thesis-unrolled", epochs=8)))
+        assert again.weights == straight / "weights.safetensors"
+        assert again.best_loss == min(value for _, value in course(straight, "val_loss"))
+        assert (straight / "last.ckpt").stat().st_mtime_ns == stamp
+        assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(straight).items())
+
+    def test_a_folder_of_another_recipe_is_refused(self, straight, dataset):
+        other = config(straight, dataset, tiny("thesis-unrolled", epochs=9, seed=1))
+        with pytest.raises(InputError, match="a training with other epochs, seed") as raised:
+            train(other)
+        assert str(straight) in str(raised.value)
+
+    def test_equal_seeds_are_equal_trainings_and_others_are_not(self, dataset, tmp_path):
+        outs = [tmp_path / name for name in ("one", "same", "other")]
+        for out, seed in zip(outs, (0, 0, 1), strict=True):
+            train(config(out, dataset, tiny(seed=seed)))
+        assert set(differences(outs[0], outs[1]).values()) == {0.0}
+        assert differences(outs[0], outs[2])["unet.head.weight"] > 0
+
+    def test_workers_change_nothing(self, dataset, tmp_path):
+        for workers in (0, 1):
+            train(config(tmp_path / str(workers), dataset, tiny(epochs=1), workers=workers))
+        assert set(differences(tmp_path / "0", tmp_path / "1").values()) == {0.0}
+
+
+def test_two_processes_equal_one(dataset, tmp_path):
+    """On the same batches: gradients are averaged over crops, wherever they are computed."""
+    recipe = tiny("thesis-unrolled", norm="none", batch_size=4)
+    train(config(tmp_path / "one", dataset, recipe, precision="64-true"))
+    done = run_script("two_processes.py", tmp_path / "two", dataset)
+    assert done.returncode == 0, done.stderr
+    found = differences(tmp_path / "one", tmp_path / "two")
+    assert max(found.values()) < 1e-9
+    assert "alpha" in found
+    one, two = (course(tmp_path / name, "val_loss") for name in ("one", "two"))
+    assert [step for step, _ in two] == [step for step, _ in one]
+    assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-9)
+
+
+class TestWeights:
+    def test_header(self, straight, dataset, folders):
+        """Config, statistics, data and its licence, metrics, commit."""
+        recipe = tiny("thesis-unrolled", epochs=8)
+        _, header = load_weights(straight / "weights.safetensors")
+        assert header["network"] == json.loads(json.dumps(asdict(recipe.network)))
+        assert header["recipe"]["epochs"] == 8
+        assert header["recipe"]["loss"] == asdict(recipe.loss)
+        assert "network" not in header["recipe"]
+        assert (header["summary"], header["reference"]) == (recipe.summary, recipe.reference)
+        scans = load_scans(folders, ("01",), recipe.network)
+        for channel, pair in statistics(scans).items():
+            assert header["statistics"][channel] == pytest.approx(pair)
+        assert header["training_data"]["train"] == ["01"]
+        assert header["training_data"]["validation"] == ["02"]
+        description = json.loads((dataset / "dataset_description.json").read_text())
+        assert header["training_data"]["dataset"] == description["Name"]
+        assert header["licence_of_data"] == "not stated"
+        assert header["made_by"]["chisep"] == chisep.__version__
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        assert header["made_by"]["commit"] == (commit or None)
+
+    def test_are_those_of_the_lowest_validation_loss(self, straight):
+        _, header = load_weights(straight / "weights.safetensors")
+        step, loss = min(course(straight, "val_loss"), key=lambda pair: pair[1])
+        assert header["best_step"] == step + 1
+        assert header["metrics"]["validation_loss"] == pytest.approx(loss)
+        best = torch.load(straight / "best.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(best[f"network.{name}"], value) for name, value in tensors(straight).items())
+
+    def test_name_and_licence_are_those_given(self, dataset, tmp_path):
+        train(config(tmp_path, dataset, tiny(epochs=1), name="mine", licence="CC0-1.0"))
+        _, header = load_weights(tmp_path / "weights.safetensors")
+        assert (header["name"], header["licence_of_data"]) == ("mine", "CC0-1.0")
+
+    def test_can_be_loaded_and_applied(self, straight, folders):
+        trained = load(straight / "weights.safetensors")
+        assert isinstance(trained.network, Unrolled)
+        assert trained.config == tiny("thesis-unrolled").network
+        assert not trained.network.training
+
+    def test_checkpoints_hold_no_code(self, straight):
+        for name in ("best.ckpt", "last.ckpt"):
+            assert torch.load(straight / name, weights_only=True)["global_step"] > 0
+
+
+class TestAlpha:
+    def module(self, **options) -> TrainingModule:
+        network = tiny("thesis-unrolled").network
+        return TrainingModule(
+            network,
+            dict.fromkeys((*PHI_ROWS, *SOURCES), (0.0, 0.03)),
+            LossConfig(),
+            OptimiserConfig(**options),
+        )
+
+    def test_has_a_group_and_a_rate_of_its_own(self):
+        module = self.module(learning_rate=1e-3, alpha_learning_rate=0.2)
+        groups = module.configure_optimizers()["optimizer"].param_groups
+        assert [group["lr"] for group in groups] == [1e-3, 0.2]
+        assert len(groups[1]["params"]) == 1
+        assert groups[1]["params"][0] is module.network.alpha
+        assert len(groups[0]["params"]) == len(list(module.network.parameters())) - 1
+
+    def test_both_rates_fall_in_steps(self):
+        made = self.module(decay=0.5, decay_steps=2).configure_optimizers()
+        optimiser, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        assert made["lr_scheduler"]["interval"] == "step"
+        rates = []
+        for _ in range(5):
+            rates.append([group["lr"] for group in optimiser.param_groups])
+            optimiser.step()
+            schedule.step()
+        assert np.array(rates) == pytest.approx(np.outer([1, 1, 0.5, 0.5, 0.25], [3e-4, 1e-2]))
+
+    def test_moves_at_its_own_rate(self, straight):
+        alphas = [value for _, value in course(straight, "alpha")]
+        assert alphas[0] != 4
+        assert len(set(alphas)) == len(alphas)
+        # RMSprop's first step is the rate times 1/√(1 − 0.99) = 10.
+        assert abs(alphas[0] - 4) > 0.02
+
+    def test_networks_of_one_pass_have_none(self):
+        network = tiny("thesis-baseline").network
+        module = TrainingModule(
+            network, dict.fromkeys((*PHI_ROWS, *SOURCES), (0.0, 0.03)), LossConfig(), OptimiserConfig()
+        )
+        assert len(module.configure_optimizers()["optimizer"].param_groups) == 1
+
+    @pytest.mark.parametrize(
+        "wrong", [{"learning_rate": 0.0}, {"alpha_learning_rate": -1.0}, {"decay": 0.0}, {"decay_steps": 0}]
+    )
+    def test_rates_are_checked(self, wrong):
+        with pytest.raises(InputError, match="Correct the option"):
+            OptimiserConfig(**wrong)
+
+
+def test_precision_follows_the_hardware(dataset, tmp_path):
+    """A CPU that must emulate bfloat16 trains in single precision."""
+    for name in ("auto", "32-true", "bf16-mixed"):
+        train(config(tmp_path / name, dataset, tiny(epochs=1), precision=name))
+    chosen, other = ("bf16-mixed", "32-true") if has_fast_bfloat16("cpu") else ("32-true", "bf16-mixed")
+    assert set(differences(tmp_path / "auto", tmp_path / chosen).values()) == {0.0}
+    assert max(differences(tmp_path / "auto", tmp_path / other).values()) > 0
+    assert all(math.isfinite(value) for _, value in course(tmp_path / "bf16-mixed", "loss"))
+
+
+def test_says_nothing(dataset, tmp_path, capfd, recwarn, caplog):
+    """Only the command line prints."""
+    train(config(tmp_path, dataset, tiny(epochs=1), minutes=0.0))
+    train(config(tmp_path, dataset, tiny(epochs=1)))
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+    assert not caplog.records
+
+
+def test_tells_which_scans_are_read(dataset, tmp_path):
+    told = []
+    train(config(tmp_path, dataset, tiny(epochs=1)), lambda *what: told.append(what))
+    assert told[0] == ("sub-01_acq-ori1", 0, 3)
+    assert ("sub-02_acq-ori3", 2, 3) in told
+
+
+@pytest.mark.parametrize(("subject", "message"), [("train", "sub-09"), ("validation", "sub-09")])
+def test_missing_subjects_are_named(dataset, tmp_path, subject, message):
+    wanted = config(tmp_path, dataset, tiny())
+    with pytest.raises(InputError, match=message):
+        train(replace(wanted, data=replace(wanted.data, **{subject: ("09",)})))
+
+
+def test_batches_that_devices_cannot_share_are_refused(dataset, tmp_path):
+    with pytest.raises(InputError, match="3 on 2 devices"):
+        train(config(tmp_path, dataset, tiny(batch_size=3), devices=2))
