@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import hz_per_ppm
@@ -14,6 +15,7 @@ from chisep.simulation.fields import (
     Fields,
     dental_implants,
     dephasing,
+    residual_background,
     total_field,
 )
 from chisep.simulation.motion import brain_centre_mm, rotation
@@ -31,6 +33,24 @@ def test_local_field_is_the_dipole_field_of_the_sources(tissue, fields):
     torch.testing.assert_close(fields.local_ppm, expected)
     spread = 1000 * float(fields.local_ppm[tissue.mask].std())
     assert 3 < spread < 15
+
+
+def test_residual_background_is_harmonic_in_the_brain_and_has_the_stated_spread(tissue):
+    field = residual_background(tissue, 3.0, np.random.default_rng(0))
+    assert 1000 * float(field[tissue.mask].std()) == pytest.approx(3, rel=1e-4)
+    assert not field[~tissue.mask].any()
+    deep = torch.from_numpy(ndimage.binary_erosion(tissue.mask.numpy(), iterations=4))
+    edges = [1 / edge**2 for edge in tissue.grid.voxel_mm]
+
+    def laplacian(volume: torch.Tensor) -> float:
+        parts = (volume.roll(1, axis) + volume.roll(-1, axis) - 2 * volume for axis in range(3))
+        return float(
+            sum(part * e for part, e in zip(parts, edges, strict=True))[deep].std() / volume[deep].std()
+        )
+
+    # The local field, whose sources are inside, is far from harmonic.
+    assert laplacian(field) < 0.1 * laplacian(total_field(tissue).local_ppm)
+    assert not residual_background(tissue, 0.0, np.random.default_rng(0)).any()
 
 
 def test_fields_of_two_halves_add_up(tissue, fields):

@@ -30,6 +30,15 @@ def test_without_noise_they_are_the_truth(tissue):
     assert float(maps.field_sigma_ppm.max()) == 0
 
 
+def test_residual_background_is_in_the_local_field_only(tissue):
+    plain = measured_maps(tissue, replace(SIMPLE, snr=math.inf), rng())
+    left = measured_maps(tissue, replace(SIMPLE, snr=math.inf, residual_background_ppb=4.0), rng())
+    residue = (left.local_ppm - plain.local_ppm)[tissue.mask]
+    assert 1000 * float(residue.std()) == pytest.approx(4, rel=1e-3)
+    torch.testing.assert_close(left.total_ppm, plain.total_ppm)
+    torch.testing.assert_close(left.r2star_hz, plain.r2star_hz)
+
+
 def test_noise_has_the_stated_spread_and_is_0_outside(tissue):
     maps = measured_maps(tissue, SIMPLE, rng())
     mask = tissue.mask

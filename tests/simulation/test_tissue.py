@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from chisep.errors import InputError
-from chisep.simulation import anatomy
+from chisep.simulation import anatomy, labelmap
 from chisep.simulation.anatomy import LabelMap
 from chisep.simulation.labelmap import Veins
 from chisep.simulation.tissue import (
@@ -286,3 +287,29 @@ def test_spreads_out_of_range_are_refused(values):
 def test_a_relaxivity_that_is_not_positive_is_refused():
     with pytest.raises(InputError, match="D_r"):
         TissueConfig(dr_neg_hz_per_ppm=-1.0).relaxivity(3.0)
+
+
+def test_anisotropy_follows_b0_and_is_free_of_trace(coarse):
+    head = anatomy.with_structures(coarse, np.random.default_rng(1))
+    config = TissueConfig(anisotropy_ppb=16.0, refine_mm=math.inf)
+    tissue, plain = (
+        make_tissue(head, np.random.default_rng(0), c, voxel_mm=(4.0, 4.0, 4.0), b0_t=3.0)
+        for c in (config, replace(config, anisotropy_ppb=0.0))
+    )
+    assert plain.anisotropy_ppm is None
+    isotropic = plain.chi_pos_ppm - plain.chi_neg_ppm
+    torch.testing.assert_close(plain.chi_ppm, isotropic)
+    torch.testing.assert_close(tissue.chi_pos_ppm, plain.chi_pos_ppm)
+
+    def added(*b0: float) -> torch.Tensor:
+        return replace(tissue, grid=replace(tissue.grid, b0_direction=b0)).chi_ppm - isotropic
+
+    axes = added(1.0, 0.0, 0.0) + added(0.0, 1.0, 0.0) + added(0.0, 0.0, 1.0)
+    torch.testing.assert_close(axes, torch.zeros_like(axes), atol=1e-7, rtol=0)
+    # Where voxels are wholly white matter of one direction: Δχ (cos²θ − 1/3), θ the stored angle.
+    cosine = torch.cos(plain.fibre_angle_rad).square()
+    b0 = plain.grid.b0_direction
+    pure = torch.from_numpy(np.isin(plain.labels.numpy(), labelmap.WHITE_MATTER)) & plain.mask
+    error = (added(*b0) - 0.016 * (cosine - 1 / 3))[pure].abs()
+    assert float(error.median()) < 1e-5
+    assert float(added(*b0).abs().max()) < 0.016 * 2 / 3 + 1e-6
