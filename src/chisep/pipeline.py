@@ -58,8 +58,7 @@ class RunConfig:
     method: str = "iterative"
     """Separation method; `chisep methods` lists them."""
     qsm: str = ""
-    """Method of the ordinary susceptibility map (QSM); left out: qsmnet for a network, which was trained on
-    such maps, else tv."""
+    """Method of the ordinary susceptibility map (QSM); left out: tv, or qsmnet for a network."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at the field strength of the scan: one, or two (χ_pos, χ_neg). Default 114·B0/3."""
     phase_sign: Literal[1, -1] = 1

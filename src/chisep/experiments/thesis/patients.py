@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, checksums, d
 from chisep.experiments.thesis.table import markdown, mean_and_sd, plus_minus, with_qsmnet
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.metrics import lesion_slope
-from chisep.simulation.dataset import healthy_tissue
+from chisep.simulation.dataset import SimulateConfig, healthy_tissue
 from chisep.simulation.lesions import KINDS, Kind, Patient, add_lesions
 from chisep.simulation.measured import measured_maps
 from chisep.types import Maps, Sources
@@ -207,7 +208,7 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
     Raises
     ------
     InputError
-        If the head is not that of the dataset.
+        If the head, or how it is scanned, is not that of the dataset.
 
     Warns
     -----
@@ -216,15 +217,15 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
     """
     config = thesis.simulation()
     index = SUBJECTS.index(subject)
+    _check_options(thesis, config, subject)
     healthy = healthy_tissue(config, index)
     known = load_case(thesis.root, subject).references["truth"].chi_pos_ppm
-    same = known.shape == healthy.chi_pos_ppm.shape
-    if not same or float((known - healthy.chi_pos_ppm * healthy.mask).abs().max()) > _SAME_PPM:
+    if float((known - healthy.chi_pos_ppm * healthy.mask).abs().max()) > _SAME_PPM:
         raise InputError(
             thesis.root,
-            found=f"another head as subject {subject} than the options make",
-            wanted="the label maps, voxel size and seed that the dataset was made with",
-            remedy="Give the --labels, --voxel-mm and --seed of `chisep simulate`.",
+            found=f"another head as subject {subject} than is made of the label map",
+            wanted="the label maps that the dataset was made of, and the version of chisep that made it",
+            remedy="Give the --labels of `chisep simulate`, in its order.",
         )
     lesions_rng, noise_rng = np.random.default_rng([config.seed, index, _STREAM]).spawn(2)
     wanted = [lesions.lesion(kind, s) for s in lesions.strengths_ppb for kind in GRADED]
@@ -240,6 +241,20 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
         r2star_hz=measured.r2star_hz,
     )
     return GradedPatient(Case(maps, {"truth": Sources(tissue.chi_pos_ppm, tissue.chi_neg_ppm)}), patient)
+
+
+def _check_options(thesis: ThesisConfig, config: SimulateConfig, subject: str) -> None:
+    """Refuse a dataset that was made by other options than the patient would be."""
+    own = json.loads(json.dumps(asdict(config), default=str), parse_constant=str)
+    known = recipe_of(thesis.root, subject)["Options"]
+    different = [name for name, value in known.items() if own.get(name) != value]
+    if different:
+        raise InputError(
+            thesis.root,
+            found=f"subject {subject} made with other {', '.join(different)}",
+            wanted="the options of the thesis' dataset",
+            remedy="Give the --voxel-mm and --seed that it was made with, or leave --dataset out.",
+        )
 
 
 def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, Any]:
