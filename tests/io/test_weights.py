@@ -128,10 +128,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     [
         None,
         {"format": "pt"},
-        {"format": FORMAT},
-        {"format": "chisep-0", "chisep": json.dumps(HEADER)},
-        {"format": FORMAT, "chisep": "{half"},
-        {"format": FORMAT, "chisep": "[1, 2]"},
+        {"chisep-0": json.dumps(HEADER)},
+        {FORMAT: "{half"},
+        {FORMAT: "[1, 2]"},
     ],
 )
 def test_safetensors_of_other_programs_are_refused(metadata, tmp_path):

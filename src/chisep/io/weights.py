@@ -15,7 +15,7 @@ from chisep.errors import InputError
 from chisep.io.files import write_bytes
 
 FORMAT = "chisep-1"
-"""Version of the header's layout."""
+"""Entry of the metadata that holds the header; its number is that of the header's layout."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
@@ -37,7 +37,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(header), ensure_ascii=False, sort_keys=True)
-    return write_bytes(path, save(contiguous, metadata={"format": FORMAT, "chisep": text}))
+    # One entry: safetensors writes several in any order, and equal weights should be equal files.
+    return write_bytes(path, save(contiguous, metadata={FORMAT: text}))
 
 
 def load_header(path: Path) -> dict[str, Any]:
@@ -50,9 +51,8 @@ def load_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata["chisep"]) if metadata.get("format") == FORMAT else None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(header, dict):
         raise _unreadable(path, "no header of chisep")
