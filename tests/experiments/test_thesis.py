@@ -41,6 +41,7 @@ from chisep.experiments.thesis.patients import (
 )
 from chisep.experiments.thesis.patients import summarised as lesion_summary
 from chisep.experiments.thesis.pictures import FiguresConfig, pictures
+from chisep.experiments.thesis.qsm import QsmConfig, qsm
 from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, qsmnet_chi, row_of, weights_path
 from chisep.experiments.thesis.table import (
     COLUMNS,
@@ -51,7 +52,8 @@ from chisep.experiments.thesis.table import (
 )
 from chisep.io import bids, nifti
 from chisep.labels import LabelledConfig
-from chisep.metrics import nrmse_percent
+from chisep.methods import invert
+from chisep.metrics import nrmse_demeaned_percent, nrmse_percent
 from chisep.models.network import SOURCES
 from chisep.physics.dipole import Dipole
 from chisep.simulation.anatomy import packaged_labels
@@ -405,6 +407,34 @@ def test_every_method_is_tried_on_lesions(thesis, weights, tmp_path):
     assert len(before) == len(ROWS) * len(TEST)
     patients(config)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "cells").iterdir())] == before
+
+
+# ---- susceptibility maps -------------------------------------------------------------------------------
+
+
+def test_susceptibility_maps_are_judged_without_their_mean(thesis, weights, tmp_path):
+    config = QsmConfig(**options(thesis, out=tmp_path, weights_folder=weights, **LESIONS))
+    written = qsm(config)
+    assert [path.name for path in written] == ["qsm.md", "qsm.json", "qsm.png", "qsm-lesions.png"]
+    found = json.loads(written[1].read_text())
+    assert list(found["Rows"]) == ["tikhonov", "tv", "qsmnet"]
+    assert len(found["Cells"]) == 3 * len(TEST)
+    assert all("±" in line for line in written[0].read_text().splitlines()[6:9])
+
+    case = load_case(thesis.root, "06")
+    chi = invert(case.maps, "tv").chi_ppm.numpy()
+    truth, inside = case.references["truth"].chi_ppm.numpy(), case.maps.mask.numpy()
+    (cell,) = (c for c in found["Cells"] if c["row"] == "tv" and c["subject"] == "06")
+    assert cell["truth"]["nrmse_percent"] == pytest.approx(
+        nrmse_demeaned_percent(chi, truth, inside), rel=1e-4
+    )
+    assert cell["cosmos"]["nrmse_percent"] != pytest.approx(cell["truth"]["nrmse_percent"], rel=0.01)
+    # A regularised inversion underestimates, and by its sign tells calcium from blood.
+    for kind in GRADED:
+        line = found["Rows"]["tv"]["lesions"][kind]
+        assert line["lesions"] > 3
+        assert 0.3 < line["slope"] < 1.2
+    assert found["Rows"]["tv"]["lesions"]["calcification"]["lesions"] <= len(LESIONS["strengths_ppb"]) * 3
 
 
 # ---- trainings -----------------------------------------------------------------------------------------

@@ -59,6 +59,12 @@ def _patients() -> tuple[type[Any], Function]:
     return PatientsConfig, patients
 
 
+def _qsm() -> tuple[type[Any], Function]:
+    from chisep.experiments.thesis.qsm import QsmConfig, qsm
+
+    return QsmConfig, qsm
+
+
 def _ablations() -> tuple[type[Any], Function]:
     from chisep.experiments.thesis.ablations import AblationsConfig, ablations
 
@@ -71,6 +77,7 @@ EXPERIMENTS = {
     "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
     "figures": Experiment("Figures 2.2 to 2.4 of the thesis: iterates of the unrolled network", _figures),
     "patients": Experiment("Figure 2.5 of the thesis: lesions of graded strength", _patients),
+    "qsm": Experiment("susceptibility maps by QSMnet, total variation and Tikhonov on the test heads", _qsm),
     "ablations": Experiment(
         "ablations of the thesis: small trainings, each changed in one thing", _ablations
     ),

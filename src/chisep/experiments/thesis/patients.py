@@ -414,19 +414,36 @@ def _texts(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def lesion_panel(
+    title: str, cells: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
+) -> figures.Lesions:
+    """Points and lines of one method; kinds with too few lesions for a line are left out.
+
+    Parameters
+    ----------
+    title
+        Name of the method.
+    cells
+        Its lesions, a cell a subject.
+    found
+        The line of each kind, as `fitted` returns it.
+    """
+    known = [kind for kind in GRADED if found[kind]["slope"] is not None]
+    pairs = {kind: lesion_pairs(cells, kind) for kind in known}
+    return figures.Lesions(
+        title,
+        {kind: ([a for a, _ in pairs[kind]], [p for _, p in pairs[kind]]) for kind in known},
+        {kind: (found[kind]["slope"], found[kind]["intercept_ppb"]) for kind in known},
+    )
+
+
 def _lesion_figure(cells: Sequence[Mapping[str, Any]], summary: Mapping[str, Mapping[str, Any]]) -> Figure:
-    panels = []
-    for name, found in summary.items():
-        own = [cell for cell in cells if cell["row"] == name]
-        points: dict[str, figures.Points] = {}
-        fits: dict[str, tuple[float, float]] = {}
-        for kind in GRADED:
-            pairs = lesion_pairs(own, kind)
-            if found[kind]["slope"] is not None:
-                points[kind] = ([a for a, _ in pairs], [p for _, p in pairs])
-                fits[kind] = (found[kind]["slope"], found[kind]["intercept_ppb"])
-        panels.append(figures.Lesions(ROWS[name].title, points, fits))
-    return figures.lesion_lines(panels)
+    return figures.lesion_lines(
+        [
+            lesion_panel(ROWS[name].title, [cell for cell in cells if cell["row"] == name], found)
+            for name, found in summary.items()
+        ]
+    )
 
 
 def _iterate_figure(by_iterate: Mapping[str, Sequence[Mapping[str, float | None]]]) -> Figure:

@@ -1,0 +1,280 @@
+"""QSMnet for itself: χ of the test heads and of their lesions, beside classical inversions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+import chisep
+from chisep import figures, methods, metrics
+from chisep.experiments import Progress
+from chisep.experiments.thesis.data import TEST, dataset_of, folders, kept, load_case, provenance, recipe_of
+from chisep.experiments.thesis.patients import (
+    GRADED,
+    GradedPatient,
+    PatientsConfig,
+    fitted,
+    graded_patient,
+    lesion_options,
+    lesion_pairs,
+    lesion_panel,
+    slope_text,
+)
+from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
+from chisep.experiments.thesis.table import markdown, mean_and_sd, number, plus_minus
+from chisep.io import bids, nifti
+from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.types import Maps, Volume
+
+METHODS: Mapping[str, str] = {"tikhonov": "Tikhonov", "tv": "total variation", "qsmnet": "QSMnet"}
+"""Inversions that are compared → title."""
+REFERENCES = ("cosmos", "truth")
+"""What maps are compared with: QSMnet's label, made of six orientations, and what is."""
+COLUMNS = {"nrmse_percent": ("NRMSE (%)", 1), "hfen_percent": ("HFEN (%)", 1), "ssim": ("SSIM", 3)}
+"""Metrics → title and digits."""
+_SIGN = {"hemorrhage": 1.0, "calcification": -1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QsmConfig(PatientsConfig):
+    """Ordinary susceptibility maps of the three test heads, and of lesions put into them."""
+
+
+def qsm(config: QsmConfig, progress: Progress | None = None) -> list[Path]:
+    """Invert the field of every test head by every method, with and without lesions.
+
+    What was computed from equal weights, data and lesions before is not computed again.
+
+    Parameters
+    ----------
+    config
+        Lesions; where data, weights and results are.
+    progress
+        Told which method is applied to which subject.
+
+    Returns
+    -------
+    list of Path
+        qsm.md, qsm.json, the metrics as bars, the lesions with their lines.
+
+    Raises
+    ------
+    InputError
+        If weights are missing, the dataset cannot be used, or it is not of the heads given.
+    OutputError
+        If something cannot be written.
+    """
+    make_directory(config.out)
+    weights = described(["qsmnet"], config.weights_folder)
+    root = dataset_of(config, progress)
+    cells: list[dict[str, Any]] = []
+    for subject in TEST:
+        lazy = _Subject(config, subject)
+        for name in METHODS:
+            if progress is not None:
+                progress(f"sub-{subject}: {name}", len(cells), len(TEST) * len(METHODS))
+            path = config.out / "cells" / f"sub-{subject}_{name}_qsm.json"
+            cells.append(kept(path, lazy.key(root, name), partial(lazy.make, name)))
+    if progress is not None:
+        progress("susceptibility maps", len(cells), len(cells))
+    summary = summarised(cells)
+    found = {
+        **provenance(config),
+        "Weights": weights,
+        "Units": {"assigned_ppb, predicted_ppb": "mean over the lesion's voxels; −χ for calcifications"},
+        "Rows": summary,
+        "Cells": cells,
+    }
+    return [
+        write_text(config.out / "qsm.md", page(summary)),
+        write_json(config.out / "qsm.json", found),
+        write_bytes(config.out / "qsm.png", figures.png(_metric_figure(summary))),
+        write_bytes(config.out / "qsm-lesions.png", figures.png(_lesion_figure(cells, summary))),
+    ]
+
+
+class _Subject:
+    """A test head, healthy and with lesions, which is read and made when the first method asks."""
+
+    def __init__(self, config: QsmConfig, subject: str) -> None:
+        self.config, self.subject = config, subject
+        self.patient: GradedPatient | None = None
+
+    def key(self, root: Path, name: str) -> dict[str, Any]:
+        """All that the result of a method depends on."""
+        return {
+            "GeneratedBy": f"chisep {chisep.__version__}",
+            "Weights": checksums(["qsmnet"] if name == "qsmnet" else [], self.config.weights_folder),
+            "Dataset": recipe_of(root, self.subject),
+            "Lesions": lesion_options(self.config),
+        }
+
+    def make(self, name: str) -> dict[str, Any]:
+        """Metrics of a method in the healthy head, and what it reads from the lesions."""
+        if self.patient is None:
+            self.patient = graded_patient(self.config, self.config, self.subject)
+        return {
+            **subject_row(self.config.root, self.subject, name, self.config.weights_folder),
+            "lesions": _read(
+                self.patient, _inverted(name, self.patient.case.maps, self.config.weights_folder)
+            ),
+        }
+
+
+def subject_row(root: Path, subject: str, name: str, weights_folder: Path | None = None) -> dict[str, Any]:
+    """Compute what a method scores on the first scan of a subject.
+
+    Parameters
+    ----------
+    root
+        The dataset.
+    subject
+        Label without `sub-`.
+    name
+        A key of `METHODS`.
+    weights_folder
+        Where `chisep reproduce networks` wrote; the weights that come with chisep if None.
+
+    Returns
+    -------
+    dict
+        subject, row, seconds, and for COSMOS and truth the metrics of χ; None where one is not defined. All
+        maps have mean 0 in the brain, since a field does not tell the mean of χ.
+
+    Raises
+    ------
+    InputError
+        If maps or weights are missing.
+    """
+    case = load_case(root, subject)
+    started = time.perf_counter()
+    made = _inverted(name, case.maps, weights_folder).numpy()
+    seconds = round(time.perf_counter() - started, 2)
+    cosmos = nifti.load(
+        bids.derivative_path(folders(root).folder("labels"), subject, "Chimap", desc="cosmos")
+    )
+    references = {"cosmos": cosmos.data, "truth": case.references["truth"].chi_ppm.numpy()}
+    inside = case.maps.mask.numpy()
+    centred = _centred(made, inside)
+    return {
+        "subject": subject,
+        "row": name,
+        "seconds": seconds,
+        **{r: _scores(centred, _centred(reference, inside), inside) for r, reference in references.items()},
+    }
+
+
+def _inverted(name: str, maps: Maps, folder: Path | None) -> Volume:
+    return qsmnet_chi(maps, folder) if name == "qsmnet" else methods.invert(maps, name).chi_ppm
+
+
+def _centred(chi: NDArray[Any], inside: NDArray[np.bool_]) -> NDArray[Any]:
+    return np.where(inside, chi - chi[inside].mean(dtype=np.float64), 0).astype(np.float32)
+
+
+def _scores(made: NDArray[Any], real: NDArray[Any], inside: NDArray[np.bool_]) -> dict[str, float | None]:
+    values = {name: getattr(metrics, name)(made, real, inside) for name in COLUMNS}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _read(patient: GradedPatient, chi_ppm: Volume) -> list[dict[str, Any]]:
+    """Mean assigned and predicted χ of each lesion in ppb, −χ of calcifications."""
+    labels, made = patient.patient.labels.numpy(), chi_ppm.numpy()
+    truth = patient.case.references["truth"].chi_ppm.numpy()
+    lesions = []
+    for row in patient.patient.lesions:
+        here = labels == row.label
+        assigned, predicted = (
+            1000 * _SIGN[row.kind] * float(chi[here].mean(dtype=np.float64)) for chi in (truth, made)
+        )
+        lesions.append({"kind": row.kind, "assigned_ppb": assigned, "predicted_ppb": predicted})
+    return lesions
+
+
+def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sum up over subjects.
+
+    Parameters
+    ----------
+    cells
+        What `subject_row` returns with `lesions`, of several methods and subjects.
+
+    Returns
+    -------
+    dict
+        For each method: title, mean seconds, mean and SD of each metric against each reference, and for each
+        kind of lesion the line through all of them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, title in METHODS.items():
+        own = [cell for cell in cells if cell["row"] == name]
+        lines = {}
+        for kind in GRADED:
+            pairs = lesion_pairs(own, kind)
+            lines[kind] = {"lesions": len(pairs), **fitted([a for a, _ in pairs], [p for _, p in pairs])}
+        found[name] = {
+            "title": title,
+            "seconds": round(float(np.mean([cell["seconds"] for cell in own])), 2),
+            **{r: {m: mean_and_sd([cell[r][m] for cell in own]) for m in COLUMNS} for r in REFERENCES},
+            "lesions": lines,
+        }
+    return found
+
+
+def page(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write what `summarised` returns as Markdown."""
+    head = ["method", *(f"{title}, {r}" for r in REFERENCES for title, _ in COLUMNS.values())]
+    head += [f"{kind}: slope [95 %]" for kind in GRADED]
+    lines = [
+        [
+            row["title"],
+            *(
+                plus_minus(row[r][m]["mean"], row[r][m]["sd"], d)
+                for r in REFERENCES
+                for m, (_, d) in COLUMNS.items()
+            ),
+            *(slope_text(row["lesions"][kind]) for kind in GRADED),
+        ]
+        for row in summary.values()
+    ]
+    return "\n".join(
+        (
+            "# Susceptibility maps of the test heads\n",
+            f"Mean ± SD over {len(TEST)} heads against COSMOS of six orientations and against the truth; "
+            "every map has mean 0. Lesions: mean predicted against mean assigned χ (−χ of calcifications); a "
+            "slope of 1 is perfect.\n",
+            markdown(head, lines),
+        )
+    )
+
+
+def _metric_figure(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
+    return figures.bars(
+        [
+            figures.Bars(
+                title,
+                [row["title"] for row in summary.values()],
+                {f"against {r}": [number(row[r][m]["mean"]) for row in summary.values()] for r in REFERENCES},
+                {f"against {r}": [row[r][m]["sd"] or 0.0 for row in summary.values()] for r in REFERENCES},
+            )
+            for m, (title, _) in COLUMNS.items()
+        ]
+    )
+
+
+def _lesion_figure(cells: Sequence[Mapping[str, Any]], summary: Mapping[str, Mapping[str, Any]]) -> Figure:
+    return figures.lesion_lines(
+        [
+            lesion_panel(row["title"], [cell for cell in cells if cell["row"] == name], row["lesions"])
+            for name, row in summary.items()
+        ]
+    )
