@@ -6,6 +6,8 @@ wanted, and how to mend it. `chisep.cli` prints the message and exits; everythin
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -43,6 +45,30 @@ class OutputError(InputError):
 
 class ChisepWarning(UserWarning):
     """Something was assumed, repaired or left out; the result stands but the user should know."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], command: str) -> InputError:
+    """Error for a name that is none of those known.
+
+    Parameters
+    ----------
+    what
+        What was to be named, such as "method".
+    name
+        What the user wrote.
+    known
+        All names there are.
+    command
+        Command that explains them, for a name that is like none of them.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return InputError(
+        what,
+        found=repr(name),
+        wanted=f"one of: {', '.join(names)}",
+        remedy=f"Did you mean {close[0]}?" if close else f"`{command}` explains them.",
+    )
 
 
 def _rebuild(kind: type[InputError], source: str, found: str, wanted: str, remedy: str) -> InputError:

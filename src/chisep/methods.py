@@ -6,7 +6,6 @@ find it by itself.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from chisep import networks
-from chisep.errors import InputError
+from chisep.errors import InputError, unknown_name
 from chisep.networks import NetworkOptions
 from chisep.types import Convergence, Maps, Sources, Susceptibility
 
@@ -264,13 +263,7 @@ def find(name: str, target: Target) -> Method:
     known = [method.name for method in METHODS.values() if method.target == target]
     if name in known:
         return METHODS[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    raise InputError(
-        "method",
-        found=repr(name),
-        wanted=f"one of: {', '.join(known)}",
-        remedy=f"Did you mean {close[0]}?" if close else "`chisep methods` explains them.",
-    )
+    raise unknown_name("method", name, known, "chisep methods")
 
 
 def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:

@@ -24,6 +24,7 @@ from chisep.experiments.thesis.data import (
     VALIDATION,
     ThesisConfig,
     dataset_of,
+    first_scan,
     folders,
     kept,
     load_case,
@@ -159,6 +160,14 @@ def test_a_case_is_the_first_scan_in_its_units(thesis):
     expected = 114 * (case.references["truth"].chi_pos_ppm + case.references["truth"].chi_neg_ppm)[mask]
     assert float(case.maps.r2prime_hz[mask].mean()) == pytest.approx(float(expected.mean()), rel=0.3)
     assert bool((case.maps.r2star_hz[mask] >= case.maps.r2prime_hz[mask]).all())
+
+
+def test_the_first_scan_can_be_made_again_without_the_dataset(thesis):
+    case, again = load_case(thesis.root, "06"), first_scan(thesis, "06")
+    for name in ("field_ppm", "r2prime_hz", "r2star_hz", "mask"):
+        assert torch.equal(getattr(again.maps, name), getattr(case.maps, name)), name
+    assert torch.equal(again.references["truth"].chi_neg_ppm, case.references["truth"].chi_neg_ppm)
+    assert again.maps.grid.b0_direction == pytest.approx(case.maps.grid.b0_direction)
 
 
 def test_scores_of_the_reference_itself_are_perfect(thesis):

@@ -52,6 +52,8 @@ Scans `acq-ori1`, `acq-ori2`, … are of one head in several poses, registered t
 affine are those of the first, and `B0DirectionVoxelAxes` in the sidecar is where B0 points.
 Lesions of a patient, if there are any, are in `desc-lesion_dseg` of the truth and the table beside it.
 """
+_GRE_STREAM = 2
+"""Of a subject's streams of random numbers, the one that its gradient echoes draw noise from."""
 _NOT_IN_RECIPE = ("out", "subjects", "labels", "jobs")
 
 
@@ -287,6 +289,29 @@ def healthy_tissue(config: SimulateConfig, index: int) -> Tissue:
     head = _head(_Work(config, index).labels)
     streams = np.random.default_rng([config.seed, index]).spawn(8)
     return _tissues(config, head, streams[0], streams[1], streams[7])(config.voxel_edges_mm)
+
+
+def first_maps(config: SimulateConfig, index: int) -> tuple[Tissue, MeasuredMaps]:
+    """Make the maps of a subject's first scan again as `simulate` makes them with `maps_only`.
+
+    Parameters
+    ----------
+    config, index
+        As of `healthy_tissue`; a dataset of maps only, without lesions and implants.
+
+    Returns
+    -------
+    tuple
+        The head, and what is measured of it.
+
+    Raises
+    ------
+    InputError
+        If its label map cannot be used.
+    """
+    tissue = healthy_tissue(config, index)
+    gre_rng = np.random.default_rng([config.seed, index]).spawn(_GRE_STREAM + 1)[_GRE_STREAM]
+    return tissue, measured_maps(tissue, config, gre_rng.spawn(config.orientations)[0])
 
 
 def _tissues(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
@@ -106,6 +106,18 @@ class _TimeLimit(pl.Callback):
         trainer.should_stop = trainer.should_stop or late
 
 
+class _Bar(TQDMProgressBar):
+    """Lightning's bar without the number of the log, which means nothing to who trains."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Leave out what means nothing."""
+        shown = super().get_metrics(trainer, module)
+        shown.pop("v_num", None)
+        return shown
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's hints and expected warnings from the user."""
@@ -174,6 +186,11 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
+    callbacks: list[pl.Callback] = [keep, last]
+    if bar:
+        callbacks.append(_Bar())
+    if config.minutes is not None:
+        callbacks.append(_TimeLimit(config.minutes, started))
     parts = recipe.saves_per_epoch
     trainer = pl.Trainer(
         accelerator=accelerator,
@@ -185,9 +202,7 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
         check_val_every_n_epoch=parts,
         num_sanity_val_steps=0,
         log_every_n_steps=min(25, recipe.steps_per_epoch // parts),
-        callbacks=[keep, last]
-        if config.minutes is None
-        else [keep, last, _TimeLimit(config.minutes, started)],
+        callbacks=callbacks,
         logger=[CSVLogger(out, name=_LOGS), TensorBoardLogger(out, name=_LOGS, version="tensorboard")],
         use_distributed_sampler=False,
         enable_progress_bar=bar,

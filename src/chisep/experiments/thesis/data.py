@@ -23,8 +23,9 @@ from chisep.io.files import write_json
 from chisep.labels import LabelledConfig, simulate_labelled
 from chisep.models.network import SOURCES
 from chisep.physics.signal import default_relaxivity
-from chisep.simulation.dataset import TRUTH
-from chisep.simulation.tissue import TissueConfig
+from chisep.simulation.dataset import TRUTH, first_maps
+from chisep.simulation.measured import MeasuredMaps
+from chisep.simulation.tissue import Tissue, TissueConfig
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.types import Maps, MaskVolume, Sources, Volume
 
@@ -225,6 +226,39 @@ def load_case(root: Path, subject: str) -> Case:
         r2star_hz=read(acquisition_path(where, "r2star", subject, field_path)),
     )
     return Case(maps, {"label": sources(where.folder("labels")), "truth": sources(root / TRUTH)})
+
+
+def first_scan(config: ThesisConfig, subject: str) -> Case:
+    """Make the first scan of a subject again, without the dataset and so without labels.
+
+    Parameters
+    ----------
+    config
+        How the dataset is made.
+    subject
+        Label without `sub-`.
+
+    Raises
+    ------
+    InputError
+        If the label map cannot be used.
+    """
+    return scanned(*first_maps(config.simulation(), SUBJECTS.index(subject)))
+
+
+def scanned(tissue: Tissue, measured: MeasuredMaps) -> Case:
+    """Scan of a head whose truth is known; only what lies in the brain."""
+    mask = tissue.mask
+    maps = Maps(
+        field_ppm=measured.local_ppm * mask,
+        mask=mask,
+        grid=tissue.grid,
+        relaxivity=tissue.relaxivity,
+        r2prime_hz=measured.r2prime_hz * mask,
+        r2star_hz=measured.r2star_hz * mask,
+    )
+    truth = Sources(tissue.chi_pos_ppm * mask, tissue.chi_neg_ppm * mask)
+    return Case(maps, {"truth": truth})
 
 
 def arrays(sources: Sources) -> dict[str, NDArray[Any]]:

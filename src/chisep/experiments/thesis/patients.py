@@ -28,6 +28,7 @@ from chisep.experiments.thesis.data import (
     load_case,
     provenance,
     recipe_of,
+    scanned,
 )
 from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, checksums, described, iterates, separated
 from chisep.experiments.thesis.table import markdown, mean_and_sd, plus_minus, with_qsmnet
@@ -36,7 +37,7 @@ from chisep.metrics import lesion_slope
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
 from chisep.simulation.lesions import KINDS, Kind, Patient, add_lesions
 from chisep.simulation.measured import measured_maps
-from chisep.types import Maps, Sources
+from chisep.types import Sources
 
 GRADED: Mapping[Kind, str] = {"hemorrhage": "chi_pos", "calcification": "chi_neg"}
 """Lesions, and the source that each is made of."""
@@ -230,17 +231,7 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
     lesions_rng, noise_rng = np.random.default_rng([config.seed, index, _STREAM]).spawn(2)
     wanted = [lesions.lesion(kind, s) for s in lesions.strengths_ppb for kind in GRADED]
     patient = add_lesions(healthy, wanted, lesions_rng, separation_mm=lesions.separation_mm)
-    tissue = patient.tissue
-    measured = measured_maps(tissue, config, noise_rng)
-    maps = Maps(
-        field_ppm=measured.local_ppm,
-        mask=tissue.mask,
-        grid=tissue.grid,
-        relaxivity=tissue.relaxivity,
-        r2prime_hz=measured.r2prime_hz,
-        r2star_hz=measured.r2star_hz,
-    )
-    return GradedPatient(Case(maps, {"truth": Sources(tissue.chi_pos_ppm, tissue.chi_neg_ppm)}), patient)
+    return GradedPatient(scanned(patient.tissue, measured_maps(patient.tissue, config, noise_rng)), patient)
 
 
 def _check_options(thesis: ThesisConfig, config: SimulateConfig, subject: str) -> None:

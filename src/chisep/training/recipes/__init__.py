@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
 
-from chisep.errors import InputError
+from chisep.errors import InputError, unknown_name
 from chisep.models.network import NetworkConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
@@ -86,13 +85,7 @@ def find(name: str) -> Recipe:
     known = recipes()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    raise InputError(
-        "recipe",
-        found=repr(name),
-        wanted=f"one of: {', '.join(known)}",
-        remedy=f"Did you mean {close[0]}?" if close else "`chisep train --help` explains them.",
-    )
+    raise unknown_name("recipe", name, known, "chisep train --help")
 
 
 __all__ = ["SMALL_WIDTHS", "Recipe", "find", "recipes", "small"]
