@@ -145,7 +145,8 @@ class Maps:
     magnitude
         Image with anatomical edges, arbitrary scale, shape (i, j, k).
     field_sigma_ppm, r2prime_sigma_hz
-        Standard deviation of the noise, one number; estimated from the map where None.
+        Standard deviation of the noise: one number, or a map, 0 where nothing was measured; estimated from
+        the map it is of where None.
     support
         Where sources may be and R2' is known, at least `mask`, shape (i, j, k); `mask` if None. Background
         removal loses the field in a rim of the brain, but the rim's sources act on the field inside.
@@ -158,8 +159,8 @@ class Maps:
     r2prime_hz: Volume | None = None
     chi_ppm: Volume | None = None
     magnitude: Volume | None = None
-    field_sigma_ppm: float | None = None
-    r2prime_sigma_hz: float | None = None
+    field_sigma_ppm: Volume | float | None = None
+    r2prime_sigma_hz: Volume | float | None = None
     support: MaskVolume | None = None
     r2star_hz: Volume | None = None
 

@@ -96,6 +96,39 @@ def test_double_precision_agrees(head):
     assert nrmse_percent(single.double(), double, head.mask) < 0.1
 
 
+def test_an_even_noise_map_is_one_number(head):
+    maps = head.maps(field_noise_ppm=1e-3, r2prime_noise_ppm=1e-2)
+    numbers = replace(maps, field_sigma_ppm=1e-3, r2prime_sigma_hz=1.14)
+    even = torch.ones(head.grid.shape)
+    volumes = replace(maps, field_sigma_ppm=1e-3 * even, r2prime_sigma_hz=1.14 * even)
+    one, other = (iterative.solve(m, CONFIG).chi_pos_ppm for m in (numbers, volumes))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_maps_weigh_each_voxel(head):
+    """One half of the head is ten times noisier: its noise must not spoil the other half."""
+    factor = torch.ones(head.grid.shape)
+    factor[:15] = 10.0
+    generator = torch.Generator().manual_seed(5)
+    noise = [torch.randn(head.grid.shape, generator=generator) * factor * head.mask for _ in range(2)]
+    maps = head.maps()
+    maps = replace(
+        maps,
+        field_ppm=maps.field_ppm + 1e-3 * noise[0],
+        r2prime_hz=(maps.r2prime_hz + 1.14 * noise[1]).clamp(min=0),
+    )
+    weighed = replace(maps, field_sigma_ppm=1e-3 * factor, r2prime_sigma_hz=1.14 * factor)
+    even = replace(maps, field_sigma_ppm=3e-3, r2prime_sigma_hz=3.4)
+    better, worse = (max(errors(iterative.solve(m, CONFIG), head)) for m in (weighed, even))
+    assert better < 0.8 * worse
+
+
+def test_a_noise_map_of_zeros_is_refused(head):
+    nothing = torch.zeros(head.grid.shape)
+    with pytest.raises(InputError, match="noise map"):
+        iterative.solve(replace(head.maps(), field_sigma_ppm=nothing), CONFIG)
+
+
 def test_tells_when_it_has_not_converged(head):
     maps = head.maps(field_noise_ppm=1e-3, r2prime_noise_ppm=1e-2)
     seen = []
@@ -123,8 +156,8 @@ def test_voxel_step_is_nonnegative_least_squares():
     z = torch.tensor(rng.normal(0, 0.1, (2, 4, 4, 4)))
     mask = torch.ones(4, 4, 4, dtype=torch.bool)
     mask[0, 0, 0] = False
-    weight = torch.full_like(target, weight_q)
-    made = iterative._VoxelStep(target, qsm, mask, ratio, weight_r, weight)(z)
+    weights = (torch.full_like(target, weight_r), torch.full_like(target, weight_q))
+    made = iterative._VoxelStep(target, qsm, mask, ratio, *weights)(z)
     assert not made[:, 0, 0, 0].any()
     roots = np.sqrt([weight_r, weight_q, rho, rho])
     matrix = roots[:, None] * np.array([[1, ratio], [1, -1], [1, 0], [0, 1]])

@@ -61,6 +61,10 @@ class Window:
         box[self._target] = volume[self._source]
         return box
 
+    def cut_noise(self, sigma: Tensor | float) -> Tensor | float:
+        """Part of a noise map that is in the box; one number holds there as well."""
+        return self.cut(sigma) if isinstance(sigma, Tensor) else sigma
+
     def box(self, periodic: Tensor) -> Tensor:
         """View of the box in a tensor on the periodic grid: (..., *periodic_grid) → (..., *box_grid)."""
         i, j, k = self.box_grid.shape
@@ -146,6 +150,38 @@ def noise_sigma(volume: Volume, mask: MaskVolume, *, nonnegative: bool = False) 
         return 0.0
     lowest = values.kthvalue(max(1, int(_QUANTILE * values.numel()))).values
     return float(lowest) / _QUANTILE_OF_NORMAL / _SECOND_DIFFERENCE_GAIN**3
+
+
+def known_noise(sigma: Volume | float, mask: MaskVolume, least: float) -> tuple[float, Volume]:
+    """Noise of a map as one number, and how much more each voxel weighs than one of that noise.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation, one number or shape (i, j, k); 0 in a map where nothing was measured.
+    mask
+        Where the map is known.
+    least
+        Noise below which it counts as noise-free.
+
+    Returns
+    -------
+    tuple of float and Volume
+        The median σ in the mask, and (median/σ)², 0 where nothing is known.
+    """
+    if not isinstance(sigma, Tensor):
+        return max(sigma, least), mask.to(torch.get_default_dtype())
+    measured = mask & (sigma > 0)
+    if not bool(measured.any()):
+        raise InputError(
+            "noise map",
+            found="no value above 0 in the mask",
+            wanted="the standard deviation of the noise in every voxel",
+            remedy="Leave it out, and the noise is estimated.",
+        )
+    floored = sigma.clamp_min(least)
+    median = float(floored[measured].median())
+    return median, (median / floored).square_().mul_(measured)
 
 
 def smooth_places(

@@ -1,11 +1,11 @@
 """The iteration behind `tv` and `iterative`: operator splitting with closed-form steps.
 
-    min over x   ½ ‖M (g D x_c − Δf)‖² + λ TV(x) + h(x)
+    min over x   ½ ‖W^½ (g D x_c − Δf)‖² + λ TV(x) + h(x)
 
-where x has one or two channels, x_c is the last of them, M is the mask, and h holds all that is
+where x has one or two channels, x_c is the last of them, W is 0 outside the mask, and h holds all that is
 voxelwise (other data, bounds, zero outside the mask). The field, the differences and the voxelwise term
 are split off (alternating direction method of multipliers, in the form of Douglas and Rachford, with
-over-relaxation; Eckstein and Bertsekas 1992, 10.1007/BF01581204). So the mask of the field is exact, and
+over-relaxation; Eckstein and Bertsekas 1992, 10.1007/BF01581204). So the weights of the field are exact, and
 what couples voxels is solved in k-space (as in FANSI: Milovic 2018, 10.1002/mrm.27073).
 """
 
@@ -37,7 +37,7 @@ def minimise(
     window: Window,
     grid: Grid,
     field_ppm: Tensor,
-    mask: Tensor,
+    weight: Tensor,
     start: Tensor,
     field_gain: float,
     tv_weight: float,
@@ -57,14 +57,14 @@ def minimise(
         The whole grid, on which the zero-padded dipole is the forward model.
     field_ppm
         Local field, 0 outside the mask, shape (i, j, k).
-    mask
-        Bool, shape (i, j, k).
+    weight
+        W: of each voxel of the field, 1 for the typical one and 0 outside the mask, shape (i, j, k).
     start
         First x, shape (channel, i, j, k).
     field_gain
         g: the field is g · D * (last channel of x).
     tv_weight
-        λ, relative to the weight of the field.
+        λ, relative to the typical weight of the field.
     places
         Where TV acts, bool, shape (3, i, j, k); one length is taken over axes and channels.
     voxelwise
@@ -92,13 +92,15 @@ def minimise(
     normal = normal.repeat(channels, 1, 1, 1)
     normal[-1] += _PENALTY_FIELD * field_gain**2 * dipole.kernel**2
 
+    mask = weight > 0
+    shrink = weight / (weight + _PENALTY_FIELD)
     # Each block A keeps w = A x + rest. The rest stays 0 wherever the block has no term, so no copies of
     # the field and of the differences are needed, and x moves by what the rests push.
     solution = start
     x_hat = dipole.spectrum(start)
     x = dipole.volume(x_hat)
     voxel_rest = torch.zeros_like(x)
-    tv_rest = torch.zeros((channels, 3, *mask.shape), dtype=dtype, device=device)
+    tv_rest = torch.zeros((channels, 3, *weight.shape), dtype=dtype, device=device)
     field_rest = torch.zeros_like(field_ppm)
     data = field_ppm
     correct_at = 0
@@ -118,7 +120,7 @@ def minimise(
         tv_rest.lerp_(tv_dual, _RELAXATION)
 
         field_dual = window.box(dipole.volume(x_hat[-1] * dipole.kernel)).mul(field_gain).add_(field_rest)
-        field_dual.sub_(data).mul_(mask).div_(1 + _PENALTY_FIELD)
+        field_dual.sub_(data).mul_(shrink)
         field_push = field_rest.sub(field_dual, alpha=2)
         field_rest.lerp_(field_dual, _RELAXATION)
 

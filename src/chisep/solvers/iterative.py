@@ -4,10 +4,11 @@
        + ½ ‖M (χ_pos − χ_neg − χ_QSM)‖² / σ_q²     +  (λ / σ_r) TV(χ_pos, χ_neg)
     over χ_pos, χ_neg ≥ 0, both 0 outside the mask M; r = D_r,neg / D_r,pos
 
-(Shin 2021, 10.1016/j.neuroimage.2021.118371, with the noise of the maps as weights.) The third term is
-there only when a QSM map is given. The unknowns are t = (χ_pos + χ_neg)/√2 and c = (χ_pos − χ_neg)/√2: the
-field sees c alone, so that the two decouple in k-space, and this turn changes neither the lengths that
-TV sums nor the distances of a proximal step.
+(Shin 2021, 10.1016/j.neuroimage.2021.118371, with the noise of the maps as weights: σ_f and σ_r are maps
+where they are known voxel by voxel, and their medians in front of TV.) The third term is there only when a
+QSM map is given. The unknowns are t = (χ_pos + χ_neg)/√2 and c = (χ_pos − χ_neg)/√2: the field sees c alone,
+so that the two decouple in k-space, and this turn changes neither the lengths that TV sums nor the distances
+of a proximal step.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from chisep.solvers._common import (
     Window,
     check,
     ended,
+    known_noise,
     least_noise_ppm,
     noise_sigma,
     required,
@@ -98,9 +100,9 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     qsm = None if maps.chi_ppm is None else window.cut(maps.chi_ppm) * mask
     magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
 
-    # All weights are relative to that of the field, 1/σ_f².
-    sigma_f, sigma_r = _noise_ppm(maps, field, target, mask, relaxivity.pos_hz_per_ppm)
-    weight_r = (sigma_f / sigma_r) ** 2
+    # All weights are relative to that of the typical voxel of the field, 1/σ_f².
+    (sigma_f, weight_f), (sigma_r, relative_r) = _noise_ppm(maps, window, field, target)
+    weight_r = relative_r * (sigma_f / sigma_r) ** 2
     weight_q = mask * (0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2)
     voxelwise = _VoxelStep(target, qsm, support, relaxivity.ratio, weight_r, weight_q)
     start = closed_form.solve(maps, closed_form.ClosedFormConfig())
@@ -108,7 +110,7 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         window=window,
         grid=maps.grid,
         field_ppm=field,
-        mask=mask,
+        weight=weight_f,
         start=_turned(torch.stack((window.cut(start.chi_pos_ppm), window.cut(start.chi_neg_ppm)))),
         field_gain=math.sqrt(2),
         tv_weight=config.tv_weight * sigma_f**2 / sigma_r,
@@ -128,19 +130,22 @@ def _turned(x: Tensor) -> Tensor:
 
 
 def _noise_ppm(
-    maps: Maps, field: Tensor, target: Tensor, mask: Tensor, d_r_hz_per_ppm: float
-) -> tuple[float, float]:
-    """Noise of the field and of R2'/D_r in ppm: as given, else estimated; never quite 0."""
+    maps: Maps, window: Window, field: Tensor, target: Tensor
+) -> tuple[tuple[float, Tensor], tuple[float, Tensor]]:
+    """Typical noise in ppm and relative weights, of the field and of R2'/D_r; estimated if not given."""
+    mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
+    d_r_hz_per_ppm = required_relaxivity(maps.relaxivity).pos_hz_per_ppm
     if maps.r2prime_sigma_hz is None:
-        sigma_r = noise_sigma(target, mask, nonnegative=True)
+        of_rate: Tensor | float = noise_sigma(target, mask, nonnegative=True)
     else:
-        sigma_r = maps.r2prime_sigma_hz / d_r_hz_per_ppm
-    sigma_r = max(sigma_r, least_noise_ppm(target, mask))
+        of_rate = window.cut_noise(maps.r2prime_sigma_hz) / d_r_hz_per_ppm
+    sigma_r, weight_r = known_noise(of_rate, support, least_noise_ppm(target, mask))
     if maps.field_sigma_ppm is None:
-        sigma_f = min(noise_sigma(field, mask), sigma_r / _R2PRIME_TO_FIELD_NOISE)
+        of_field: Tensor | float = min(noise_sigma(field, mask), sigma_r / _R2PRIME_TO_FIELD_NOISE)
     else:
-        sigma_f = maps.field_sigma_ppm
-    return max(sigma_f, least_noise_ppm(field, mask)), sigma_r
+        of_field = window.cut_noise(maps.field_sigma_ppm)
+    sigma_f, weight_f = known_noise(of_field, mask, least_noise_ppm(field, mask))
+    return (sigma_f, weight_f.to(field)), (sigma_r, weight_r.to(target))
 
 
 class _VoxelStep:
@@ -156,7 +161,7 @@ class _VoxelStep:
         qsm: Tensor | None,
         mask: Tensor,
         ratio: float,
-        weight_r: float,
+        weight_r: Tensor,
         weight_q: Tensor,
     ) -> None:
         self.mask = mask

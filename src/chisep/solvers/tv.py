@@ -1,10 +1,11 @@
 """QSM by total variation.
 
-    min  ½ ‖M (D * χ − Δf)‖² + λ σ_f TV(χ),  χ = 0 outside the mask M
+    min  ½ ‖M (σ_f/σ) (D * χ − Δf)‖² + λ σ_f TV(χ),  χ = 0 outside the mask M
 
 (FANSI: Milovic 2018, 10.1002/mrm.27073; with a magnitude image TV leaves its edges alone, as in MEDI: Liu
-2011, 10.1002/mrm.22816.) The weight grows with the noise σ_f of the field, so that a field without noise
-is hardly smoothed.
+2011, 10.1002/mrm.22816.) σ is the noise of
+each voxel of the field where that is known, σ_f its median: λ is relative to it, so that a field without
+noise is hardly smoothed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from chisep.physics.operators import Gradient
-from chisep.solvers._common import Progress, Window, check, ended, least_noise_ppm, noise_sigma, smooth_places
+from chisep.solvers._common import (
+    Progress,
+    Window,
+    check,
+    ended,
+    known_noise,
+    least_noise_ppm,
+    noise_sigma,
+    smooth_places,
+)
 from chisep.solvers._splitting import minimise
 from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
@@ -67,7 +77,11 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
     field = window.cut(maps.field_ppm) * mask
     magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
-    sigma = noise_sigma(field, mask) if maps.field_sigma_ppm is None else maps.field_sigma_ppm
+    if maps.field_sigma_ppm is None:
+        sigma: Tensor | float = noise_sigma(field, mask)
+    else:
+        sigma = window.cut_noise(maps.field_sigma_ppm)
+    typical, weight = known_noise(sigma, mask, least_noise_ppm(field, mask))
 
     def inside(z: Tensor) -> Tensor:
         return z * support
@@ -76,10 +90,10 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         window=window,
         grid=maps.grid,
         field_ppm=field,
-        mask=mask,
+        weight=weight.to(field),
         start=window.cut(solve_tikhonov(maps, TikhonovConfig()).chi_ppm)[None],
         field_gain=1.0,
-        tv_weight=config.tv_weight * max(sigma, least_noise_ppm(field, mask)),
+        tv_weight=config.tv_weight * typical,
         places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=inside,
         iterations=config.iterations,
