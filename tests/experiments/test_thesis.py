@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from chisep import cli
 from chisep.errors import ChisepWarning, InputError
+from chisep.experiments.texts import plus_minus
 from chisep.experiments.thesis.ablations import AblationsConfig, ablations, chi_of, make_qsm_maps, runs
 from chisep.experiments.thesis.data import (
     REFERENCES,
@@ -47,7 +48,6 @@ from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, qsmnet_chi, 
 from chisep.experiments.thesis.table import (
     COLUMNS,
     mean_and_sd,
-    plus_minus,
     subject_row,
     summarised,
 )

@@ -31,6 +31,7 @@ import chisep
 from chisep import figures
 from chisep.errors import ChisepWarning, InputError
 from chisep.experiments import Progress
+from chisep.experiments.texts import markdown
 from chisep.figures import MaskArray, VolumeArray
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.physics.dipole import Dipole
@@ -625,28 +626,20 @@ def tables(summary: Mapping[str, Sequence[Mapping[str, Any]]], heads: int) -> st
             f"# Realism of {heads} digital heads\n",
             "Mean ± SD over the heads.\n",
             "## Over the brain\n",
-            _markdown(
+            markdown(
                 ("", "heads", "published", "agreement", "mean agrees", "heads agree", "published for"), whole
             ),
             "## Regional means (ppb)\n",
             f"Published: Min 2024, 10.1002/nbm.5226; agreement within {100 * PEOPLE_SD:.0f} %.\n",
-            _markdown(("region", "map", "heads", "published", "deviation", "agrees"), regions),
+            markdown(("region", "map", "heads", "published", "deviation", "agrees"), regions),
             "## Spectrum of χ\n",
-            _markdown(("wavelength (mm)", "log10 density (ppb² mm³)", "rms in the band (ppb)"), bands),
+            markdown(("wavelength (mm)", "log10 density (ppb² mm³)", "rms in the band (ppb)"), bands),
         )
     )
 
 
 def _verdict(agrees: bool) -> str:
     return "yes" if agrees else "**no**"
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-# ---- figures -------------------------------------------------------------------------------------------
 
 
 def _map_figures(tissue: Tissue, maps: Mapping[str, VolumeArray]) -> Iterator[Figure]:

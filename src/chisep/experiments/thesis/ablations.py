@@ -18,6 +18,7 @@ from chisep import figures, methods
 from chisep.chi_maps import make_chi_maps, missing_chi_maps
 from chisep.errors import InputError
 from chisep.experiments import Progress
+from chisep.experiments.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
     TEST,
@@ -46,7 +47,7 @@ from chisep.experiments.thesis.patients import (
 )
 from chisep.experiments.thesis.patients import summarised as lesion_summary
 from chisep.experiments.thesis.rows import checksums, qsmnet_chi, weights_path
-from chisep.experiments.thesis.table import COLUMNS, NAMES, markdown, mean_and_sd, number, plus_minus
+from chisep.experiments.thesis.table import COLUMNS, NAMES, mean_and_sd
 from chisep.io import bids
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header

@@ -16,6 +16,7 @@ import chisep
 from chisep import figures
 from chisep.errors import InputError
 from chisep.experiments import Progress
+from chisep.experiments.texts import markdown, plus_minus
 from chisep.experiments.thesis.data import (
     SUBJECTS,
     TEST,
@@ -31,7 +32,7 @@ from chisep.experiments.thesis.data import (
     scanned,
 )
 from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, checksums, described, iterates, separated
-from chisep.experiments.thesis.table import markdown, mean_and_sd, plus_minus, with_qsmnet
+from chisep.experiments.thesis.table import mean_and_sd, with_qsmnet
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.metrics import lesion_slope
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue

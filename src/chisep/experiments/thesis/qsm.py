@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import chisep
 from chisep import figures, methods, metrics
 from chisep.experiments import Progress
+from chisep.experiments.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import TEST, dataset_of, folders, kept, load_case, provenance, recipe_of
 from chisep.experiments.thesis.patients import (
     GRADED,
@@ -30,7 +31,7 @@ from chisep.experiments.thesis.patients import (
     slope_text,
 )
 from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
-from chisep.experiments.thesis.table import markdown, mean_and_sd, number, plus_minus
+from chisep.experiments.thesis.table import mean_and_sd
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.types import Maps, Volume

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 import chisep
 from chisep import figures
 from chisep.experiments import Progress
+from chisep.experiments.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
     TEST,
@@ -269,19 +270,6 @@ def _lines(
     return head, lines
 
 
-def plus_minus(mean: float | None, sd: float | None, digits: int) -> str:
-    """Write a mean and its SD; a dash for what is not known."""
-    if mean is None:
-        return "–"
-    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table as Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _figure(summary: Sequence[Mapping[str, Any]]) -> Figure:
     panels = []
     for source, name in (("chi_pos", figures.CHI_POS), ("chi_neg", figures.CHI_NEG)):
@@ -296,8 +284,3 @@ def _figure(summary: Sequence[Mapping[str, Any]]) -> Figure:
                 )
             )
     return figures.bars(panels)
-
-
-def number(value: float | None) -> float:
-    """Make NaN, which is not drawn, of what is not known."""
-    return float("nan") if value is None else value
