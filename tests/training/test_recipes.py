@@ -9,7 +9,7 @@ from chisep.errors import InputError
 from chisep.models.network import build
 from chisep.models.unet import REFERENCE_WIDTHS
 from chisep.models.unrolled import Unrolled
-from chisep.training.recipes import SMALL_WIDTHS, find, recipes
+from chisep.training.recipes import SMALL_WIDTHS, annealed, find, recipes
 
 PUBLISHED = [name for name in recipes() if not name.endswith("-small")]
 
@@ -28,7 +28,7 @@ def test_published_recipes(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_small_recipes_differ_in_size_only(name):
+def test_small_recipes_differ_in_size_and_learning_rate(name):
     recipe, small = find(name), find(f"{name}-small")
     assert small.network.unet.widths == SMALL_WIDTHS
     same = replace(
@@ -38,10 +38,20 @@ def test_small_recipes_differ_in_size_only(name):
         steps_per_epoch=small.steps_per_epoch,
         batch_size=small.batch_size,
         validation_crops=small.validation_crops,
+        optimiser=small.optimiser,
     )
     assert asdict(small) == asdict(same)
     assert small.network.inputs == recipe.network.inputs
     assert small.network.unrolled == recipe.network.unrolled
+
+
+@pytest.mark.parametrize("steps", [4000, 1000, 40])
+def test_an_annealed_rate_falls_by_a_factor_of_20(steps):
+    recipe = replace(find("qsmnet"), epochs=2, steps_per_epoch=steps // 2, saves_per_epoch=1)
+    optimiser = annealed(recipe).optimiser
+    assert optimiser.learning_rate == 2 * recipe.optimiser.learning_rate
+    last = optimiser.decay ** (steps // optimiser.decay_steps)
+    assert 1 / last == pytest.approx(20, rel=0.15) if steps > 40 else last > 1 / 20
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -56,7 +56,7 @@ from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import NetworkOptions
 from chisep.simulation.dataset import TRUTH
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
-from chisep.training.recipes import Recipe, find
+from chisep.training.recipes import Recipe, annealed, find
 from chisep.training.train import TrainConfig, course
 from chisep.types import Sources, Volume
 
@@ -179,13 +179,15 @@ def runs(config: AblationsConfig) -> list[Run]:
 
 
 def _budgeted(recipe: Recipe, config: AblationsConfig) -> Recipe:
-    return replace(
-        _wide(recipe, config.widths),
-        crops=replace(recipe.crops, size=config.crop),
-        epochs=config.epochs,
-        steps_per_epoch=config.steps_per_epoch,
-        batch_size=config.batch_size,
-        validation_crops=config.validation_crops,
+    return annealed(
+        replace(
+            _wide(recipe, config.widths),
+            crops=replace(recipe.crops, size=config.crop),
+            epochs=config.epochs,
+            steps_per_epoch=config.steps_per_epoch,
+            batch_size=config.batch_size,
+            validation_crops=config.validation_crops,
+        )
     )
 
 

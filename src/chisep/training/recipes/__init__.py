@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from chisep.errors import InputError, unknown_name
@@ -12,6 +13,7 @@ from chisep.training.module import OptimiserConfig
 
 SMALL_WIDTHS = (8, 16, 32, 64)
 """Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
+_ANNEALING = 20.0
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,28 @@ class Recipe:
 
 def small(recipe: Recipe) -> Recipe:
     """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 4000 steps in all."""
+    return annealed(
+        replace(
+            recipe,
+            network=replace(recipe.network, unet=replace(recipe.network.unet, widths=SMALL_WIDTHS)),
+            crops=replace(recipe.crops, size=48),
+            steps_per_epoch=200,
+            batch_size=2,
+            validation_crops=32,
+        )
+    )
+
+
+def annealed(recipe: Recipe) -> Recipe:
+    """Return the same with a learning rate that starts twice as high and falls by a factor of 20 to the end.
+
+    A short training at the published rate ends in the noise of its last steps.
+    """
+    own = recipe.optimiser
+    steps = recipe.epochs * recipe.steps_per_epoch
+    decay_steps = max(1, round(steps * math.log(own.decay) / math.log(1 / _ANNEALING)))
     return replace(
-        recipe,
-        network=replace(recipe.network, unet=replace(recipe.network.unet, widths=SMALL_WIDTHS)),
-        crops=replace(recipe.crops, size=48),
-        steps_per_epoch=200,
-        batch_size=2,
-        validation_crops=32,
+        recipe, optimiser=replace(own, learning_rate=2 * own.learning_rate, decay_steps=decay_steps)
     )
 
 
@@ -88,4 +105,4 @@ def find(name: str) -> Recipe:
     raise unknown_name("recipe", name, known, "chisep train --help")
 
 
-__all__ = ["SMALL_WIDTHS", "Recipe", "find", "recipes", "small"]
+__all__ = ["SMALL_WIDTHS", "Recipe", "annealed", "find", "recipes", "small"]
