@@ -67,6 +67,10 @@ class TestResults:
             "R2starmap": "1/s",
             "R2map": "1/s",
             "R2primemap": "1/s",
+            "stat-std_fieldmap": "ppm",
+            "stat-std_R2starmap": "1/s",
+            "stat-std_R2primemap": "1/s",
+            "TB1map": "arbitrary",
         }
         for name, unit in units.items():
             image = nib.load(out / ANAT / f"sub-01_{name}.nii.gz")
@@ -103,12 +107,86 @@ class TestResults:
             brain = truth > 0
             assert np.median(np.abs(made - truth)[brain] / truth[brain]) < 0.05, name
 
+    def test_noise_maps_are_those_of_the_errors(self, raw, out):
+        mask = load(out / ANAT / "sub-01_desc-eroded_mask.nii.gz") > 0
+        for name in ("R2starmap", "R2map", "R2primemap"):
+            made, sigma = (
+                load(out / ANAT / f"sub-01_{stat}{name}.nii.gz")[mask] for stat in ("", "stat-std_")
+            )
+            truth = load(raw / TRUTH / f"sub-01_{name}.nii.gz")[mask]
+            known = (truth > 0) & (made > 0)
+            scores = (made - truth)[known] / sigma[known]
+            # The median of |z| of a normal distribution is 0.67; coarse voxels add errors that are no noise.
+            assert 0.5 < np.median(np.abs(scores)) < 1.2, name
+
+    def test_the_spin_echo_lies_on_the_gradient_echo(self, out):
+        found = json.loads((out / ANAT / "sub-01_from-MEGRE_to-MESE_xfm.json").read_text())
+        # The head did not move; so coarse voxels tell that to within half of one.
+        assert found["MovedMm"] < 0.5 * 4.0
+        assert found["Agreement"] >= found["AgreementByHeaders"]
+        assert np.linalg.det(found["MegreToMeseWorldMm"]) == pytest.approx(1)
+
     def test_report_is_one_page_with_regions(self, out):
         page = (out / "sub-01.html").read_text()
-        assert page.count("data:image/") >= 8
-        for text in ("putamen", "χ_pos", "max_radius_mm", "114"):
+        assert page.count("data:image/") >= 11
+        for text in (
+            "Spin echo on gradient echo",
+            "Can the phase be trusted",
+            "Transmit field",
+            "putamen",
+            "χ_pos",
+            "max_radius_mm",
+            "114",
+        ):
             assert text in page
         assert "pseudo-R2" not in page
+
+
+class TestOptions:
+    def test_a_mask_of_the_users(self, raw, tmp_path):
+        (result,) = run(
+            RunConfig(raw, tmp_path, method="closed-form", qsm="tkd", masks=raw / "derivatives" / "truth")
+        )
+        assert result.error is None
+        given = load(raw / TRUTH / "sub-01_desc-brain_mask.nii.gz") > 0
+        assert np.array_equal(load(tmp_path / ANAT / "sub-01_desc-brain_mask.nii.gz") > 0, given)
+        (missing,) = run(RunConfig(raw, tmp_path / "other", masks=tmp_path / "nothing"))
+        assert "--masks" in str(missing.error)
+
+    def test_options_of_stages_come_from_the_command_line(self, raw, tmp_path):
+        call = ["run", str(raw), str(tmp_path), "--method", "closed-form", "--qsm", "tkd"]
+        call += ["--mask.method", "threshold", "--background.method", "pdf", "--r2.method", "exponential"]
+        assert cli.main([*call, "--r2star.method", "arlo", "--field-map.fit", "nonlinear"]) == 0
+        sidecars = {
+            name: json.loads((tmp_path / ANAT / f"sub-01_{name}.json").read_text())
+            for name in ("desc-brain_mask", "desc-local_fieldmap", "R2map", "desc-total_fieldmap")
+        }
+        assert sidecars["desc-brain_mask"]["Parameters"]["method"] == "threshold"
+        assert sidecars["desc-local_fieldmap"]["Parameters"]["Method"] == "pdf"
+        assert sidecars["desc-local_fieldmap"]["ErosionMl"] > 0
+        assert sidecars["R2map"]["Parameters"]["R2"]["method"] == "exponential"
+        assert sidecars["R2map"]["Parameters"]["R2star"]["method"] == "arlo"
+        assert sidecars["desc-total_fieldmap"]["Parameters"]["fit"] == "nonlinear"
+        assert not (tmp_path / ANAT / "sub-01_TB1map.nii.gz").exists()
+
+    def test_d_r_is_calibrated_on_request_only(self, raw, tmp_path):
+        with pytest.raises(InputError, match="--dr as well"):
+            RunConfig(raw, tmp_path, dr=(114.0,), calibrate_dr=True)
+        bare = tmp_path / "bare"
+        shutil.copytree(raw, bare, ignore=shutil.ignore_patterns("derivatives"))
+        (result,) = run(RunConfig(bare, tmp_path / "out", calibrate_dr=True))
+        assert "no segmentation of sub-01" in str(result.error)
+
+        (result,) = run(RunConfig(raw, tmp_path / "out", method="closed-form", calibrate_dr=True))
+        assert result.error is None
+        fit = json.loads((tmp_path / "out" / ANAT / "sub-01_relaxivity.json").read_text())
+        low, high = fit["interval95"]
+        assert low < fit["hz_per_ppm"] < high
+        assert low < 114 < high
+        assert [text for text in result.warnings if text.startswith("calibration: D_r is")]
+        sidecar = json.loads((tmp_path / "out" / ANAT / "sub-01_desc-total_Chimap.json").read_text())
+        assert sidecar["Parameters"]["D_r"] == "calibrated"
+        assert "bids::sub-01/anat/sub-01_relaxivity.json" in sidecar["Sources"]
 
 
 class TestResuming:
@@ -119,6 +197,7 @@ class TestResuming:
             "mask",
             "field",
             "background",
+            "registration",
             "relaxometry",
             "qsm",
             "separation",
@@ -130,11 +209,11 @@ class TestResuming:
         folder = tmp_path / "copy"
         shutil.copytree(out, folder)
         (result,) = run(RunConfig(raw, folder, dr=(100.0,)))
-        assert set(result.skipped) == {"mask", "field", "background", "relaxometry", "qsm"}
+        assert set(result.skipped) == {"mask", "field", "background", "registration", "relaxometry", "qsm"}
         damaged = folder / ANAT / "sub-01_R2starmap.nii.gz"
         damaged.write_bytes(damaged.read_bytes()[:-10])
         (result,) = run(RunConfig(raw, folder))
-        assert set(result.skipped) == {"mask", "field", "background", "qsm"}
+        assert set(result.skipped) == {"mask", "field", "background", "registration", "qsm"}
         assert contents(folder) == contents(out)
 
     def test_killed_at_any_moment(self, raw, out, tmp_path):
@@ -317,12 +396,16 @@ class TestBadInput:
             self.change(path, np.zeros_like)
         self.check(copy, capsys, "part-phase_MEGRE", "one value everywhere")
 
-    def test_one_bad_session_does_not_stop_the_others(self, raw, copy, tmp_path, capsys):
+    @pytest.mark.parametrize("broken", ["image", "sidecar"])
+    def test_one_bad_session_does_not_stop_the_others(self, raw, copy, tmp_path, capsys, broken):
         for path in (raw / ANAT).iterdir():
             target = copy / "sub-02" / "anat" / path.name.replace("sub-01", "sub-02")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-        self.change(self.echo(copy), lambda data: data[:-1])
+        if broken == "image":
+            self.change(self.echo(copy), lambda data: data[:-1])
+        else:
+            bids.sidecar_of(self.echo(copy)).write_text("{")
         folder = tmp_path / "out"
         assert (
             cli.main(

@@ -160,7 +160,7 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 def _run(arguments: Sequence[str]) -> int:
     from chisep.pipeline import RunConfig, run
 
-    config = _parse(RunConfig, "run", arguments)
+    config = _parse(RunConfig, "run", arguments, prefixes=True)
     with _progress_bar() as show:
         results = run(config, show)
     for result in results:
@@ -309,6 +309,25 @@ def _import(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _dicom(arguments: Sequence[str]) -> int:
+    from chisep.io.dicom import DicomConfig, convert
+
+    print(*convert(_parse(DicomConfig, "dicom", arguments)), sep="\n")
+    return 0
+
+
+def _bids_check(arguments: Sequence[str]) -> int:
+    from chisep.check import BidsCheckConfig, bids_check
+
+    config = _parse(BidsCheckConfig, "bids-check", arguments)
+    checks = bids_check(config)
+    if config.json:
+        print(json.dumps([check.as_dict() for check in checks], indent=2, ensure_ascii=False))
+    else:
+        print("\n\n".join("\n".join(check.lines()) for check in checks))
+    return 0 if all(check.ok for check in checks) else 1
+
+
 def _evaluate(arguments: Sequence[str]) -> int:
     from chisep.api import EvaluateConfig, evaluate
 
@@ -388,7 +407,9 @@ COMMANDS = {
     "simulate": Command("make a BIDS dataset of digital heads with known sources", _simulate),
     "train": Command("train a network on labelled maps, your own or simulated ones", _train),
     "weights": Command("list the trained weights that come with chisep, or explain some", _weights),
+    "dicom": Command("bring the DICOM files of a session into a BIDS dataset, by dcm2niix", _dicom),
     "import": Command("bring single NIfTI files into a BIDS dataset", _import),
+    "bids-check": Command("say for every session what will run, is missing, or will be assumed", _bids_check),
     "evaluate": Command("judge source maps against the truth, as JSON", _evaluate),
     "methods": Command("list the methods", _methods),
     "qsm-ci": Command("run on the file contract of the public benchmark QSM-CI", _qsm_ci),

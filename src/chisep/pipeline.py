@@ -6,12 +6,11 @@ started again works on the same bytes as one that was not.
 
 from __future__ import annotations
 
-import csv
+import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,25 +18,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tyro.conf import Positional
+from torch.nn.functional import max_pool3d
+from tyro.conf import OmitArgPrefixes, Positional
 
 import chisep
 from chisep import methods
 from chisep.errors import ChisepError, ChisepWarning, InputError
 from chisep.io import bids, nifti
-from chisep.io.files import make_directory
+from chisep.io.files import make_directory, write_json
 from chisep.networks import NetworkOptions
 from chisep.physics.signal import default_relaxivity
-from chisep.preprocessing import background, mask, registration, relaxometry
-from chisep.preprocessing import field as field_mapping
+from chisep.preprocessing.background import BackgroundConfig, remove_background
+from chisep.preprocessing.calibration import calibrate_relaxivity
+from chisep.preprocessing.field import FieldConfig, phase_in_radians, total_field
+from chisep.preprocessing.mask import MaskConfig, QualityConfig, brain_mask, checked_mask, quality_mask
+from chisep.preprocessing.registration import RegistrationConfig, coverage, register, resample_to
+from chisep.preprocessing.relaxometry import R2Config, R2starConfig, Rate, pseudo_r2_hz, r2, r2prime, r2star
 from chisep.report.session import SessionImages, panels, region_rows
 from chisep.report.subject import SubjectReport, write_report
+from chisep.session_files import SessionFiles
 from chisep.stages import Ledger, Stage
-from chisep.types import Convergence, Grid, Maps, Relaxivity
+from chisep.types import Convergence, Maps, Relaxivity
 
 log = logging.getLogger("chisep")
 
 _MISSING_SPIN_ECHO = 0.01
+_CALIBRATION_SEED = 0
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -61,11 +67,29 @@ class RunConfig:
     """Method of the ordinary susceptibility map (QSM); left out: tv, or qsmnet for a network."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at the field strength of the scan: one, or two (χ_pos, χ_neg). Default 114·B0/3."""
-    phase_sign: Literal[1, -1] = 1
-    """1 if phase grows with the field (iron bright in the field map), -1 for the opposite convention."""
+    calibrate_dr: bool = False
+    """Take D_r from each person's own deep grey matter; needs a segmentation with FreeSurfer's numbers in a
+    derivatives dataset."""
+    masks: Path | None = None
+    """Derivatives dataset with brain masks of your own (…_desc-brain_mask.nii.gz) on the grid of the gradient
+    echo; the brain is extracted if left out."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """How the brain is extracted."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Where phase is too poor for background removal."""
+    field_map: FieldConfig = field(default_factory=FieldConfig)
+    """How phase becomes a field."""
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    """How the field of sources outside the brain is removed."""
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    """How motion between gradient echo and spin echo is estimated."""
+    r2star: R2starConfig = field(default_factory=R2starConfig)
+    """How R2* is fitted."""
+    r2: R2Config = field(default_factory=R2Config)
+    """How R2 is fitted."""
     device: str = "cpu"
     """Where tensors live: cpu, cuda, cuda:1, …"""
-    network: NetworkOptions = field(default_factory=NetworkOptions)
+    network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     """For methods that are networks."""
 
     def __post_init__(self) -> None:
@@ -73,6 +97,13 @@ class RunConfig:
         object.__setattr__(self, "qsm", self.qsm or ("qsmnet" if method.is_network else "tv"))
         methods.find(self.qsm, "chi")
         methods.config_for(self.method, self.network)
+        if self.dr and self.calibrate_dr:
+            raise InputError(
+                "--calibrate-dr",
+                found="--dr as well",
+                wanted="one of them",
+                remedy="Leave --dr out to have D_r measured.",
+            )
         if len(self.dr) > 2:
             raise InputError(
                 "--dr",
@@ -161,19 +192,21 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResu
     InputError
         If the dataset as a whole or the weights of a network cannot be used, or OUT not be written.
     """
-    sessions = bids.find_sessions(config.bids, config.participant_label)
+    found = bids.survey(config.bids, config.participant_label)
     methods.check_device(config.device)
     config.weights()
     make_directory(config.out)
     if not (config.out / "dataset_description.json").exists():
         bids.write_dataset_description(config.out, "chisep derivatives", derivative=True)
     results = []
-    for session in sessions:
+    for one in found:
         try:
-            results.append(SessionRun(config, session).process(progress))
+            if one.session is None:
+                raise one.error or ValueError("neither a session nor an error")
+            results.append(SessionRun(config, one.session).process(progress))
         except ChisepError as error:
-            log.error("%s: %s", session.name, error)
-            results.append(SessionResult(session.name, error=error))
+            log.error("%s: %s", one.name, error)
+            results.append(SessionResult(one.name, error=error))
     return results
 
 
@@ -192,24 +225,23 @@ class SessionRun:
         if session.megre.b0_t is None:
             raise ValueError("a gradient-echo series without field strength")
         self.config, self.session, self.b0_t = config, session, session.megre.b0_t
-        self.relaxivity = relaxivity(config.dr, self.b0_t)
         self.weights = config.weights()
         self.reads_r2prime = "r2prime" in methods.METHODS[config.method].needs
-        self.report = config.out / f"{session.name}.html"
-        self.mask = self._path("mask", desc="brain")
-        self.unwrapped = self._path("MEGRE", part="phase", desc="unwrapped")
-        self.total_field = self._path("fieldmap", desc="total")
-        self.reliable_mask = self._path("mask", desc="reliable")
-        self.local_field = self._path("fieldmap", desc="local")
-        self.eroded_mask = self._path("mask", desc="eroded")
-        self.r2star, self.r2, self.r2prime = (self._path(s) for s in ("R2starmap", "R2map", "R2primemap"))
-        self.qsm = self._path("Chimap", desc="qsm")
-        self.chi_pos, self.chi_neg, self.chi = (
-            self._path("Chimap", desc=desc) for desc in ("paramagnetic", "diamagnetic", "total")
-        )
+        self.files = SessionFiles(session, config.bids, config.out, config.device)
+        self.labels = self.files.label_map()
 
-    def _path(self, suffix: str, **entities: str) -> Path:
-        return self.session.output(self.config.out, suffix, **entities)
+    @property
+    def _has_b1(self) -> bool:
+        """Whether the transmit field is fitted with R2."""
+        return self.session.mese is not None and self.config.r2.method == "epg"
+
+    @property
+    def relaxivity(self) -> Relaxivity:
+        """D_r as given, or as calibrated by the stage of that name."""
+        if not self.config.calibrate_dr:
+            return relaxivity(self.config.dr, self.b0_t)
+        found = json.loads(self.files.calibration.read_text(encoding="utf-8"))["hz_per_ppm"]
+        return Relaxivity(found, found)
 
     def process(self, progress: Progress | None = None) -> SessionResult:
         """Run what is missing or stale, the report last.
@@ -229,227 +261,386 @@ class SessionRun:
             progress(f"{self.session.name}: report", len(stages), len(stages) + 1)
         ledger.do(self._report_stage(stages, ledger))
         said = tuple(f"{name}: {text}" for name, record in ledger.records.items() for text in record.warnings)
-        return SessionResult(self.session.name, self.report, warnings=said, skipped=tuple(ledger.skipped))
+        return SessionResult(
+            self.session.name, self.files.report, warnings=said, skipped=tuple(ledger.skipped)
+        )
 
     def _map_stages(self) -> list[Stage]:
         config, megre, mese = self.config, self.session.megre, self.session.mese
         echoes = {"EchoTime": list(megre.te_s), "MagneticFieldStrength": self.b0_t}
-        b0 = {"B0Direction": list(self._grid.b0_direction)}
+        b0 = {"B0Direction": list(self.files.grid.b0_direction)}
+        spin_echoes = mese.magnitude if mese else ()
         if mese is None:
-            r2: Mapping[str, Any] = {"PseudoR2": relaxometry.pseudo_r2_hz(self.b0_t)}
+            r2_parameters: Mapping[str, Any] = {"PseudoR2": pseudo_r2_hz(self.b0_t)}
         else:
-            r2 = {"SpinEchoTime": list(mese.te_s)}
-        return [
-            Stage(
-                "mask",
-                "brain mask from the gradient-echo magnitude",
-                megre.magnitude,
-                [self.mask],
-                asdict(mask.MaskConfig()),
-                self._make_mask,
-            ),
+            r2_parameters = {"SpinEchoTime": list(mese.te_s), "R2": asdict(config.r2)}
+        stages = [
+            self._mask_stage(),
             Stage(
                 "field",
-                "unwrapped phase without receiver offset, the total field, and the mask where it is reliable",
-                [*megre.files, self.mask],
-                [self.unwrapped, self.total_field, self.reliable_mask],
-                echoes | asdict(self._field_config) | {"PhaseUnits": megre.phase_units},
+                "unwrapped phase without receiver offset, the total field with its noise, and how far the "
+                "phase is to be trusted",
+                [*megre.files, self.files.mask],
+                [
+                    *(self.files.unwrapped, self.files.residual, self.files.quality),
+                    *(self.files.total_field, self.files.field_sigma, self.files.reliable_mask),
+                ],
+                echoes
+                | asdict(config.field_map)
+                | {"PhaseUnits": megre.phase_units, "Quality": asdict(config.quality)},
                 self._make_field,
             ),
             Stage(
                 "background",
                 "local field after background removal, and the mask in which it is known",
-                [self.total_field, self.reliable_mask],
-                [self.local_field, self.eroded_mask],
-                asdict(background.VsharpConfig()) | b0,
+                [self.files.total_field, self.files.field_sigma, self.files.reliable_mask],
+                [self.files.local_field, self.files.eroded_mask],
+                {"Method": config.background.method}
+                | asdict(getattr(config.background, config.background.method))
+                | b0,
                 self._make_local_field,
             ),
+        ]
+        if mese is not None:
+            stages.append(
+                Stage(
+                    "registration",
+                    "where the head lay in the spin echo, and the spin echo brought to the gradient echo",
+                    [*mese.magnitude, *megre.magnitude, self.files.mask],
+                    [self.files.transform, self.files.spin_echo],
+                    asdict(config.registration),
+                    self._make_transform,
+                )
+            )
+        rates = [self.files.r2star, self.files.r2star_sigma, self.files.r2prime, self.files.r2prime_sigma]
+        if mese is not None:
+            rates += [
+                self.files.r2,
+                self.files.r2_sigma,
+                *([self.files.b1] if config.r2.method == "epg" else []),
+            ]
+        stages += [
             Stage(
                 "relaxometry",
-                "relaxation rate",
-                [*megre.magnitude, *(mese.magnitude if mese else ()), self.mask],
-                [self.r2star, self.r2prime, *([self.r2] if mese else [])],
-                {**echoes, **r2},
+                "relaxation rate, or its standard deviation",
+                [
+                    *(*megre.magnitude, *spin_echoes, self.files.mask, self.files.total_field),
+                    *([self.files.transform] if mese else []),
+                ],
+                rates,
+                {**echoes, "R2star": asdict(config.r2star), **r2_parameters},
                 self._make_rates,
             ),
             Stage(
                 "qsm",
                 "magnetic susceptibility from dipole inversion of the local field",
-                [self.local_field, self.eroded_mask, self.mask, *megre.magnitude],
-                [self.qsm],
+                [
+                    self.files.local_field,
+                    self.files.field_sigma,
+                    self.files.eroded_mask,
+                    self.files.mask,
+                    *megre.magnitude,
+                ],
+                [self.files.qsm],
                 {"Method": config.qsm, **self._with_weights("qsm"), **b0},
                 self._make_qsm,
             ),
+        ]
+        if config.calibrate_dr:
+            stages.append(
+                Stage(
+                    "calibration",
+                    "D_r from deep grey matter",
+                    [self.files.r2prime, self.files.qsm, self.files.eroded_mask, self._required_labels()],
+                    [self.files.calibration],
+                    {},
+                    self._make_calibration,
+                )
+            )
+            d_r: Mapping[str, Any] = {"D_r": "calibrated"}
+        else:
+            known = self.relaxivity
+            d_r = {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm}
+        stages.append(
             Stage(
                 "separation",
                 "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
                 [
-                    *(self.local_field, self.qsm, self.eroded_mask, self.mask, *megre.magnitude),
-                    *self._rates_to_separate_by,
+                    *(
+                        self.files.local_field,
+                        self.files.field_sigma,
+                        self.files.qsm,
+                        self.files.eroded_mask,
+                        self.files.mask,
+                    ),
+                    *(*megre.magnitude, *self._rates_to_separate_by),
+                    *([self.files.calibration] if config.calibrate_dr else []),
                 ],
-                [self.chi_pos, self.chi_neg, self.chi],
-                {
-                    "Method": config.method,
-                    **self._with_weights("separation"),
-                    "D_r_pos": self.relaxivity.pos_hz_per_ppm,
-                    "D_r_neg": self.relaxivity.neg_hz_per_ppm,
-                    **b0,
-                },
+                [self.files.chi_pos, self.files.chi_neg, self.files.chi],
+                {"Method": config.method, **self._with_weights("separation"), **d_r, **b0},
                 self._make_sources,
-            ),
-        ]
+            )
+        )
+        return stages
+
+    def _mask_stage(self) -> Stage:
+        if self.config.masks is None:
+            return Stage(
+                "mask",
+                "brain mask from the gradient-echo magnitude",
+                self.session.megre.magnitude,
+                [self.files.mask],
+                asdict(self.config.mask),
+                self._make_mask,
+            )
+        given = self.session.output(self.config.masks, "mask", desc="brain")
+        if not given.is_file():
+            raise InputError(
+                given,
+                found="no such file",
+                wanted="a brain mask of this session, as --masks says",
+                remedy="Add it, or leave --masks out to have the brain extracted.",
+            )
+        return Stage(
+            "mask",
+            "brain mask that was given",
+            [given],
+            [self.files.mask],
+            {},
+            lambda: self._copy_mask(given),
+        )
+
+    def _required_labels(self) -> Path:
+        if self.labels is None:
+            raise InputError(
+                self.config.bids / "derivatives",
+                found=f"no segmentation of {self.session.name} on the grid of its gradient echo",
+                wanted="a derivatives dataset with …_dseg.nii.gz of FreeSurfer's numbers, for --calibrate-dr",
+                remedy="Add one, or give D_r by --dr.",
+            )
+        return self.labels
 
     @property
     def _rates_to_separate_by(self) -> list[Path]:
         if not self.reads_r2prime:
-            return [self.r2star]
-        return [self.r2prime, *([self.r2] if self.session.mese else [])]
+            return [self.files.r2star]
+        return [self.files.r2prime, *([self.files.r2, self.files.r2prime_sigma] if self.session.mese else [])]
 
     def _with_weights(self, stage: str) -> dict[str, Any]:
         if not self.weights[stage]:
             return {}
         return {"Weights": self.weights[stage], "Precision": self.config.network.precision}
 
-    # Reading and writing -----------------------------------------------------------------------------
-
-    @cached_property
-    def _first(self) -> nifti.Image:
-        """First gradient echo: its grid is that of every output."""
-        return nifti.load(self.session.megre.magnitude[0])
-
-    @cached_property
-    def _grid(self) -> Grid:
-        return nifti.grid_of(self._first, self.session.megre.b0_direction)
-
-    def _array(self, path: Path) -> NDArray[np.float32]:
-        image = nifti.load(path)
-        nifti.require_same_grid(self._first, image)
-        return image.data
-
-    def _load(self, path: Path) -> Tensor:
-        return torch.from_numpy(self._array(path)).to(self.config.device)
-
-    def _load_mask(self, path: Path) -> Tensor:
-        return self._load(path) > 0
-
-    def _echoes(self, paths: Sequence[Path]) -> Tensor:
-        return torch.stack([self._load(path) for path in paths])
-
-    def _save(self, path: Path, volume: Tensor) -> None:
-        dtype = np.uint8 if volume.dtype == torch.bool else np.float32
-        nifti.save(path, volume.cpu().numpy(), self._first.affine, dtype=dtype)
-
     # What the stages do ------------------------------------------------------------------------------
 
     def _make_mask(self) -> dict[str, Any]:
-        magnitude = self._echoes(self.session.megre.magnitude)
-        self._save(self.mask, mask.brain_mask(magnitude, self._grid, mask.MaskConfig()))
+        magnitude = self.files.echoes(self.session.megre.magnitude)
+        self.files.save(self.files.mask, brain_mask(magnitude, self.files.grid, self.config.mask))
         return {}
 
-    @property
-    def _field_config(self) -> field_mapping.FieldConfig:
-        return field_mapping.FieldConfig(phase_sign=self.config.phase_sign)
+    def _copy_mask(self, given: Path) -> dict[str, Any]:
+        self.files.save(self.files.mask, checked_mask(self.files.load(given), self.files.grid, str(given)))
+        return {}
 
     def _make_field(self) -> dict[str, Any]:
-        megre = self.session.megre
-        stored = self._echoes(megre.phase)
-        phase, note = field_mapping.phase_in_radians(stored, str(megre.phase[0]), megre.phase_units)
+        megre, brain = self.session.megre, self.files.load_mask(self.files.mask)
+        # A layer of voxels beyond the brain tells R2* the field's gradient at its surface.
+        around = max_pool3d(brain[None].float(), 3, stride=1, padding=1)[0] > 0
+        stored = self.files.echoes(megre.phase)
+        phase, note = phase_in_radians(stored, str(megre.phase[0]), megre.phase_units)
         if note:
             warnings.warn(note, ChisepWarning, stacklevel=1)
-        result = field_mapping.total_field(
-            self._echoes(megre.magnitude),
+        result = total_field(
+            self.files.echoes(megre.magnitude),
             phase,
             megre.te_s,
             self.b0_t,
-            self._load_mask(self.mask),
-            self._grid,
-            self._field_config,
+            around,
+            self.files.grid,
+            self.config.field_map,
         )
-        self._save(self.unwrapped, result.unwrapped_rad.movedim(0, -1))
-        self._save(self.total_field, result.total_field_ppm)
-        self._save(self.reliable_mask, result.reliable)
-        return {}
+        reliable = quality_mask(result.quality, result.reliable & brain, self.files.grid, self.config.quality)
+        self.files.save(self.files.unwrapped, result.unwrapped_rad.movedim(0, -1))
+        self.files.save(self.files.residual, result.residual_rad)
+        self.files.save(self.files.quality, result.quality)
+        self.files.save(self.files.total_field, result.total_field_ppm)
+        self.files.save(self.files.field_sigma, result.sigma_ppm)
+        self.files.save(self.files.reliable_mask, reliable)
+        return {
+            "BipolarReadout": bool(result.bipolar_rad.any()),
+            "MedianFieldNoisePpb": round(1000 * float(result.sigma_ppm[reliable].median()), 3),
+            "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
+        }
 
     def _make_local_field(self) -> dict[str, Any]:
-        total, known = self._load(self.total_field), self._load_mask(self.reliable_mask)
-        local = background.vsharp(total, known, self._grid, background.VsharpConfig())
-        self._save(self.local_field, local.local_field_ppm)
-        self._save(self.eroded_mask, local.mask)
-        return {}
+        total, known = self.files.load(self.files.total_field), self.files.load_mask(self.files.reliable_mask)
+        sigma = self.files.load(self.files.field_sigma)
+        local = remove_background(total, known, self.files.grid, self.config.background, sigma_ppm=sigma)
+        self.files.save(self.files.local_field, local.local_field_ppm)
+        self.files.save(self.files.eroded_mask, local.mask)
+        return {"ErosionMm": round(local.erosion_mm, 2), "ErosionMl": round(local.erosion_ml, 1)}
+
+    def _make_transform(self) -> dict[str, Any]:
+        spin_echoes, image = self._spin_echoes()
+        found = register(
+            spin_echoes,
+            image.affine,
+            self.files.echoes(self.session.megre.magnitude),
+            self.files.first.affine,
+            mask=self.files.load_mask(self.files.mask),
+            config=self.config.registration,
+        )
+        facts = {
+            "MovedMm": round(found.displacement_mm, 3),
+            "RotationDeg": round(found.rotation_deg, 3),
+            "Agreement": round(found.agreement, 4),
+            "AgreementByHeaders": round(found.agreement_before, 4),
+        }
+        content = {
+            "Description": "Where points of the head in the MEGRE lie in the MESE, in world mm",
+            "MegreToMeseWorldMm": found.fixed_to_moving_mm.tolist(),
+            **facts,
+        }
+        write_json(self.files.transform, content)
+        together = spin_echoes.square().sum(0, keepdim=True).sqrt()
+        self.files.save(self.files.spin_echo, self._resampled(together, image)[0])
+        return facts
 
     def _make_rates(self) -> dict[str, Any]:
-        megre, mese = self.session.megre, self.session.mese
-        brain = self._load_mask(self.mask)
-        r2star = relaxometry.r2star(self._echoes(megre.magnitude), megre.te_s, brain)
+        megre, config = self.session.megre, self.config
+        brain, total = self.files.load_mask(self.files.mask), self.files.load(self.files.total_field)
+        of_gre = r2star(
+            self.files.echoes(megre.magnitude),
+            megre.te_s,
+            brain,
+            config.r2star,
+            total_field_ppm=total,
+            field_known=total != 0,
+            b0_t=self.b0_t,
+        )
+        of_difference, facts = self._r2prime(of_gre, brain)
+        for path, volume in (
+            (self.files.r2star, of_gre.rate_hz),
+            (self.files.r2star_sigma, of_gre.sigma_hz),
+            (self.files.r2prime, of_difference.rate_hz),
+            (self.files.r2prime_sigma, of_difference.sigma_hz),
+        ):
+            self.files.save(path, volume)
+        return facts
+
+    def _r2prime(self, of_gre: Rate, brain: Tensor) -> tuple[Rate, dict[str, Any]]:
+        """R2' by the spin echo, whose own maps are saved, or by an assumed R2; 0 where there is none."""
+        mese = self.session.mese
         if mese is None:
-            pseudo = relaxometry.pseudo_r2_hz(self.b0_t)
+            pseudo = pseudo_r2_hz(self.b0_t)
             warnings.warn(
                 f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
                 "an assumption",
                 ChisepWarning,
                 stacklevel=1,
             )
-            r2prime = relaxometry.r2prime(r2star, torch.where(brain, pseudo, 0.0))
-        else:
-            spin_echoes = self._spin_echoes(mese)
-            covered = spin_echoes[0] > 0
-            missing = float((brain & ~covered).sum() / brain.sum())
-            if missing > _MISSING_SPIN_ECHO:
-                warnings.warn(
-                    f"the spin echo has no signal in {100 * missing:.0f} % of the brain; sources are not "
-                    "separated there",
-                    ChisepWarning,
-                    stacklevel=1,
-                )
-            r2 = relaxometry.r2(spin_echoes, mese.te_s, brain & covered)
-            self._save(self.r2, r2)
-            r2prime = torch.where(covered, relaxometry.r2prime(r2star, r2), 0.0)
-        self._save(self.r2star, r2star)
-        self._save(self.r2prime, r2prime)
-        return {}
+            return r2prime(of_gre, pseudo), {}
+        spin_echoes, image = self._spin_echoes()
+        i, j, k = spin_echoes.shape[1:]
+        covered = coverage((i, j, k), image.affine, self.files.grid, transform=self._transform()).to(
+            brain.device
+        )
+        missing = float((brain & ~covered).sum() / brain.sum())
+        if missing > _MISSING_SPIN_ECHO:
+            warnings.warn(
+                f"the spin echo does not reach {100 * missing:.0f} % of the brain; sources are not "
+                "separated there",
+                ChisepWarning,
+                stacklevel=1,
+            )
+        known = brain & covered
+        of_se = r2(
+            self._resampled(spin_echoes, image),
+            mese.te_s,
+            known,
+            self.config.r2,
+            voxel_mm=self.files.grid.voxel_mm,
+        )
+        self.files.save(self.files.r2, of_se.rate_hz)
+        self.files.save(self.files.r2_sigma, of_se.sigma_hz)
+        if self._has_b1:
+            self.files.save(self.files.b1, torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1)
+        difference = r2prime(of_gre, of_se)
+        return Rate(difference.rate_hz * known, difference.sigma_hz * known), {
+            "SpinEchoCoverage": round(1 - missing, 4)
+        }
 
-    def _spin_echoes(self, mese: bids.Series) -> Tensor:
-        """Spin echoes on the grid of the gradient echo."""
-        images = [nifti.load(path) for path in mese.magnitude]
+    def _transform(self) -> NDArray[np.float64]:
+        content = json.loads(self.files.transform.read_text(encoding="utf-8"))
+        return np.asarray(content["MegreToMeseWorldMm"], dtype=np.float64)
+
+    def _spin_echoes(self) -> tuple[Tensor, nifti.Image]:
+        """Spin echoes on their own grid, and the first image for its place."""
+        if self.session.mese is None:
+            raise ValueError("a session without spin echo")
+        images = [nifti.load(path) for path in self.session.mese.magnitude]
         for image in images[1:]:
             nifti.require_same_grid(images[0], image)
         data = torch.from_numpy(np.stack([image.data for image in images])).to(self.config.device)
-        if nifti.is_same_grid(self._first, images[0]):
-            return data
+        return data, images[0]
+
+    def _resampled(self, spin_echoes: Tensor, image: nifti.Image) -> Tensor:
+        return resample_to(
+            spin_echoes, image.affine, self.files.grid, transform=self._transform(), source=image.source
+        )
+
+    def _make_calibration(self) -> dict[str, Any]:
+        labels = torch.from_numpy(np.rint(self.files.array(self._required_labels())).astype(np.int32))
+        found = calibrate_relaxivity(
+            self.files.load(self.files.r2prime),
+            self.files.load(self.files.qsm),
+            labels,
+            self.files.load_mask(self.files.eroded_mask),
+            np.random.default_rng(_CALIBRATION_SEED),
+        )
+        write_json(self.files.calibration, asdict(found))
+        low, high = found.interval95
         warnings.warn(
-            "spin echo and gradient echo have different grids: the spin echo was resampled through the "
-            "scanner coordinates of the headers; motion between the scans is not corrected",
+            f"D_r is {found.hz_per_ppm:.0f} 1/s/ppm by this person's own deep grey matter (95 % interval "
+            f"{low:.0f} to {high:.0f}), in place of {default_relaxivity(self.b0_t).pos_hz_per_ppm:.0f}",
             ChisepWarning,
             stacklevel=1,
         )
-        return registration.resample_to(data, images[0].affine, self._grid, source=images[0].source)
+        return {}
 
     def _maps(self) -> Maps:
         return Maps(
-            field_ppm=self._load(self.local_field),
-            mask=self._load_mask(self.eroded_mask),
-            support=self._load_mask(self.mask),
-            grid=self._grid,
-            magnitude=self._echoes(self.session.megre.magnitude).square().sum(0).sqrt(),
+            field_ppm=self.files.load(self.files.local_field),
+            mask=self.files.load_mask(self.files.eroded_mask),
+            support=self.files.load_mask(self.files.mask),
+            grid=self.files.grid,
+            magnitude=self.files.echoes(self.session.megre.magnitude).square().sum(0).sqrt(),
+            field_sigma_ppm=self.files.load(self.files.field_sigma),
         )
 
     def _make_qsm(self) -> dict[str, Any]:
         config = self.config
         options = methods.config_for(config.qsm, config.qsm_network)
         result = methods.invert(self._maps(), config.qsm, options, device=config.device)
-        self._save(self.qsm, result.chi_ppm)
+        self.files.save(self.files.qsm, result.chi_ppm)
         return _convergence_facts(result.convergence)
 
     def _make_sources(self) -> dict[str, Any]:
         config = self.config
-        maps = replace(self._maps(), relaxivity=self.relaxivity, chi_ppm=self._load(self.qsm))
+        maps = replace(self._maps(), relaxivity=self.relaxivity, chi_ppm=self.files.load(self.files.qsm))
         if not self.reads_r2prime:
-            maps = replace(maps, r2star_hz=self._load(self.r2star))
+            maps = replace(maps, r2star_hz=self.files.load(self.files.r2star))
         else:
-            maps = replace(maps, r2prime_hz=self._load(self.r2prime))
+            maps = replace(maps, r2prime_hz=self.files.load(self.files.r2prime))
             if self.session.mese:  # without R2 there is nothing to separate by
-                covered = self._load(self.r2) + self._load(self.r2prime) > 0
-                maps = replace(maps, mask=maps.mask & covered, support=maps.sources_mask & covered)
+                sigma = self.files.load(self.files.r2prime_sigma)
+                covered = sigma > 0
+                maps = replace(
+                    maps,
+                    mask=maps.mask & covered,
+                    support=maps.sources_mask & covered,
+                    r2prime_sigma_hz=sigma,
+                )
             else:
                 warnings.warn(
                     f"χ_pos and χ_neg depend on the pseudo-R2: {config.method} reads R2', and there are no "
@@ -459,17 +650,16 @@ class SessionRun:
                 )
         options = methods.config_for(config.method, config.network)
         result = methods.separate(maps, config.method, options, device=config.device)
-        self._save(self.chi_pos, result.chi_pos_ppm)
-        self._save(self.chi_neg, result.chi_neg_ppm)
-        self._save(self.chi, result.chi_ppm)
+        self.files.save(self.files.chi_pos, result.chi_pos_ppm)
+        self.files.save(self.files.chi_neg, result.chi_neg_ppm)
+        self.files.save(self.files.chi, result.chi_ppm)
         return _convergence_facts(result.convergence)
 
     # Report ------------------------------------------------------------------------------------------
 
     def _report_stage(self, stages: Sequence[Stage], ledger: Ledger) -> Stage:
         """Stage of the report; made when all others are done, since it shows what they noted."""
-        labels = self._label_map()
-        records = ledger.records
+        labels, records = self.labels, ledger.records
         convergence = {
             name: record.facts["Convergence"]
             for name, record in records.items()
@@ -479,7 +669,7 @@ class SessionRun:
         parameters = {stage.name: dict(stage.parameters) for stage in stages}
 
         def work() -> dict[str, Any]:
-            images = self._images()
+            images = self.files.images(has_b1=self._has_b1)
             report = SubjectReport(
                 title=f"chisep: {self.session.name}",
                 subject=self.session.subject,
@@ -487,51 +677,31 @@ class SessionRun:
                 summary=self._summary(images),
                 warnings=said,
                 panels=panels(images, convergence),
-                regions=region_rows(images, *self._regions(labels)) if labels else [],
+                regions=region_rows(images, *self.files.regions(labels)) if labels else [],
                 parameters=parameters,
                 versions={"chisep": chisep.__version__},
             )
-            write_report(self.report, report)
+            write_report(self.files.report, report)
             return {}
 
         return Stage(
             "report",
             "report",
             [*(path for stage in stages for path in stage.outputs), *([labels] if labels else [])],
-            [self.report],
+            [self.files.report],
             {"Warnings": said, "Convergence": convergence, "Parameters": parameters},
             work,
         )
 
-    def _images(self) -> SessionImages:
-        megre = self.session.megre
-        return SessionImages(
-            affine=self._first.affine,
-            te_s=megre.te_s,
-            magnitude=np.stack([self._array(path) for path in megre.magnitude]),
-            unwrapped_rad=np.moveaxis(nifti.load(self.unwrapped, ndim=4).data, -1, 0),
-            mask=self._array(self.mask) > 0,
-            eroded_mask=self._array(self.eroded_mask) > 0,
-            total_field_ppm=self._array(self.total_field),
-            local_field_ppm=self._array(self.local_field),
-            r2star_hz=self._array(self.r2star),
-            r2_hz=self._array(self.r2) if self.session.mese else None,
-            r2prime_hz=self._array(self.r2prime),
-            qsm_ppm=self._array(self.qsm),
-            chi_pos_ppm=self._array(self.chi_pos),
-            chi_neg_ppm=self._array(self.chi_neg),
-            chi_ppm=self._array(self.chi),
-        )
-
     def _summary(self, images: SessionImages) -> list[tuple[str, str]]:
         inside = images.eroded_mask
-        millilitre = inside.sum() * np.prod(self._grid.voxel_mm) / 1000
+        millilitre = inside.sum() * np.prod(self.files.grid.voxel_mm) / 1000
         d_r = self.relaxivity
         rate = "R2′" if self.reads_r2prime else "R2*"
         return [
             ("Field strength", f"{self.b0_t:g} T"),
-            ("Voxel", " × ".join(f"{edge:.3g}" for edge in self._grid.voxel_mm) + " mm"),
-            ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in self._grid.b0_direction)),
+            ("Voxel", " × ".join(f"{edge:.3g}" for edge in self.files.grid.voxel_mm) + " mm"),
+            ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in self.files.grid.b0_direction)),
             ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in self.session.megre.te_s) + " ms"),
             ("R2", "from spin echo" if self.session.mese else "none measured: pseudo-R2 in R2'"),
             ("Method", f"{self.config.method} from {rate}, QSM by {self.config.qsm}"),
@@ -545,24 +715,6 @@ class SessionRun:
             ("Mean χ_pos", f"{1000 * images.chi_pos_ppm[inside].mean():.1f} ppb"),
             ("Mean χ_neg", f"{1000 * images.chi_neg_ppm[inside].mean():.1f} ppb"),
         ]
-
-    def _label_map(self) -> Path | None:
-        """First segmentation of the session in a derivatives dataset, if there is one on this grid."""
-        root = self.config.bids / "derivatives"
-        for path in sorted(root.glob(f"*/{self.session.folder}/sub-{self.session.subject}*_dseg.nii.gz")):
-            if nifti.is_same_grid(self._first, nifti.load(path)):
-                return path
-        return None
-
-    def _regions(self, path: Path) -> tuple[NDArray[np.int32], dict[int, str]]:
-        """Labels of a segmentation, and their names where a look-up table lies beside it or above."""
-        labels = np.rint(self._array(path)).astype(np.int32)
-        for folder in path.relative_to(self.config.bids / "derivatives").parents:
-            for table in sorted((self.config.bids / "derivatives" / folder).glob("*dseg.tsv")):
-                with table.open(encoding="utf-8", newline="") as file:
-                    rows = list(csv.DictReader(file, delimiter="\t"))
-                return labels, {int(row["index"]): row["name"] for row in rows}
-        return labels, {}
 
 
 def _convergence_facts(convergence: Convergence) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _UNITS = {
     "R2map": "1/s",
     "R2starmap": "1/s",
     "R2primemap": "1/s",
+    "TB1map": "arbitrary",
 }
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import least_squares
 
-from chisep.errors import InputError
+from chisep.errors import ChisepWarning, InputError
+from chisep.io import nifti
+from chisep.physics.dipole import Dipole
 from chisep.physics.signal import gre_signal, hz_per_ppm
 from chisep.preprocessing.background import vsharp
 from chisep.preprocessing.field import FieldConfig, phase_in_radians, total_field
+from chisep.preprocessing.unwrapping import residual_jumps
+from chisep.simulation.anatomy import LabelMap, packaged_labels, tilted
+from chisep.simulation.fields import total_field as true_field
+from chisep.simulation.scanner import ScannerConfig, scan_gre, session_coils
+from chisep.simulation.tissue import TissueConfig, make_tissue
 from chisep.types import Grid
 
 TE_S = (0.005, 0.011, 0.017, 0.023, 0.029)
@@ -99,7 +108,8 @@ def centred(values):
 )
 def test_a_known_field_comes_back(te_s):
     signal, field, _, mask = scan(te_s)
-    result = total_field(signal.abs(), signal.angle(), te_s, 3.0, mask, GRID)
+    config = FieldConfig(bipolar=False if len(te_s) == 2 else None)
+    result = total_field(signal.abs(), signal.angle(), te_s, 3.0, mask, GRID, config)
     assert centred((result.total_field_ppm - field)[mask]).abs().max() < 0.01
     assert centred((result.total_field_ppm - field)[mask]).std() < 0.001
     assert (result.total_field_ppm[~mask] == 0).all()
@@ -116,6 +126,7 @@ def test_echoes_are_wrapped_phase_plus_whole_turns_without_jumps():
     for te, phase in zip(TE_S, result.unwrapped_rad, strict=True):
         expected = 2 * math.pi * hz_per_ppm(3.0) * te * field
         assert centred((phase - expected)[mask]).abs().max() < math.pi
+        assert residual_jumps(phase, mask) == 0
 
 
 def test_the_receiver_offset_is_found():
@@ -126,6 +137,145 @@ def test_the_receiver_offset_is_found():
     difference = (difference / difference.mean()).angle()
     assert difference.abs().max() < 0.1
     assert difference.std() < 0.02
+
+
+def bipolar(signal, slope_rad, constant_rad, axis):
+    """Echoes read to and fro: a phase of alternating sign, linear along one axis."""
+    shape = [-1 if a == axis else 1 for a in range(3)]
+    ramp = (constant_rad + slope_rad * (torch.arange(40, dtype=torch.float64) - 19.5)).reshape(shape)
+    sign = torch.tensor([(-1) ** e for e in range(len(signal))]).reshape(-1, 1, 1, 1)
+    return signal * torch.polar(torch.ones_like(sign * ramp), sign * ramp), ramp
+
+
+@pytest.mark.parametrize(
+    "te_s",
+    [TE_S, TE_S[:3], (0.004, 0.009, 0.016, 0.027), (0.003, 0.011, 0.014)],
+    ids=["five", "three", "uneven", "uneven three"],
+)
+@pytest.mark.parametrize(("axis", "slope_rad"), [(0, 0.06), (1, -0.03), (2, 0.15)])
+def test_the_phase_of_bipolar_readouts_is_found_and_removed(te_s, axis, slope_rad):
+    signal, field, _, mask = scan(te_s, sigma=0.002)
+    signal, ramp = bipolar(signal, slope_rad, 0.3, axis)
+    result = total_field(signal.abs(), signal.angle(), te_s, 3.0, mask, GRID)
+    assert float((result.bipolar_rad - ramp)[mask].std()) < 0.02
+    error = centred((result.total_field_ppm - field)[mask])
+    assert error.std() < 0.0015
+    assert error.abs().max() < 0.02
+    ignored = total_field(signal.abs(), signal.angle(), te_s, 3.0, mask, GRID, FieldConfig(bipolar=False))
+    assert centred((ignored.total_field_ppm - field)[mask]).std() > 10 * error.std()
+    assert ignored.bipolar_rad.abs().max() == 0
+
+
+def test_readouts_in_one_direction_are_left_alone():
+    signal, field, _, mask = scan(TE_S, sigma=0.03)
+    result = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID)
+    assert result.bipolar_rad.abs().max() == 0
+    told = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID, FieldConfig(bipolar=True))
+    assert told.bipolar_rad.abs().max() < 0.05
+    assert centred((told.total_field_ppm - field)[mask]).std() < 0.005
+
+
+def test_two_echoes_cannot_tell_bipolar_readouts():
+    signal, _, _, mask = scan(TE_S[:2])
+    for told in (None, True):
+        with pytest.warns(ChisepWarning, match="bipolar"):
+            total_field(signal.abs(), signal.angle(), TE_S[:2], 3.0, mask, GRID, FieldConfig(bipolar=told))
+
+
+def test_the_nonlinear_fit_is_that_of_scipy():
+    signal, field, _, mask = scan(TE_S, sigma=0.05)
+    config = FieldConfig(fit="nonlinear")
+    result = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID, config)
+    assert (result.reliable == mask).all()
+    te, scale = np.array(TE_S), 2 * math.pi * hz_per_ppm(3.0)
+    # The field is known up to one constant, a turn per step: so is SciPy's start.
+    shift = float((result.total_field_ppm - field)[mask].median())
+    for voxel in [(20, 20, 20), (10, 14, 22), (30, 25, 11), (12, 30, 19)]:
+        measured = signal[(slice(None), *voxel)].numpy()
+
+        def residuals(x, measured=measured):
+            left = measured - np.abs(measured) * np.exp(1j * (x[0] + scale * x[1] * te))
+            return np.concatenate([left.real, left.imag])
+
+        field_ppm = float(field[voxel]) + shift
+        first = np.angle(np.sum(measured * np.exp(-1j * scale * field_ppm * te)))
+        wanted = least_squares(residuals, (first, field_ppm), xtol=1e-12).x[1]
+        assert float(result.total_field_ppm[voxel]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_nonlinear_fit_does_not_need_a_smooth_offset():
+    signal, field, _, mask = scan(TE_S)
+    x, y, z = torch.meshgrid(*[torch.arange(40)] * 3, indexing="ij")
+    signal = signal * torch.polar(
+        torch.ones_like(field), 0.3 * (((x // 2) + (y // 2) + (z // 2)) % 2).double()
+    )
+    error = {}
+    for fit in ("linear", "nonlinear"):
+        config = FieldConfig(fit=fit)
+        result = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID, config)
+        error[fit] = float(centred((result.total_field_ppm - field)[mask]).std())
+    assert error["linear"] > 5e-3
+    assert error["nonlinear"] < 1e-5
+
+
+@pytest.mark.parametrize("fit", ["linear", "nonlinear"])
+@pytest.mark.parametrize("snr", [30.0, 50.0, 100.0])
+def test_errors_are_as_large_as_their_sigma_says(head, fit, snr):
+    signal, config = head.gre(snr, seed=int(snr)), FieldConfig(fit=fit)
+    result = total_field(signal.abs(), signal.angle(), head.te_s, head.b0_t, head.brain, head.grid, config)
+    known = result.reliable
+    assert known.sum() > 0.99 * head.brain.sum()
+    error = (result.total_field_ppm - head.total_ppm)[known]
+    assert 0.9 < float(((error - error.mean()) / result.sigma_ppm[known]).std()) < 1.1
+    assert (result.sigma_ppm[~head.brain] == 0).all()
+
+
+def test_sigma_grows_where_echoes_do_not_fit_one_line():
+    signal, _, _, mask = scan(TE_S, sigma=0.01)
+    clean = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID)
+    strange = torch.zeros_like(mask)
+    strange[18:20, 18:20, 18:20] = True
+    signal[2:4, strange] *= torch.polar(torch.tensor(1.0).double(), torch.tensor(0.4).double())
+    result = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID)
+    assert (result.sigma_ppm[strange] > 5 * clean.sigma_ppm[strange]).all()
+    torch.testing.assert_close(result.sigma_ppm[:10], clean.sigma_ppm[:10], rtol=0.02, atol=0)
+
+
+def test_quality_is_a_share_and_tells_noise():
+    signal, _, _, mask = scan(TE_S, sigma=0.01)
+    noise = torch.randn(signal.shape, generator=torch.Generator().manual_seed(2), dtype=signal.dtype)
+    signal[..., 30:] = noise[..., 30:]
+    quality = total_field(signal.abs(), signal.angle(), TE_S, 3.0, mask, GRID).quality
+    assert quality.min() >= 0
+    assert quality.max() <= 1
+    assert quality[..., 31:][mask[..., 31:]].median() < 0.2 < 0.4 < quality[..., :29][mask[..., :29]].median()
+    assert (quality[~mask] == 0).all()
+
+
+def test_the_field_of_an_oblique_scan_is_right(tmp_path):
+    """B0 is read from the affine of the files; the dipole field along it is in the total field."""
+    labels = packaged_labels()
+    coarse = LabelMap(
+        np.ascontiguousarray(labels.labels[::4, ::4, ::4]), labels.affine @ np.diag([4, 4, 4, 1.0]), "coarse"
+    )
+    rng = np.random.default_rng(0)
+    turned = tilted(coarse, (20.0, -12.0, 5.0))
+    tissue = make_tissue(turned, rng, TissueConfig(), voxel_mm=(4.0, 4.0, 4.0), b0_t=3.0)
+    fields = true_field(tissue)
+    config = ScannerConfig(voxel_mm=4.0, te_gre_s=TE_S, dephasing=False)
+    signal = scan_gre(tissue, fields.total_ppm, session_coils(tissue, config, rng), config, rng)
+    phase_file = nifti.save(tmp_path / "phase.nii.gz", signal[0].angle().numpy(), tissue.grid.matrix())
+    grid = nifti.grid_of(nifti.load(phase_file))
+    result = total_field(signal.abs(), signal.angle(), TE_S, 3.0, tissue.mask, grid)
+    known = result.reliable
+    assert known.sum() > 0.95 * tissue.mask.sum()
+    made = (result.total_field_ppm - fields.background_ppm)[known]
+
+    def agreement(grid):
+        return float(torch.corrcoef(torch.stack([made, Dipole(grid).apply(tissue.chi_ppm)[known]]))[0, 1])
+
+    assert agreement(grid) > 0.99
+    assert agreement(Grid(grid.shape, grid.voxel_mm)) < 0.97
 
 
 def test_the_median_field_is_within_half_a_turn_per_step():
@@ -218,7 +368,8 @@ def test_inputs_that_do_not_fit_are_refused(change, said):
 
 
 @pytest.mark.parametrize(
-    "options", [{"phase_sign": 0}, {"offset_smoothing_mm": 0.0}, {"max_residual_rad": -1.0}]
+    "options",
+    [{"phase_sign": 0}, {"offset_smoothing_mm": 0.0}, {"max_residual_rad": -1.0}],
 )
 def test_options_are_checked(options):
     with pytest.raises(InputError, match=r"phase sign|field option"):

@@ -35,6 +35,12 @@ def _realism() -> tuple[type[Any], Function]:
     return RealismConfig, realism
 
 
+def _preprocessing() -> tuple[type[Any], Function]:
+    from chisep.experiments.preprocessing import PreprocessingConfig, preprocessing
+
+    return PreprocessingConfig, preprocessing
+
+
 def _networks() -> tuple[type[Any], Function]:
     from chisep.experiments.thesis.networks import NetworksConfig, train_networks
 
@@ -73,6 +79,9 @@ def _ablations() -> tuple[type[Any], Function]:
 
 EXPERIMENTS = {
     "realism": Experiment("digital heads beside what was measured in people", _realism),
+    "preprocessing": Experiment(
+        "what preprocessing costs: simulated sessions from raw echoes to maps", _preprocessing
+    ),
     "networks": Experiment("train the thesis' networks on eight digital heads, resumable", _networks),
     "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
     "figures": Experiment("Figures 2.2 to 2.4 of the thesis: iterates of the unrolled network", _figures),

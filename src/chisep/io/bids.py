@@ -81,7 +81,7 @@ class Session:
     @property
     def name(self) -> str:
         """Start of all file names, e.g. sub-01_ses-1."""
-        return "_".join([f"sub-{self.subject}", *(f"{k}-{v}" for k, v in self.entities.items())])
+        return _session_name(self.subject, self.entities)
 
     @property
     def folder(self) -> Path:
@@ -92,6 +92,10 @@ class Session:
         """Path of a derivative: name of the session, more entities (desc, part, …), suffix."""
         middle = [f"{key}-{value}" for key, value in entities.items()]
         return root / self.folder / ("_".join([self.name, *middle, suffix]) + ext)
+
+
+def _session_name(subject: str, entities: Mapping[str, str]) -> str:
+    return "_".join([f"sub-{subject}", *(f"{key}-{value}" for key, value in entities.items())])
 
 
 def _folder(subject: str, session: str | None) -> Path:
@@ -216,6 +220,52 @@ def find_sessions(root: Path, participants: Sequence[str] = ()) -> list[Session]
         If the folder or a participant does not exist, no series is found, an echo lacks its partner, or a
         sidecar lacks, contradicts or mis-scales what chisep needs.
     """
+    found = survey(root, participants)
+    for one in found:
+        if one.error is not None:
+            raise one.error
+    return [one.session for one in found if one.session is not None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One gradient-echo series and what became of reading its session.
+
+    Parameters
+    ----------
+    name
+        Of the session, e.g. sub-01_ses-1.
+    session
+        The session; None if it cannot be used.
+    error
+        Why not.
+    """
+
+    name: str
+    session: Session | None = None
+    error: InputError | None = None
+
+
+def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
+    """Find every session as `find_sessions` does, but go on where one cannot be used.
+
+    Parameters
+    ----------
+    root
+        Root of a BIDS raw dataset.
+    participants
+        Labels with or without `sub-`; empty means all.
+
+    Returns
+    -------
+    list of Found
+        Sorted by name.
+
+    Raises
+    ------
+    InputError
+        If the folder or a participant does not exist, or no series is found.
+    """
     if not root.is_dir():
         raise InputError(root, found="no such directory", wanted="a BIDS dataset", remedy="Check the path.")
     wanted = [label.removeprefix("sub-") for label in participants]
@@ -229,23 +279,28 @@ def find_sessions(root: Path, participants: Sequence[str] = ()) -> list[Session]
                 remedy="Check --participant-label.",
             )
     series = _images_by_series(root)
-    sessions = []
+    found = []
     for (subject, unit, suffix), images in sorted(series.items()):
         if suffix != "MEGRE" or (wanted and subject not in wanted):
             continue
-        megre = _series(root, suffix, images)
-        mese_images = _partner(series, subject, unit)
-        mese = _series(root, "MESE", mese_images) if mese_images else None
-        _check_field_strength(megre, mese)
-        sessions.append(Session(subject, {k: v for k, v in unit if v}, megre, mese))
-    if not sessions:
+        entities = {key: value for key, value in unit if value}
+        name = _session_name(subject, entities)
+        try:
+            megre = _series(root, suffix, images)
+            mese_images = _partner(series, subject, unit)
+            mese = _series(root, "MESE", mese_images) if mese_images else None
+            _check_field_strength(megre, mese)
+            found.append(Found(name, Session(subject, entities, megre, mese)))
+        except InputError as error:
+            found.append(Found(name, error=error))
+    if not found:
         raise InputError(
             root,
             found="no multi-echo gradient-echo images" + (f" of {', '.join(wanted)}" if wanted else ""),
             wanted="files like sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz with their part-phase",
             remedy="Name the images as BIDS does, or bring single NIfTI files in with `chisep import`.",
         )
-    return sessions
+    return found
 
 
 _Unit = tuple[tuple[str, str], ...]

@@ -1,237 +1,77 @@
-"""Removal of the field made by sources outside the brain."""
+"""Removal of the field made by sources outside the brain: three methods behind one signature."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
-import torch
-from scipy import ndimage
-from scipy.fft import next_fast_len
-from torch import Tensor
-
-from chisep.errors import InputError
-from chisep.physics.dipole import Dipole
+from chisep.preprocessing.lbv import LbvConfig, lbv
+from chisep.preprocessing.pdf import PdfConfig, pdf
+from chisep.preprocessing.vsharp import LocalField, VsharpConfig, vsharp
 from chisep.types import Grid, MaskVolume, Volume
 
-# Relative to the largest value of D² (4/9): modes that the field hardly shows are fitted late.
-_DAMPING = 0.02
+__all__ = ["BackgroundConfig", "LocalField", "VsharpConfig", "remove_background", "vsharp"]
 
 
 @dataclass(frozen=True)
-class VsharpConfig:
-    """Radii of V-SHARP and how its filter is undone."""
+class BackgroundConfig:
+    """How the field of sources outside the brain is removed."""
 
-    max_radius_mm: float = 12.0
-    """Radius of the largest sphere, used deep inside the brain."""
-    min_radius_mm: float | None = None
-    """Radius of the smallest sphere, used at the edge; by default 3 mm, or 1.5 voxels if that is more:
-    the mean over a smaller sphere of voxels is too far from that over a sphere."""
-    rim_mm: float = 7.0
-    """Depth of the rim of the mask that is left out, where inside and outside are hard to tell apart; never
-    more than a third of the deepest depth, so that something is left of a thin slab."""
-    iterations: int = 20
-    """Steps that fit sources in the mask to the filtered field; 0 undoes the filter by truncated
-    deconvolution instead, as first published."""
-    threshold: float = 0.05
-    """For the deconvolution: frequencies that the largest sphere passes by less than this are left out."""
-
-    def __post_init__(self) -> None:
-        smallest = self.max_radius_mm if self.min_radius_mm is None else self.min_radius_mm
-        if not (math.isfinite(self.max_radius_mm) and 0 < smallest <= self.max_radius_mm):
-            raise InputError(
-                "V-SHARP radii",
-                found=f"{self.min_radius_mm} to {self.max_radius_mm} mm",
-                wanted="0 < smallest ≤ largest",
-                remedy="Usual is one voxel to 12 mm.",
-            )
-        if not (math.isfinite(self.rim_mm) and self.rim_mm >= 0 and self.iterations >= 0):
-            raise InputError(
-                "V-SHARP rim and iterations",
-                found=f"{self.rim_mm} mm, {self.iterations}",
-                wanted="numbers of 0 or more",
-                remedy="Usual are 7 mm and 20.",
-            )
-        if not 0 < self.threshold < 1:
-            raise InputError(
-                "V-SHARP threshold",
-                found=f"{self.threshold}",
-                wanted="between 0 and 1",
-                remedy="Usual is 0.05.",
-            )
+    method: Literal["vsharp", "pdf", "lbv"] = "vsharp"
+    """V-SHARP (spherical mean values), PDF (dipoles outside the brain) or LBV (Laplacian boundary values)."""
+    vsharp: VsharpConfig = field(default_factory=VsharpConfig)
+    """Options of V-SHARP."""
+    pdf: PdfConfig = field(default_factory=PdfConfig)
+    """Options of PDF."""
+    lbv: LbvConfig = field(default_factory=LbvConfig)
+    """Options of LBV."""
 
 
-@dataclass(frozen=True, eq=False)
-class LocalField:
-    """Field of the sources inside the brain.
-
-    Parameters
-    ----------
-    local_field_ppm
-        Shape (i, j, k), 0 outside `mask`.
-    mask
-        Where the local field is known: the brain mask less a rim, shape (i, j, k).
-    """
-
-    local_field_ppm: Volume
-    mask: MaskVolume
-
-
-def vsharp(
-    total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: VsharpConfig | None = None
+def remove_background(
+    total_field_ppm: Volume,
+    mask: MaskVolume,
+    grid: Grid,
+    config: BackgroundConfig | None = None,
+    *,
+    sigma_ppm: Volume | None = None,
 ) -> LocalField:
-    """Remove the background field by the spherical mean value property, with spheres of varying radius.
-
-    The field of outside sources is harmonic in the brain, so it equals its mean over any sphere that
-    fits in: what a voxel has beyond that mean comes from inside. Each voxel uses the largest sphere that
-    fits (Wu 2012, 10.1002/mrm.23000). The filter takes the harmonic part of the local field as well. To get
-    that back, sources in the mask are fitted to the filtered field (as in Chatnuntawech 2017,
-    10.1002/nbm.3570, without a prior but early stopping), and the field they make is the local field.
+    """Remove the field of sources outside the brain.
 
     Parameters
     ----------
     total_field_ppm
-        Shape (i, j, k).
+        Shape (i, j, k); a constant and what is linear in space do not matter.
     mask
-        Where it is known, shape (i, j, k).
+        Where it is known, shape (i, j, k); the field outside is never read.
     grid
         Voxel size and B0 direction.
     config
-        Options; defaults where None.
+        Method and its options; defaults where None.
+    sigma_ppm
+        Standard deviation of the field's noise, shape (i, j, k); only PDF weighs by it.
 
     Returns
     -------
     LocalField
-        Local field in ppm and the mask it is known in.
+        Local field in ppm, the mask it is known in, and how much of the brain that mask leaves out.
 
     Raises
     ------
     InputError
-        If nothing is left of the mask without its rim.
+        If the mask is too thin for the method.
+
+    Notes
+    -----
+    V-SHARP is the default because it errs least. In two simulated heads (fields made on voxels of 1 mm and
+    averaged to 2 mm, SNR 100, one tilted), deeper than 7 mm its r is 0.98 and its NRMSE 18–20 %; PDF has
+    0.97–0.98 and 22–24 %, LBV 0.96–0.97 and 25–28 %. Closer to the surface all err more: 3, 4–5 and
+    4–5 ppb RMS from 3.5 to 5.5 mm deep, of a local field of 7–8 ppb. LBV takes a tenth of the others' time.
     """
-    config = config or VsharpConfig()
-    smallest = config.min_radius_mm or min(config.max_radius_mm, max(3.0, 1.5 * max(grid.voxel_mm)))
-    depth = _depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype)
-    deepest = float(depth.max())
-    known = depth > max(smallest, min(config.rim_mm, deepest / 3))
-    if not bool(known.any()):
-        raise InputError(
-            "brain mask",
-            found=f"no voxel deeper inside than {deepest:.3g} mm",
-            wanted=f"a mask in which a sphere of {smallest:g} mm fits",
-            remedy="Check the mask, or choose a smaller radius.",
-        )
-    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
-    # The filter removes constants anyway; without a large one less precision is lost.
-    field = torch.where(mask, total_field_ppm - total_field_ppm[mask].mean(), 0)[box]
-    local = torch.zeros_like(total_field_ppm)
-    undo = _field_of_sources if config.iterations else _deconvolved
-    local[box] = undo(field, mask[box], depth[box], grid, smallest, config)
-    return LocalField(torch.where(known, local, 0), known)
-
-
-def _padded_grid(shape: Sequence[int], grid: Grid, border_mm: float) -> Grid:
-    """Surround a shape with a border that keeps periodic convolutions from wrapping around."""
-    sizes = [
-        next_fast_len(n + math.ceil(border_mm / v), real=True)
-        for n, v in zip(shape, grid.voxel_mm, strict=True)
-    ]
-    return grid.reshaped(sizes)
-
-
-def _deconvolved(
-    field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
-) -> Tensor:
-    """Filter with many radii, then divide by the spectrum of the largest where it is not small."""
-    shape = _padded_grid(mask.shape, grid, config.max_radius_mm).shape
-    spectrum = torch.fft.rfftn(field, s=shape)
-    step, deepest = max(grid.voxel_mm), float(depth.max())
-    count = max(1, round((config.max_radius_mm - smallest) / step)) + 1
-    filtered = torch.zeros_like(field)
-    for radius in np.linspace(smallest, config.max_radius_mm, count).tolist():
-        if radius < deepest:
-            kernel = 1 - _sphere_spectrum(radius, shape, grid, like=field)
-            here = depth > radius
-            filtered[here] = _cropped(spectrum * kernel, shape, mask.shape)[here]
-    passed = kernel.abs() > config.threshold
-    inverse = torch.where(passed, 1 / torch.where(passed, kernel, 1), 0)
-    return _cropped(torch.fft.rfftn(filtered, s=shape) * inverse, shape, mask.shape)
-
-
-def _field_of_sources(
-    field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
-) -> Tensor:
-    """Field of the sources χ in the mask whose filtered field D * χ is that of the data.
-
-    With S the filter, min ‖S (D χ − field)‖² over χ in the mask, by a few conjugate gradients
-    preconditioned with the inverse of what the deep brain sees.
-    """
-    padded = _padded_grid(mask.shape, grid, 2 * config.max_radius_mm)
-    dipole = Dipole(padded, pad=False, dtype=field.dtype, device=field.device)
-    radii = [smallest]
-    while 2 * radii[-1] <= config.max_radius_mm:
-        radii.append(2 * radii[-1])
-    radii = [r for r in radii if r < float(depth.max())]
-    kernels = [1 - _sphere_spectrum(r, padded.shape, grid, like=field) for r in radii]
-    corner = tuple(slice(0, n) for n in mask.shape)
-    places = []
-    for radius, next_radius in zip(radii, [*radii[1:], math.inf], strict=True):
-        place = torch.zeros(padded.shape, dtype=torch.bool, device=field.device)
-        place[corner] = (depth > radius) & (depth <= next_radius)
-        places.append(place)
-    inside = torch.zeros(padded.shape, dtype=torch.bool, device=field.device)
-    inside[corner] = mask
-
-    def seen(spectrum: Tensor) -> Tensor:
-        """DᵀSᵀS of a field given by its spectrum, in the mask."""
-        total = torch.zeros_like(spectrum)
-        for kernel, place in zip(kernels, places, strict=True):
-            total += dipole.spectrum(dipole.volume(spectrum * kernel) * place).mul_(kernel)
-        return dipole.volume(total.mul_(dipole.kernel)) * inside
-
-    weight = (dipole.kernel * kernels[-1]).square_().add_(_DAMPING).reciprocal_()
-    residual = seen(torch.fft.rfftn(field, s=padded.shape))
-    chi = torch.zeros_like(residual)
-    direction = torch.zeros_like(residual)
-    before = math.inf
-    for _ in range(config.iterations):
-        steered = dipole.volume(dipole.spectrum(residual).mul_(weight)) * inside
-        now = float((residual * steered).sum())
-        if now == 0:  # a field without sources inside
-            break
-        direction = steered.add_(direction, alpha=now / before)
-        step = seen(dipole.spectrum(direction).mul_(dipole.kernel))
-        length = now / float((direction * step).sum())
-        chi.add_(direction, alpha=length)
-        residual.sub_(step, alpha=length)
-        before = now
-    return dipole.apply(chi)[corner]
-
-
-def _depth_mm(mask: Tensor, grid: Grid) -> Tensor:
-    """Distance to the nearest voxel where the field is unknown, beyond the edge of the volume included."""
-    padded = np.pad(mask.cpu().numpy(), 1)
-    depth = ndimage.distance_transform_edt(padded, sampling=grid.voxel_mm)
-    return torch.from_numpy(depth[1:-1, 1:-1, 1:-1])
-
-
-def _sphere_spectrum(radius_mm: float, shape: tuple[int, ...], grid: Grid, like: Tensor) -> Tensor:
-    """Half spectrum of a sphere of sum 1 around voxel 0, real because the sphere is even."""
-    square = torch.zeros((), dtype=like.dtype, device=like.device)
-    for axis, (n, edge) in enumerate(zip(shape, grid.voxel_mm, strict=True)):
-        position = torch.fft.fftfreq(n, d=1 / (n * edge), device=like.device, dtype=like.dtype)
-        square = square + position.reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
-    # Any weight that depends on the distance alone has the mean value property; a soft edge comes nearer to
-    # that on a grid than a ball of whole voxels.
-    sphere = 1 - square / radius_mm**2
-    sphere.clamp_(min=0)
-    spectrum: Tensor = torch.fft.rfftn(sphere / sphere.sum())
-    return spectrum.real
-
-
-def _cropped(spectrum: Tensor, shape: tuple[int, ...], wanted: torch.Size) -> Tensor:
-    i, j, k = wanted
-    volume: Tensor = torch.fft.irfftn(spectrum, s=shape)
-    return volume[:i, :j, :k]
+    config = config or BackgroundConfig()
+    match config.method:
+        case "vsharp":
+            return vsharp(total_field_ppm, mask, grid, config.vsharp)
+        case "pdf":
+            return pdf(total_field_ppm, mask, grid, config.pdf, sigma_ppm=sigma_ppm)
+        case "lbv":
+            return lbv(total_field_ppm, mask, grid, config.lbv)

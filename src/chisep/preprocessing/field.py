@@ -1,30 +1,42 @@
-"""From wrapped phase to the total field in ppm.
+"""From wrapped phase to the total field in ppm, and how far to trust it.
 
 Phase of a gradient echo: φ(TE) = φ₀ + 2π γ̄ B0 Δf TE, known up to multiples of 2π. The phase gained
 between echoes is free of the receiver offset φ₀; it is unwrapped in space, and every echo is then
-unwrapped in time around what the field so far predicts, so that all echoes are consistent.
+unwrapped in time around what the field so far predicts, so that all echoes are consistent. Where odd and
+even echoes are read in opposite directions, ±ψ is added to them, which is linear in position.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
-from scipy import ndimage
-from skimage.restoration import unwrap_phase
+from scipy import ndimage, special
 from torch import Tensor
 
-from chisep.errors import InputError
+from chisep.errors import ChisepWarning, InputError
 from chisep.physics.signal import hz_per_ppm
+from chisep.preprocessing.unwrapping import unwrap
 from chisep.types import Echoes, Grid, MaskVolume, Volume
 
 _RADIAN_SLACK = 0.05
 _SAME_STEP = 1e-3
 _SMOOTHING_PASSES = 2
+_BIPOLAR_RAD = 0.1
+"""Half the phase (RMS in the mask) between odd and even echoes from which they count as bipolar: less changes
+the field by less than a ppb."""
+_STEEPEST_RAMP_RAD = math.pi / 8
+"""Per voxel; read-outs are not shifted by more samples than make this. A field so steep that its phase wraps
+between most neighbours looks like a steeper ramp."""
+_GAUSS_NEWTON_STEPS = 10
+_CHANCE = 1e-3
+"""Residuals that noise makes more rarely than this tell of something else: phase that is not linear in TE."""
 
 
 def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tuple[Echoes, str | None]:
@@ -95,6 +107,11 @@ class FieldConfig:
 
     phase_sign: int = 1
     """1 if phase grows with the field, −1 if the scanner stores it the other way round."""
+    fit: Literal["linear", "nonlinear"] = "linear"
+    """How echoes are combined: line through the smoothed receiver offset, or complex signals fitted voxel by
+    voxel with an offset of their own: immune to wrong offsets, at about twice the noise."""
+    bipolar: bool | None = None
+    """Whether odd and even echoes are read in opposite directions; by default the images tell."""
     offset_smoothing_mm: float = 4.0
     """Standard deviation of the Gaussian that smooths the receiver's phase offset."""
     max_residual_rad: float = 0.6
@@ -130,21 +147,31 @@ class FieldMap:
     ----------
     total_field_ppm
         Field of all sources inside and outside the brain, shape (i, j, k), up to one constant.
+    sigma_ppm
+        Standard deviation of its noise, shape (i, j, k).
     unwrapped_rad
-        Phase of every echo without wraps, shape (echo, i, j, k).
+        Phase of every echo without wraps and without the phase of bipolar read-outs, shape (echo, i, j, k).
     phase_offset_rad
         The receiver's phase φ₀, smoothed, within ±π, shape (i, j, k).
+    bipolar_rad
+        The phase ψ that bipolar read-outs add to the first, third, … echo and take off the others, shape
+        (i, j, k); 0 where there are none.
     residual_rad
         RMS over the echoes of measured minus fitted phase, weighted as the fit, shape (i, j, k).
+    quality
+        How far unwrapping trusts a voxel, 0 to 1, shape (i, j, k).
     reliable
         Largest connected part of the mask without voxels of large residual or steep phase, holes filled,
         shape (i, j, k).
     """
 
     total_field_ppm: Volume
+    sigma_ppm: Volume
     unwrapped_rad: Echoes
     phase_offset_rad: Volume
+    bipolar_rad: Volume
     residual_rad: Volume
+    quality: Volume
     reliable: MaskVolume
 
 
@@ -184,52 +211,210 @@ def total_field(
     InputError
         If there is one echo only, or echoes and echo times do not fit, or the mask is empty.
 
+    Warns
+    -----
+    ChisepWarning
+        If there are two echoes, which cannot tell the phase of bipolar read-outs from a field.
+
     Notes
     -----
-    Spatial unwrapping follows the most reliable path (Abdul-Rahman 2007, 10.1364/AO.46.006623). Echoes
-    are combined by least squares through φ₀ with weights (magnitude · TE)², the inverse variance of
-    each echo's field; for one R2* this is the family TE·exp(−TE·R2*), squared.
+    - Phase gained over the shortest step between echoes is unwrapped in space by ROMEO
+      (`chisep.preprocessing.unwrapping`). What it leaves of the first echo is the receiver's offset, which is
+      smoothed as a complex number and taken off (MCPC-3D-S: Eckstein 2018, 10.1002/mrm.26963).
+    - Bipolar read-outs add a phase of alternating sign that is linear in position. Its slope along each axis
+      is the median over all pairs of neighbours of what neither a constant nor a field explains in their
+      steps; its constant is then the smallest that agrees with all echoes.
+    - Linear fit: least squares through φ₀ with weights (magnitude · TE)², the inverse variance of each echo's
+      field; for one R2* this is the family TE·exp(−TE·R2*), squared. Non-linear fit: least squares of
+      the complex signals over field and offset, with the magnitudes as measured (Liu 2013,
+      10.1002/mrm.24272).
+    - The noise of a channel is estimated from the residuals of the linear fit, as median over the mask; σ of
+      the field follows from it by the curvature of the fit. Where residuals are beyond chance, σ grows with
+      them.
     """
     config = config or FieldConfig()
     _check(magnitude, phase_rad, te_s, b0_t, mask)
+    if len(te_s) == 2 and config.bipolar is not False:
+        warnings.warn(
+            "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
+            "has a ramp along the read axis; tell that the read-outs are not bipolar if you know",
+            ChisepWarning,
+            stacklevel=2,
+        )
     te = torch.tensor(list(te_s), dtype=phase_rad.dtype, device=phase_rad.device)[:, None]
     weight = (magnitude[:, mask] / magnitude.max().clamp_min(torch.finfo(magnitude.dtype).tiny)) ** 2
     wrapped = config.phase_sign * phase_rad[:, mask]
+    # Volumes in between are of the mask's box; values inside the mask have the same order in both.
+    box = _box(mask)
+    inside = mask[box]
+    sign = 1 - 2 * (torch.arange(len(te), device=te.device) % 2).to(te.dtype)[:, None]
 
-    # The smallest step between echoes wraps least; steps as small as it are averaged.
-    steps = te[1:] - te[:-1]
-    smallest = (steps < steps.min() * (1 + _SAME_STEP)).flatten()
-    gained = wrapped[1:][smallest] - wrapped[:-1][smallest]
-    common = (weight[1:] * weight[:-1])[smallest].sqrt()
-    gained = torch.polar(common, gained).sum(0).angle()
-    gained_rad = _unwrapped(_volume(gained, mask), mask)
-    rate = gained_rad[mask] / steps.min()
+    bipolar_rad = torch.zeros_like(wrapped[0])
+    bipolar = False
+    if len(te) > 2 and config.bipolar is not False:
+        ramp = _readout_ramp(wrapped, weight, te, sign, inside)
+        bipolar = config.bipolar is True or float(ramp.square().mean().sqrt()) > _BIPOLAR_RAD
+        if bipolar:
+            bipolar_rad = ramp
+            wrapped = wrapped - sign * ramp
+
+    gained_rad, quality = _gained(wrapped, weight, te, inside, alternating=bipolar)
+    rate = gained_rad[inside] / (te[1:] - te[:-1]).min()
+    if bipolar:
+        constant, correction = _readout_constant(wrapped, weight, te, sign, rate)
+        bipolar_rad = bipolar_rad + constant
+        wrapped = wrapped - sign * constant
+        rate = rate + correction
     offset = _smoothed(
-        torch.polar(weight[0], wrapped[0] - rate * te[0]), mask, config.offset_smoothing_mm, grid
+        torch.polar(weight[0], wrapped[0] - rate * te[0]), inside, config.offset_smoothing_mm, grid
     )
 
+    rate, deviation, curvature = _line(wrapped, weight, te, rate, offset)
+    variance, excess = _noise(deviation, weight)
+    origin = offset
+    if config.fit == "nonlinear":
+        rate, origin, curvature = _complex_fit(wrapped, weight, te, rate, offset)
+        deviation = _wrap(wrapped - origin - rate * te)
+    tiny = torch.finfo(te.dtype).tiny
+    # Not less certain than what two random phases tell.
+    most = math.sqrt(2 / 3) * math.pi / (te_s[-1] - te_s[0])
+    sigma = (excess * variance / curvature.clamp_min(tiny)).sqrt().clamp(max=most)
+
+    share = weight * te**2
+    residual = ((share * deviation**2).sum(0) / share.sum(0).clamp_min(tiny)).sqrt()
+    smooth = inside & (_volume(residual, inside) <= config.max_residual_rad)
+    smooth &= _steepest_step(gained_rad, inside) <= config.max_step_rad
+    reliable = _largest_part(smooth) & inside
+    rad_hz_per_ppm = 2 * math.pi * hz_per_ppm(b0_t)
+    return FieldMap(
+        total_field_ppm=_volume(rate / rad_hz_per_ppm, mask),
+        sigma_ppm=_volume(sigma / rad_hz_per_ppm, mask),
+        unwrapped_rad=torch.stack([_volume(echo, mask) for echo in origin + rate * te + deviation]),
+        phase_offset_rad=_volume(offset, mask),
+        bipolar_rad=_volume(bipolar_rad, mask),
+        residual_rad=_volume(residual, mask),
+        quality=_volume(quality[inside], mask),
+        reliable=_volume(reliable[inside], mask),
+    )
+
+
+def _gained(
+    wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor, *, alternating: bool
+) -> tuple[Volume, Volume]:
+    """Phase gained over the shortest step between echoes, unwrapped in space, and its quality.
+
+    Steps as short as the shortest, which wraps least, are averaged: if echoes alternate, only those that
+    begin with the same kind of echo.
+    """
+    steps = (te[1:] - te[:-1]).flatten()
+    chosen = steps < steps.min() * (1 + _SAME_STEP)
+    if alternating:
+        start = torch.arange(len(steps), device=te.device) % 2
+        chosen &= start == start[int(steps.argmin())]
+    product = torch.polar((weight[1:] * weight[:-1]).sqrt(), wrapped[1:] - wrapped[:-1])[chosen].sum(0)
+    products, times = [product], [float(steps.min())]
+    if len(te) > 2:  # a longer step tells whether phase grows in proportion to time
+        products.append(torch.polar((weight[2] * weight[0]).sqrt(), wrapped[2] - wrapped[0]))
+        times.append(float(te[2] - te[0]))
+    echoes = torch.stack([_volume(each, mask) for each in products])
+    result = unwrap(echoes.angle(), echoes.abs().sqrt(), times, mask)
+    return result.phase_rad[0], result.quality
+
+
+def _readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask: Tensor) -> Tensor:
+    """Part of the phase of alternating sign that is linear in position, inside the mask."""
+    # Steps between neighbours are a constant, a part that grows with TE, and one of alternating sign: this
+    # row of the least-squares solution takes the last. Steps beyond π are outliers to the median.
+    scale = weight.mean(1, keepdim=True).sqrt()
+    parts = torch.cat([torch.ones_like(te), te / te.max(), sign], dim=1)
+    contrast = (torch.linalg.pinv(scale * parts) * scale.T)[2]
+    number = _volume(torch.arange(wrapped.shape[1], device=mask.device), mask)
+    ramp = torch.zeros_like(wrapped[0])
+    for axis, position in enumerate(mask.nonzero(as_tuple=True)):
+        n = mask.shape[axis] - 1
+        both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+        if bool(both.any()):
+            a, b = number.narrow(axis, 0, n)[both], number.narrow(axis, 1, n)[both]
+            slope = float((contrast @ _wrap(wrapped[:, b] - wrapped[:, a])).median())
+            if abs(slope) < _STEEPEST_RAMP_RAD:
+                place = position.to(ramp.dtype)
+                ramp += slope * (place - place.mean())
+    return ramp
+
+
+def _readout_constant(
+    wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, rate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Constant ψ of the phase of alternating sign, and what the rate lacks because it held that phase.
+
+    What the rate leaves of an echo's phase gain since the first echo is, over the brain, (s − s₀)·ψ + (TE −
+    TE₀)·correction up to turns. Several pairs may agree with all echoes; the smallest ψ is taken.
+    """
+    gained = torch.polar((weight * weight[0]).sqrt(), wrapped - wrapped[0] - rate * (te - te[0]))
+    mean = gained.sum(1)[1:, None, None]
+    steps = (te - te[0])[1:, :, None]
+    flips = (sign - sign[0])[1:, :, None]
+    psi = torch.linspace(-math.pi / 2, math.pi / 2, 181, dtype=te.dtype, device=te.device)
+    shift = (
+        torch.linspace(-math.pi, math.pi, 361, dtype=te.dtype, device=te.device) / (te[1:] - te[:-1]).min()
+    )
+    left = mean.angle() - flips * psi[:, None] - steps * shift
+    share = mean.abs() / mean.abs().sum()
+    agreement = (share * left.cos()).sum(0) - 1e-3 * psi[:, None] ** 2
+    i, j = divmod(int(agreement.argmax()), len(shift))
+    # From the nearest point of the grid no echo is a turn off any more: the rest is a linear fit.
+    design = torch.cat([flips[:, 0], steps[:, 0] / te.max()], dim=1) * share[:, 0].sqrt()
+    fine = torch.linalg.pinv(design) @ (_wrap(left[:, i, j]) * share[:, 0, 0].sqrt())
+    return psi[i] + fine[0], shift[j] + fine[1] / te.max()
+
+
+def _line(
+    wrapped: Tensor, weight: Tensor, te: Tensor, rate: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unwrap echoes in time around a first rate, and fit a line through the offset.
+
+    Returns the rate, what it leaves of each echo, and the curvature of the sum of squares along the rate.
+    """
     unwrapped = torch.empty_like(wrapped)
-    numerator, denominator = torch.zeros_like(rate), torch.zeros_like(rate)
+    numerator, curvature = torch.zeros_like(rate), torch.zeros_like(rate)
     for echo, time in enumerate(te):
         predicted = offset + rate * time
         unwrapped[echo] = predicted + _wrap(wrapped[echo] - predicted)
         numerator += weight[echo] * time * (unwrapped[echo] - offset)
-        denominator += weight[echo] * time**2
+        curvature += weight[echo] * time**2
         # Every echo sharpens the prediction of the next; voxels without signal keep the first estimate.
-        rate = torch.where(denominator > 0, numerator / denominator, rate)
+        rate = torch.where(curvature > 0, numerator / curvature, rate)
+    return rate, unwrapped - offset - rate * te, curvature
 
-    deviation = unwrapped - offset - rate * te
-    share = weight * te**2
-    residual = ((share * deviation**2).sum(0) / share.sum(0).clamp_min(torch.finfo(share.dtype).tiny)).sqrt()
-    smooth = mask & (_volume(residual, mask) <= config.max_residual_rad)
-    smooth &= _steepest_step(gained_rad, mask) <= config.max_step_rad
-    return FieldMap(
-        total_field_ppm=_volume(rate / (2 * math.pi * hz_per_ppm(b0_t)), mask),
-        unwrapped_rad=torch.stack([_volume(echo, mask) for echo in unwrapped]),
-        phase_offset_rad=_volume(offset, mask),
-        residual_rad=_volume(residual, mask),
-        reliable=_largest_part(smooth) & mask,
-    )
+
+def _noise(deviation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise variance of a channel, and by how much a voxel's residuals exceed what such noise explains."""
+    # Residuals over the noise's SD, squared and summed, follow χ²; one of the echoes went into the rate.
+    freedom = len(deviation) - 1
+    square = (weight * deviation**2).sum(0)
+    variance = square.median() / special.chdtri(freedom, 0.5)
+    chi2 = square / variance.clamp_min(torch.finfo(square.dtype).tiny)
+    return variance, torch.where(chi2 > special.chdtri(freedom, _CHANCE), chi2 / freedom, 1.0)
+
+
+def _complex_fit(
+    wrapped: Tensor, weight: Tensor, te: Tensor, rate: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rate and offset that fit the complex signals best, and the curvature along the rate.
+
+    Gauss-Newton: the sum of squares Σ 2w(1 − cos δ) never curves more than Σ w δ², so no step makes it worse.
+    """
+    tiny = torch.finfo(te.dtype).tiny
+    total = weight.sum(0).clamp_min(tiny)
+    centre = (weight * te).sum(0) / total
+    late = te - centre
+    curvature = (weight * late**2).sum(0)
+    phase = offset + rate * centre
+    for _ in range(_GAUSS_NEWTON_STEPS):
+        pull = weight * torch.sin(wrapped - phase - rate * late)
+        phase = phase + pull.sum(0) / total
+        rate = rate + (pull * late).sum(0) / curvature.clamp_min(tiny)
+    return rate, phase - rate * centre, curvature
 
 
 def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: float, mask: Tensor) -> None:
@@ -254,6 +439,11 @@ def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: fl
         )
 
 
+def _box(mask: Tensor) -> tuple[slice, ...]:
+    """Smallest box around a mask."""
+    return tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
+
+
 def _volume(values: Tensor, mask: Tensor) -> Tensor:
     """Values inside the mask as a volume, 0 outside."""
     volume = values.new_zeros(mask.shape)
@@ -264,21 +454,6 @@ def _volume(values: Tensor, mask: Tensor) -> Tensor:
 def _wrap(phase_rad: Tensor) -> Tensor:
     """Bring a phase into ±π."""
     return phase_rad - 2 * math.pi * torch.round(phase_rad / (2 * math.pi))
-
-
-def _unwrapped(phase_rad: Tensor, mask: Tensor) -> Tensor:
-    """Unwrap a volume in space; the median of every connected part of the mask comes within ±π."""
-    outside = ~mask.cpu().numpy()
-    box = ndimage.find_objects((~outside).astype(np.uint8))[0]
-    wrapped = np.ma.masked_array(phase_rad.cpu().numpy()[box], outside[box])
-    # The seed orders voxels at the edge of the volume, which have no reliability of their own.
-    continuous = np.ma.getdata(unwrap_phase(wrapped, rng=0))
-    parts, count = ndimage.label(~outside[box])
-    medians = ndimage.median(continuous, parts, index=np.arange(count + 1))
-    turns = np.round(np.asarray(medians) / (2 * math.pi))
-    volume = np.zeros(outside.shape, dtype=continuous.dtype)
-    volume[box] = np.where(parts > 0, continuous - 2 * math.pi * turns[parts], 0)
-    return torch.from_numpy(volume).to(phase_rad.device, phase_rad.dtype)
 
 
 def _steepest_step(phase_rad: Tensor, mask: Tensor) -> Tensor:

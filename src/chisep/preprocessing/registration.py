@@ -1,24 +1,411 @@
-"""Bring images of one session onto one grid."""
+"""Bring images of one session onto one grid: rigid motion between scans, and resampling."""
 
 from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from chisep.errors import InputError
-from chisep.types import Affine, Echoes, Grid
+from chisep.errors import ChisepWarning, InputError
+from chisep.types import Affine, Echoes, Grid, MaskVolume
 
-Resampled = Float[Tensor, "echo a b c"]
+MovingEchoes = Float[Tensor, "moving a b c"]
+"""Volumes of another scan, on a grid of their own."""
+Resampled = Float[Tensor, "echo2 i2 j2 k2"]
 """Volumes on the grid they were moved to, whose shape is another than that of the input."""
+Points = Float[np.ndarray, "point 3"]
+"""Coordinates of points, in mm or in voxels."""
+Values = Float[np.ndarray, " point"]
+"""One number at every point."""
+_Volume = Float[np.ndarray, "x y z"]
+_Terms = Float[np.ndarray, "point term"]
 
 _COVERED = 0.5 - 1e-6
+_FEWEST_POINTS = 500
+_COARSE_POINTS = 20_000
+_DARKEST = 0.01
+"""Signals below this fraction of the median are clipped before their logarithm is taken."""
+_RADIUS_MM = 60.0
+"""Order of the size of a head, by which positions and angles become numbers of order 1 and mm."""
+_ROBUST = 3.0
+_RIDGE = 1e-9
+"""Relative; only what the points do not determine feels it, as a thin slab's terms of position."""
+_CONTRAST_DEGREE = 3
+_COARSE_POSITION_DEGREE, _POSITION_DEGREE = 4, 8
 
 
-def resample_to(data: Echoes, affine: Affine, grid: Grid, *, source: str = "image") -> Resampled:
-    """Resample volumes to a grid through scanner coordinates, linearly; no motion is estimated.
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """How the motion between two scans is estimated."""
+
+    smoothing_mm: tuple[float, ...] = (6.0, 3.0)
+    """SD of the Gaussian that smooths both images, coarse to fine; a last level follows by itself, of half
+    the edge of a cube as large as a voxel."""
+    points: int = 60_000
+    """Places in the brain at which the images are compared, on the last level."""
+    rim_mm: float = 3.0
+    """Rim of the mask that is left out: partial volumes of the skull and cerebrospinal fluid differ most."""
+    iterations: int = 12
+    """Most steps on each level."""
+    tolerance_mm: float = 0.005
+    """A level ends when a step moves the brain by less."""
+    max_shift_mm: float = 30.0
+    """A shift of the brain's centre beyond this is not believed."""
+    max_rotation_deg: float = 20.0
+    """A rotation beyond this is not believed."""
+    seed: int = 0
+    """Of the places."""
+
+    def __post_init__(self) -> None:
+        sizes = (*self.smoothing_mm, self.tolerance_mm, self.max_shift_mm, self.max_rotation_deg)
+        if not all(math.isfinite(value) and value > 0 for value in sizes):
+            raise InputError(
+                "registration: smoothing, tolerance and limits",
+                found=f"{sizes}",
+                wanted="numbers above 0",
+                remedy="Leave them at their defaults.",
+            )
+        if self.points < _FEWEST_POINTS or self.iterations < 1 or self.seed < 0 or not self.rim_mm >= 0:
+            raise InputError(
+                "registration: points, iterations, seed and rim",
+                found=f"{self.points}, {self.iterations}, {self.seed}, {self.rim_mm} mm",
+                wanted=f"at least {_FEWEST_POINTS}, 1, 0 and 0 mm",
+                remedy="Leave them at their defaults.",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Rigid:
+    """Where the head lies in one scan from where it lies in another.
+
+    Parameters
+    ----------
+    fixed_to_moving_mm
+        World mm of a point of the head in the fixed scan to its world mm in the moving scan, shape (4, 4).
+    centre_mm
+        Centre of the brain in the fixed scan, world mm.
+    displacement_mm
+        Largest distance by which a point of the brain moved.
+    agreement_before, agreement
+        Part of the moving image's variance that the fixed scan explains, by the headers and after motion was
+        corrected; NaN where the scans do not overlap.
+    found
+        Whether the estimate is believed; if not, the transform is the identity.
+    """
+
+    fixed_to_moving_mm: Affine = field(default_factory=lambda: np.eye(4))
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    displacement_mm: float = 0.0
+    agreement_before: float = math.nan
+    agreement: float = math.nan
+    found: bool = True
+
+    @property
+    def rotation_deg(self) -> float:
+        """Angle of the rotation, about whatever axis."""
+        return math.degrees(Rotation.from_matrix(self.fixed_to_moving_mm[:3, :3]).magnitude())
+
+    @property
+    def translation_mm(self) -> tuple[float, float, float]:
+        """Shift of the centre of the brain along world x, y and z."""
+        centre = np.asarray(self.centre_mm)
+        x, y, z = self.fixed_to_moving_mm[:3, :3] @ centre + self.fixed_to_moving_mm[:3, 3] - centre
+        return float(x), float(y), float(z)
+
+
+def register(
+    moving: MovingEchoes,
+    moving_affine: Affine,
+    fixed: Echoes,
+    fixed_affine: Affine,
+    *,
+    mask: MaskVolume,
+    config: RegistrationConfig | None = None,
+) -> Rigid:
+    """Estimate how the head moved between two scans of different contrast.
+
+    The logarithm of the moving image (root of the sum of squares of its echoes) is explained by that of the
+    first, middle and last echo of the fixed scan, as a polynomial of third degree, and by a polynomial of
+    position (of fourth degree, of eighth on the last level), which takes up what coils do to both. What that
+    predicts has the moving image's contrast, so least squares find the motion: Gauss–Newton from coarse to
+    fine, each step with a new prediction and with little weight on what it does not explain. Without the
+    terms of position the coils, which stay where they are, hold the estimate back.
+
+    Parameters
+    ----------
+    moving
+        Echoes (magnitude) of the scan that is to be moved, shape (echo, i, j, k) on its own grid.
+    moving_affine
+        Its voxel index to world mm, shape (4, 4).
+    fixed
+        Echoes (magnitude) of the scan that stays, shape (echo, i, j, k).
+    fixed_affine
+        Its voxel index to world mm, shape (4, 4).
+    mask
+        Brain in the fixed scan, shape (i, j, k).
+    config
+        Options; defaults where None.
+
+    Returns
+    -------
+    Rigid
+        The identity, with a warning, where the estimate is worse than the headers, beyond the limits, or
+        too little of the brain is in both scans.
+    """
+    config = config or RegistrationConfig()
+    centre_mm, reach_mm = _extent(mask, fixed_affine)
+    rng = np.random.default_rng(config.seed)
+    still = _Images(fixed, fixed_affine, mask, config.rim_mm)
+    echoes = moving.detach().cpu().numpy()
+    image = np.sqrt(np.square(echoes).sum(0, dtype=np.float32))
+    finest_mm = 0.5 * max(math.cbrt(abs(np.linalg.det(a[:3, :3]))) for a in (fixed_affine, moving_affine))
+    coarse = sorted((mm for mm in config.smoothing_mm if mm > finest_mm), reverse=True)
+    estimate, before, after = np.eye(4), math.nan, math.nan
+    for smoothing_mm in (*coarse, finest_mm):
+        last = smoothing_mm == finest_mm
+        count = config.points if last else min(config.points, _COARSE_POINTS)
+        points_mm, signals = still.sampled(smoothing_mm, moving_affine, count, rng)
+        smooth = _smoothed(image, moving_affine, smoothing_mm, fixed_affine)
+        degree = _POSITION_DEGREE if last else _COARSE_POSITION_DEGREE
+        level = _Level(points_mm, signals, smooth, moving_affine, degree)
+        before = level.agreement(np.eye(4))
+        for _ in range(config.iterations):
+            step = level.step(estimate)
+            if step is None:
+                return _not_believed(centre_mm, before, "too little of the brain is in both scans")
+            estimate = step @ estimate
+            if _largest_move_mm(step, points_mm) < config.tolerance_mm:
+                break
+        after = level.agreement(estimate)
+    # Sums of many numbers depend on the number of threads in their last digits; the result should not.
+    estimate = np.round(estimate, 9)
+    result = Rigid(estimate, centre_mm, _largest_move_mm(estimate, reach_mm), before, after)
+    shift_mm, rotation_deg = math.hypot(*result.translation_mm), result.rotation_deg
+    if not shift_mm <= config.max_shift_mm or not rotation_deg <= config.max_rotation_deg:
+        return _not_believed(centre_mm, before, f"it found {shift_mm:.0f} mm and {rotation_deg:.0f}°")
+    if not after >= before:
+        return _not_believed(centre_mm, before, f"images agree less after it ({after:.3f} < {before:.3f})")
+    return result
+
+
+def _not_believed(centre_mm: tuple[float, float, float], before: float, why: str) -> Rigid:
+    warnings.warn(
+        f"the registration of the scans failed: {why}; the alignment of the headers is kept",
+        ChisepWarning,
+        stacklevel=3,
+    )
+    return Rigid(centre_mm=centre_mm, agreement_before=before, agreement=before, found=False)
+
+
+def _edges_mm(affine: Affine) -> list[float]:
+    return [float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0)]
+
+
+def _apply(transform: Affine, points: Points) -> Points:
+    return np.asarray(points @ transform[:3, :3].T + transform[:3, 3])
+
+
+def _largest_move_mm(transform: Affine, points_mm: Points) -> float:
+    return float(np.linalg.norm(_apply(transform, points_mm) - points_mm, axis=1).max())
+
+
+def _extent(mask: MaskVolume, affine: Affine) -> tuple[tuple[float, float, float], Points]:
+    """Centre of the brain in world mm, and points that include its outermost."""
+    index = mask.nonzero().double().cpu().numpy()
+    if not len(index):
+        raise InputError(
+            "brain mask", found="an empty mask", wanted="the brain", remedy="Check the brain mask."
+        )
+    x, y, z = _apply(affine, index.mean(0, keepdims=True))[0]
+    # A rigid motion moves no point of the brain further than the furthest corner along enough directions.
+    ends = np.stack(list(itertools.product((-1, 0, 1), repeat=3)))
+    outermost = np.unique((index @ ends.T).argmax(0))
+    return (float(x), float(y), float(z)), _apply(affine, index[outermost])
+
+
+def _smoothed(image: _Volume, affine: Affine, smoothing_mm: float, other_affine: Affine) -> _Volume:
+    """Smooth an image, and along axes where the other image has longer voxels as much more as these do."""
+    own = affine[:3, :3]
+    edges_mm = np.asarray(_edges_mm(affine))
+    # A voxel averages over its edges: a variance of a twelfth of their square.
+    other_mm2 = np.square((own / edges_mm).T @ other_affine[:3, :3]).sum(1) / 12
+    missing_mm2 = np.maximum(other_mm2 - np.square(edges_mm) / 12, 0)
+    sigma = np.sqrt(smoothing_mm**2 + missing_mm2) / edges_mm
+    return np.asarray(ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0))
+
+
+def _sampled(volume: _Volume, voxels: Points) -> Values:
+    return np.asarray(ndimage.map_coordinates(volume, voxels.T, order=1, mode="nearest"), dtype=np.float64)
+
+
+class _Images:
+    """The fixed scan: its echoes near the brain, and the places where they are compared."""
+
+    def __init__(self, echoes: Echoes, affine: Affine, mask: MaskVolume, rim_mm: float) -> None:
+        self.edges_mm = _edges_mm(affine)
+        index = mask.nonzero()
+        # Smoothing needs the neighbourhood; the rest of the volume is not looked at.
+        border = [math.ceil(12 / edge) for edge in self.edges_mm]
+        low = [max(int(index[:, a].min()) - border[a], 0) for a in range(3)]
+        i, j, k = (slice(low[a], int(index[:, a].max()) + 1 + border[a]) for a in range(3))
+        count = len(echoes)
+        chosen = sorted({0, count // 2, count - 1})
+        self.echoes = [echoes[number, i, j, k].detach().cpu().numpy() for number in chosen]
+        inside = mask[i, j, k].cpu().numpy()
+        if not inside.all():
+            core = np.asarray(ndimage.distance_transform_edt(inside, sampling=self.edges_mm)) > rim_mm
+            inside = core if np.count_nonzero(core) >= _FEWEST_POINTS else inside
+        self.places = np.argwhere(inside).astype(np.float64)
+        self.affine = affine.copy()
+        self.affine[:3, 3] = affine[:3, :3] @ low + affine[:3, 3]
+
+    def sampled(
+        self, smoothing_mm: float, other_affine: Affine, count: int, rng: np.random.Generator
+    ) -> tuple[Points, list[Values]]:
+        """Places between voxel centres in world mm, and the smoothed echoes there.
+
+        Were it at voxel centres, only the moving image would be blurred by interpolation, and the estimate
+        drawn to where it is not.
+        """
+        chosen = rng.choice(len(self.places), min(count, len(self.places)), replace=False)
+        voxels = self.places[chosen] + rng.uniform(-0.5, 0.5, (len(chosen), 3))
+        smooth = (_smoothed(echo, self.affine, smoothing_mm, other_affine) for echo in self.echoes)
+        signals = [_sampled(echo, voxels) for echo in smooth]
+        return _apply(self.affine, voxels), signals
+
+
+class _Level:
+    """Both images at one smoothness."""
+
+    def __init__(
+        self,
+        points_mm: Points,
+        signals: Sequence[Values],
+        moving: _Volume,
+        moving_affine: Affine,
+        position_degree: int,
+    ) -> None:
+        self.points_mm, self.moving = points_mm, moving
+        self.to_voxels = np.linalg.inv(moving_affine)
+        self.slopes = [np.asarray(slope) for slope in np.gradient(moving)]
+        logs = [np.log(np.maximum(s, max(_DARKEST * float(np.median(s)), 1e-30))) for s in signals]
+        logs = [(log - log.mean()) / max(float(log.std()), 1e-12) for log in logs]
+        position = (points_mm - points_mm.mean(0)) / _RADIUS_MM
+        terms = [np.ones(len(points_mm)), *_monomials(logs, _CONTRAST_DEGREE)]
+        terms += _monomials(list(position.T), position_degree)
+        self.terms = np.stack(terms, 1)
+
+    def _seen(self, transform: Affine) -> tuple[Points, NDArray[np.bool_]]:
+        """Voxel coordinates of the points in the moving image, and which of them it covers."""
+        voxels = _apply(self.to_voxels @ transform, self.points_mm)
+        ends = np.asarray(self.moving.shape) - 1
+        inside: NDArray[np.bool_] = np.all((voxels >= 0) & (voxels <= ends), axis=1)
+        return voxels, inside
+
+    def _predicted(self, terms: _Terms, values: Values) -> Values:
+        """Predict the moving image from the fixed scan."""
+        middle = max(float(np.median(values)), 1e-30)
+        log = np.log(np.maximum(values, _DARKEST * middle))
+        # The noise of a logarithm is that of the signal, relative.
+        weight = np.minimum(values / middle, 2.0)
+        weighted = terms * np.square(weight)[:, None]
+        normal = weighted.T @ terms
+        normal += _RIDGE * np.diag(np.diag(normal))
+        factors = np.linalg.solve(normal, weighted.T @ log)
+        return np.asarray(np.exp(np.clip(terms @ factors, log.min(), log.max())))
+
+    def agreement(self, transform: Affine) -> float:
+        """Part of the variance of the moving image that is explained; NaN without overlap."""
+        voxels, seen = self._seen(transform)
+        if np.count_nonzero(seen) < _FEWEST_POINTS:
+            return math.nan
+        values = _sampled(self.moving, voxels[seen])
+        residual = values - self._predicted(self.terms[seen], values)
+        return 1 - float(np.square(residual).sum() / max(np.square(values - values.mean()).sum(), 1e-30))
+
+    def step(self, transform: Affine) -> Affine | None:
+        """One step of Gauss–Newton, as a rigid transform of world mm; None without enough overlap."""
+        voxels, seen = self._seen(transform)
+        if np.count_nonzero(seen) < max(_FEWEST_POINTS, 0.05 * len(seen)):
+            return None
+        voxels = voxels[seen]
+        values = _sampled(self.moving, voxels)
+        residual = self._predicted(self.terms[seen], values) - values
+        slope = np.stack([_sampled(s, voxels) for s in self.slopes], 1) @ self.to_voxels[:3, :3]
+        arm = _apply(transform, self.points_mm[seen])
+        centre = arm.mean(0)
+        change = np.concatenate([np.cross((arm - centre) / _RADIUS_MM, slope), slope], 1)
+        spread = _ROBUST * float(np.median(np.abs(residual))) + 1e-30
+        weighted = change / (1 + np.square(residual / spread))[:, None]
+        move = np.linalg.lstsq(weighted.T @ change, weighted.T @ residual, rcond=None)[0]
+        step = np.eye(4)
+        step[:3, :3] = Rotation.from_rotvec(move[:3] / _RADIUS_MM).as_matrix()
+        step[:3, 3] = centre + move[3:] - step[:3, :3] @ centre
+        return step
+
+
+def _monomials(values: Sequence[Values], degree: int) -> list[Values]:
+    """All products of one to `degree` of the variables."""
+    return [
+        np.asarray(np.prod(product, axis=0))
+        for factors in range(1, degree + 1)
+        for product in itertools.combinations_with_replacement(values, factors)
+    ]
+
+
+def coverage(
+    shape: tuple[int, int, int], affine: Affine, grid: Grid, *, transform: Affine | None = None
+) -> MaskVolume:
+    """Say which voxels of a grid lie inside a volume.
+
+    Parameters
+    ----------
+    shape
+        Number of voxels of the volume.
+    affine
+        Its voxel index to world mm, shape (4, 4).
+    grid
+        Where to look.
+    transform
+        World mm of the grid to world mm of the volume, as `Rigid.fixed_to_moving_mm`; None for none.
+
+    Returns
+    -------
+    MaskVolume
+        Shape grid.shape. A voxel reaches half an edge beyond its centre.
+    """
+    inside = ndimage.affine_transform(
+        np.ones(shape, dtype=np.float32),
+        *_pull(affine, grid, transform),
+        output_shape=grid.shape,
+        order=1,
+        mode="grid-constant",
+    )
+    return torch.from_numpy(np.asarray(inside) > _COVERED)
+
+
+def resample_to(
+    data: Echoes,
+    affine: Affine,
+    grid: Grid,
+    *,
+    transform: Affine | None = None,
+    interpolation: Literal["linear", "cubic"] = "cubic",
+    source: str = "image",
+) -> Resampled:
+    """Resample volumes to a grid through scanner coordinates, in one interpolation.
 
     Parameters
     ----------
@@ -28,29 +415,26 @@ def resample_to(data: Echoes, affine: Affine, grid: Grid, *, source: str = "imag
         Voxel index of `data` to scanner mm, shape (4, 4).
     grid
         Where the result lives.
+    transform
+        World mm of the grid to world mm of the data, as `Rigid.fixed_to_moving_mm`; None: positions of
+        the headers hold.
+    interpolation
+        Cubic splines keep the resolution; linear interpolation blurs but makes no overshoot.
     source
         Name of the data, for messages.
 
     Returns
     -------
     Resampled
-        Shape (echo, *grid.shape); 0 where `data` has no voxel.
+        Shape (echo, *grid.shape); 0 where `data` has no voxel, and nowhere negative if `data` is not.
 
     Raises
     ------
     InputError
         If no voxel of the grid lies inside `data`.
     """
-    matrix = np.linalg.solve(affine, grid.matrix())
-    linear, offset = matrix[:3, :3], matrix[:3, 3]
-
-    def resampled(volume: np.ndarray, mode: str) -> np.ndarray:
-        return np.asarray(
-            ndimage.affine_transform(volume, linear, offset, output_shape=grid.shape, order=1, mode=mode)
-        )
-
-    # A voxel reaches half an edge beyond its centre: there the nearest value holds instead of a fade to 0.
-    covered = resampled(np.ones(data.shape[1:], dtype=np.float32), "grid-constant") > _COVERED
+    i, j, k = data.shape[1:]
+    covered = coverage((i, j, k), affine, grid, transform=transform).numpy()
     if not covered.any():
         raise InputError(
             source,
@@ -58,6 +442,25 @@ def resample_to(data: Echoes, affine: Affine, grid: Grid, *, source: str = "imag
             wanted="scans of the same head in one session, with positions in their headers",
             remedy="Check the affines; images moved by another program must be brought back first.",
         )
+    linear, offset = _pull(affine, grid, transform)
     volumes = data.detach().cpu().numpy()
-    moved = np.stack([np.where(covered, resampled(volume, "nearest"), 0) for volume in volumes])
-    return torch.from_numpy(moved.astype(volumes.dtype, copy=False)).to(data.device)
+    lowest = 0.0 if volumes.min() >= 0 else -np.inf
+
+    def resampled(volume: _Volume) -> np.ndarray:
+        # At the edge the nearest value holds instead of a fade to 0.
+        order = {"linear": 1, "cubic": 3}[interpolation]
+        moved = ndimage.affine_transform(
+            volume, linear, offset, output_shape=grid.shape, order=order, mode="nearest"
+        )
+        return np.where(covered, np.maximum(moved, lowest), 0).astype(volume.dtype, copy=False)
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        moved = np.stack(list(pool.map(resampled, volumes)))
+    return torch.from_numpy(moved).to(data.device)
+
+
+def _pull(affine: Affine, grid: Grid, transform: Affine | None) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and offset from voxels of the grid to voxels of a volume."""
+    placed = grid.matrix() if transform is None else transform @ grid.matrix()
+    matrix = np.linalg.solve(affine, placed)
+    return matrix[:3, :3], matrix[:3, 3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ LabelArray = Int[np.ndarray, "i j k"]
 """Label of every voxel, 0 outside."""
 
 _PPB = 1000.0
+_BRIGHT = 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,25 +35,40 @@ class SessionImages:
         Gradient-echo magnitude, shape (echo, i, j, k).
     unwrapped_rad
         Unwrapped phase in radians, shape (echo, i, j, k).
-    mask, eroded_mask
-        Brain, and where the local field is known.
-    total_field_ppm, local_field_ppm, qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
-        Fields and susceptibilities in ppm.
-    r2star_hz, r2_hz, r2prime_hz
-        Relaxation rates in 1/s; R2 is None without spin echo.
+    residual_rad
+        RMS over the echoes of measured minus fitted phase in radians.
+    quality
+        How far the phase is to be trusted, 0 to 1.
+    mask, reliable_mask, eroded_mask
+        Brain, the part of reliable phase, and where the local field is known.
+    total_field_ppm, field_sigma_ppm, local_field_ppm, qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
+        Fields, the noise of the field, and susceptibilities in ppm.
+    spin_echo
+        Spin echo brought to the gradient echo, any scale; None without one.
+    r2star_hz, r2_hz, r2prime_hz, r2prime_sigma_hz
+        Relaxation rates, and the noise of R2', in 1/s; R2 is None without spin echo.
+    b1
+        Transmit field relative to nominal; None where it was not fitted.
     """
 
     affine: Affine
     te_s: Sequence[float]
     magnitude: EchoArrays
     unwrapped_rad: EchoArrays
+    residual_rad: VolumeArray
+    quality: VolumeArray
     mask: MaskArray
+    reliable_mask: MaskArray
     eroded_mask: MaskArray
     total_field_ppm: VolumeArray
+    field_sigma_ppm: VolumeArray
     local_field_ppm: VolumeArray
+    spin_echo: VolumeArray | None
     r2star_hz: VolumeArray
     r2_hz: VolumeArray | None
     r2prime_hz: VolumeArray
+    r2prime_sigma_hz: VolumeArray
+    b1: VolumeArray | None
     qsm_ppm: VolumeArray
     chi_pos_ppm: VolumeArray
     chi_neg_ppm: VolumeArray
@@ -70,7 +86,13 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
         Name of an iterative method → its convergence as `Convergence` has it.
     """
     affine, mask, inside = images.affine, images.mask, images.eroded_mask
-    rates = {"R2*": images.r2star_hz, "R2": images.r2_hz, "R2′": images.r2prime_hz}
+    together = np.sqrt(np.square(images.magnitude).sum(0))
+    rates = {
+        "R2*": images.r2star_hz,
+        "R2": images.r2_hz,
+        "R2′": images.r2prime_hz,
+        "Noise of R2′": images.r2prime_sigma_hz,
+    }
     shown = [
         Panel.of_figure(
             "Separated sources",
@@ -96,8 +118,9 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
         ),
         Panel.of_figure(
             "Brain mask",
-            "The outline should follow the brain: no skull inside, no brain outside.",
-            figures.mask_outline(np.sqrt(np.square(images.magnitude).sum(0)), mask, affine),
+            "The outline should follow the brain: no skull inside, no brain outside. If it does not, give a "
+            "mask of your own (--masks).",
+            figures.mask_outline(together, mask, affine),
             alt="Outline of the brain mask on the magnitude in three planes.",
         ),
         Panel.of_figure(
@@ -110,33 +133,51 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
             alt="Unwrapped phase of every echo in one axial plane.",
         ),
         Panel.of_figure(
+            "Can the phase be trusted?",
+            "Inside the outline the field is used. Above the sinuses and in veins phase is poor: quality is "
+            "low and echoes deviate from one line. Large deviations everywhere mean flow, motion, or odd and "
+            "even echoes that differ (--field-map.bipolar).",
+            figures.planes(
+                [
+                    figures.Row("Quality of the phase", images.quality, "0 to 1", (0.0, 1.0), "gray"),
+                    figures.Row("Deviation of the echoes", images.residual_rad, "rad", (0.0, 0.5), "gray"),
+                ],
+                affine,
+                mask=mask,
+                overlay=images.reliable_mask,
+            ),
+            alt="Phase quality and residual of the fit in three planes, outlined by the reliable mask.",
+        ),
+        Panel.of_figure(
             "Total and local field",
             "The local field should show tissue only; slow shading that is left over from sinuses and ears "
-            "is background.",
+            "is background. Noise is the standard deviation that the echoes' noise gives the field.",
             figures.planes(
                 [
                     figures.Row("Total field", images.total_field_ppm, "ppm", None, "gray"),
                     figures.Row("Local field", images.local_field_ppm, "ppm", (-0.05, 0.05), "gray"),
+                    figures.Row("Noise", _PPB * images.field_sigma_ppm, "ppb", None, "gray"),
                 ],
                 affine,
                 mask=mask,
             ),
-            alt="Total field and local field in three planes.",
+            alt="Total field, local field and noise of the field in three planes.",
         ),
+        *_spin_echo_panels(images, together),
         Panel.of_figure(
             "Relaxation rates",
             "R2′ is what R2* has beyond R2, 0 at least. Bright R2′ above the sinuses is field inhomogeneity, "
-            "not iron.",
+            "not iron. Where the noise of R2′ is as large as R2′ itself, sources rest on the field alone.",
             figures.planes(
                 [
-                    figures.Row(name, rate, "1/s", (0.0, 20.0 if name == "R2′" else 40.0), "gray")
+                    figures.Row(name, rate, "1/s", (0.0, 20.0 if name.endswith("R2′") else 40.0), "gray")
                     for name, rate in rates.items()
                     if rate is not None
                 ],
                 affine,
                 mask=mask,
             ),
-            alt="Maps of R2*, R2 where there is a spin echo, and R2′ in three planes.",
+            alt="Maps of R2*, R2 where there is a spin echo, R2′ and its noise in three planes.",
         ),
         Panel.of_figure(
             "Susceptibility map (QSM)",
@@ -163,6 +204,37 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
             )
         )
     return shown
+
+
+def _spin_echo_panels(images: SessionImages, gradient_echo: VolumeArray) -> Iterator[Panel]:
+    """Whether the spin echo lies on the gradient echo, and the transmit field it was fitted with."""
+    if images.spin_echo is None:
+        return
+    bright = images.mask & (images.spin_echo > _BRIGHT * np.median(images.spin_echo[images.mask]))
+    yield Panel.of_figure(
+        "Spin echo on gradient echo",
+        "The outline is that of bright fluid in the spin echo. In the gradient echo it should follow the "
+        "ventricles and sulci as well; if not, the registration failed.",
+        figures.planes(
+            [
+                figures.Row("Gradient echo", gradient_echo, "a.u.", None, "gray"),
+                figures.Row("Spin echo", images.spin_echo, "a.u.", None, "gray"),
+            ],
+            images.affine,
+            mask=images.mask,
+            overlay=bright,
+        ),
+        alt="Gradient echo and registered spin echo in three planes with the outline of fluid.",
+    )
+    if images.b1 is not None:
+        yield Panel.of_figure(
+            "Transmit field",
+            "Fitted with R2 from stimulated echoes. It should be smooth, and without anatomy.",
+            figures.three_planes(
+                images.b1, images.affine, title="B1", unit="of nominal", window=(0.6, 1.4), mask=images.mask
+            ),
+            alt="Transmit field relative to nominal in three planes.",
+        )
 
 
 def region_rows(images: SessionImages, labels: LabelArray, names: Mapping[int, str]) -> list[RegionRow]:
