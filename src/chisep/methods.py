@@ -66,6 +66,8 @@ class Method:
     weights
         Shipped weights that a network needs by default: its own, then those that make inputs of it where
         they are not given.
+    fits_field
+        Whether it fits the field itself, so that a χ map made of the same field tells it nothing new.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Method:
     reference: str
     load: Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]
     weights: tuple[str, ...] = ()
+    fits_field: bool = False
 
     @property
     def is_network(self) -> bool:
@@ -177,6 +180,7 @@ METHODS: dict[str, Method] = {
             "field and R2' weighed by their noise, total variation, no negative sources",
             "Shin 2021, 10.1016/j.neuroimage.2021.118371",
             _iterative,
+            fits_field=True,
         ),
         Method(
             "tikhonov",

@@ -227,6 +227,7 @@ class SessionRun:
         self.config, self.session, self.b0_t = config, session, session.megre.b0_t
         self.weights = config.weights()
         self.reads_r2prime = "r2prime" in methods.METHODS[config.method].needs
+        self.fits_field = methods.METHODS[config.method].fits_field
         self.files = SessionFiles(session, config.bids, config.out, config.device)
         self.labels = self.files.label_map()
 
@@ -369,7 +370,7 @@ class SessionRun:
                     *(
                         self.files.local_field,
                         self.files.field_sigma,
-                        self.files.qsm,
+                        *(() if self.fits_field else (self.files.qsm,)),
                         self.files.eroded_mask,
                         self.files.mask,
                     ),
@@ -627,7 +628,9 @@ class SessionRun:
 
     def _make_sources(self) -> dict[str, Any]:
         config = self.config
-        maps = replace(self._maps(), relaxivity=self.relaxivity, chi_ppm=self.files.load(self.files.qsm))
+        maps = replace(self._maps(), relaxivity=self.relaxivity)
+        if not self.fits_field:
+            maps = replace(maps, chi_ppm=self.files.load(self.files.qsm))
         if not self.reads_r2prime:
             maps = replace(maps, r2star_hz=self.files.load(self.files.r2star))
         else:

@@ -6,6 +6,7 @@ Marques and Bowtell 2005, 10.1002/cmr.b.20034). Fields and susceptibilities in p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -71,6 +72,48 @@ def dipole_kernel(
     return kernel
 
 
+def point_dipole_kernel(
+    shape: Sequence[int],
+    voxel_mm: Sequence[float],
+    b0_direction: Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Transform the field of a point dipole, (3 cos²θ − 1)/(4π r³) per volume, sampled at the voxels.
+
+    Cutting the spectrum of `dipole_kernel` off at the Nyquist frequency makes its field ring by the voxel,
+    most of all where B0 is oblique. That of points is harmonic wherever there is no source, as background
+    fields are.
+
+    Parameters
+    ----------
+    shape, voxel_mm, b0_direction, dtype, device
+        As of `dipole_kernel`.
+
+    Returns
+    -------
+    Tensor
+        Shape (i, j, k // 2 + 1), real; a voxel's own field is such that there is none inside an even ball.
+    """
+    square = torch.zeros(tuple(shape), dtype=dtype, device=device)
+    along = torch.zeros_like(square)
+    for axis, (n, edge, b) in enumerate(zip(shape, voxel_mm, b0_direction, strict=True)):
+        position = torch.fft.fftfreq(n, d=1 / (n * edge), dtype=dtype, device=device)
+        position = position.reshape([-1 if a == axis else 1 for a in range(3)])
+        square += position**2
+        along += b * position
+    square[0, 0, 0] = 1.0
+    field = along.square_().mul_(3).div_(square).sub_(1).div_(square.pow_(1.5))
+    field.mul_(math.prod(voxel_mm) / (4 * math.pi))
+    field[0, 0, 0] = 0.0
+    largest_mm = min(n * edge for n, edge in zip(shape, voxel_mm, strict=True)) / 2
+    # By now `square` is r³.
+    field[0, 0, 0] = -field[square <= largest_mm**3].sum()
+    kernel: Tensor = torch.fft.rfftn(field).real.contiguous()
+    return kernel
+
+
 class Dipole(LinearOperator):
     """Convolution with the unit dipole: χ in ppm → field in ppm, shapes (..., i, j, k).
 
@@ -82,6 +125,9 @@ class Dipole(LinearOperator):
         Whether to surround the volume with zeros to twice its size before the FFT, so that sources at
         one edge do not act on the other; one bool, or one per axis. Without padding the operator is
         diagonal in k-space, which closed forms need.
+    points
+        Whether each voxel is a point dipole (`point_dipole_kernel`): for the field of sources that lie
+        elsewhere.
     dtype, device
         Precision and place of the kernel; inputs must have the same.
 
@@ -96,6 +142,7 @@ class Dipole(LinearOperator):
         grid: Grid,
         *,
         pad: bool | tuple[bool, bool, bool] = True,
+        points: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -104,9 +151,8 @@ class Dipole(LinearOperator):
         self.padded_shape = tuple(
             next_fast_len(2 * n, real=True) if wide else n for n, wide in zip(grid.shape, pads, strict=True)
         )
-        self.kernel = dipole_kernel(
-            self.padded_shape, grid.voxel_mm, grid.b0_direction, dtype=dtype, device=device
-        )
+        make = point_dipole_kernel if points else dipole_kernel
+        self.kernel = make(self.padded_shape, grid.voxel_mm, grid.b0_direction, dtype=dtype, device=device)
 
     @classmethod
     def of_batch(

@@ -71,7 +71,7 @@ def total_field(tissue: Tissue, implants_mm: Points | None = None) -> Fields:
     before, after = _cut_faces(tissue)
     widths = [width for pair in zip(before[::-1], after[::-1], strict=True) for width in pair]
     chi = pad(chi[None, None], widths, mode="replicate")[0, 0]
-    dipole = Dipole(tissue.grid.reshaped(chi.shape))
+    dipole = Dipole(tissue.grid.reshaped(chi.shape), points=True)
     i, j, k = (slice(b, b + n) for b, n in zip(before, tissue.grid.shape, strict=True))
     background = dipole.apply(chi)[i, j, k].contiguous()
     del dipole
