@@ -21,7 +21,6 @@ from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig, build
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import (
-    BrainBox,
     NetworkOptions,
     find_weights,
     has_fast_bfloat16,
@@ -181,49 +180,6 @@ class TestIterates:
         error = (low - single).norm() / single.norm()
         assert 0 < error < 0.02
         assert torch.equal(auto, low if has_fast_bfloat16("cpu") else single)
-
-
-class TestBrainBox:
-    @given(
-        order=st.permutations(range(3)),
-        signs=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
-        tilt=st.floats(-0.3, 0.3),
-        whole=st.booleans(),
-        seed=st.integers(0, 100),
-    )
-    @settings(max_examples=40, deadline=None)
-    def test_restores_what_it_cut_and_keeps_the_field(self, order, signs, tilt, whole, seed):
-        generator = torch.Generator().manual_seed(seed)
-        shape = (6, 7, 8)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        mask[1:5, 2:6, 1:7] = torch.rand(4, 4, 6, generator=generator) > 0.3
-        if whole:
-            mask[0, 0, 0] = mask[-1, -1, -1] = True
-        turn = np.zeros((3, 3))
-        turn[list(order), [0, 1, 2]] = signs
-        rotation = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
-        affine = np.eye(4)
-        affine[:3, :3] = rotation @ turn @ np.diag([1.0, 1.5, 0.8])
-        b0 = (rotation @ turn).T @ [0.0, 0.0, 1.0]
-        grid = Grid(shape, (1.0, 1.5, 0.8), tuple(b0.tolist()), affine)
-        box = BrainBox(mask, grid)
-        volume = torch.randn(shape, generator=generator) * mask
-        cut = box.cut(volume)
-        assert cut.shape == box.mask.shape == box.grid.shape
-        assert torch.equal(box.restore(torch.stack((cut, 2 * cut))), torch.stack((volume, 2 * volume)))
-        # B0 along scanner z is nearly along the third axis of the box, upwards.
-        assert box.grid.b0_direction[2] == pytest.approx(np.cos(tilt), abs=1e-6)
-        if whole:  # a smaller box would have the repetitions that an FFT makes of the sources nearer
-            field = box.restore(Dipole(box.grid).apply(cut)[None] * box.mask)[0]
-            torch.testing.assert_close(field, Dipole(grid).apply(volume) * mask, rtol=0, atol=1e-5)
-
-    def test_is_tight_and_keeps_axes_without_an_affine(self):
-        box = BrainBox(MAPS.mask, MAPS.grid)
-        for axis in range(3):
-            assert box.mask.movedim(axis, 0)[[0, -1]].flatten(1).any(1).all()
-        assert box.mask.sum() == MAPS.mask.sum()
-        assert box.grid.b0_direction == MAPS.grid.b0_direction
-        assert torch.equal(box.restore(box.mask[None])[0], MAPS.mask)
 
 
 class TestMethods:

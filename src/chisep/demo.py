@@ -79,8 +79,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
         If the output cannot be written or a stage fails.
     """
     raw, out = config.out / "bids", config.out / "derivatives"
-    # The simple scanner: what a full one adds (stimulated echoes, dephasing) preprocessing does not undo yet.
-    scan = SimulateConfig(out=raw, voxel_mm=config.voxel_mm, snr=config.snr, seed=config.seed, simple=True)
+    scan = SimulateConfig(out=raw, voxel_mm=config.voxel_mm, snr=config.snr, seed=config.seed)
     simulate(scan, progress)
     (result,) = run(RunConfig(raw, out), progress)
     if result.error or result.report is None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from nibabel.orientations import io_orientation
 from torch import Tensor
 
+from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io.weights import load_header, load_weights
 from chisep.models.network import SOURCES, Channel, Network, NetworkConfig, build
@@ -118,6 +117,7 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
         tuple(facts["outputs"]),
         UNetConfig(**{**unet, "widths": tuple(unet["widths"])}),
         None if unrolled is None else UnrolledConfig(**unrolled),
+        bool(facts.get("b0_along_z", False)),
     )
 
 
@@ -158,10 +158,11 @@ def iterates(
 
     Notes
     -----
-    Only the box around the brain is computed on. Sources lie within the mask, so Φ loses nothing but that its
-    dipole is padded to twice a smaller box (0.3 to 0.7 % of the field of a head).
+    Only the box around the brain is computed on, turned until B0 is along its third axis for networks that
+    know no other direction. Sources lie within the mask, so Φ loses nothing but that its dipole is padded to
+    twice a smaller box (0.3 to 0.7 % of the field of a head).
     """
-    box = BrainBox(mask, grid)
+    box = BrainBox(mask, grid, b0_along_z=trained.config.b0_along_z)
     y = torch.stack([box.cut(channels[name]) for name in trained.config.inputs]) * box.mask
     low = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(mask.device))
     with torch.autocast(mask.device.type, torch.bfloat16, enabled=low):
@@ -171,59 +172,6 @@ def iterates(
         else:
             found = [trained.network(y[None], box.mask[None, None])]
     return [box.restore(x[0].float()) for x in (found[-1:] if last_only else found)]
-
-
-class BrainBox:
-    """The box around a brain, with its axes as near to right, anterior, superior as they can be.
-
-    Networks know the head, and B0, from one side only; files hold their axes in any order and direction.
-
-    Parameters
-    ----------
-    mask
-        Brain, not empty, shape (i, j, k).
-    grid
-        Of the mask; its axes are taken as they are if it has no affine.
-
-    Attributes
-    ----------
-    mask
-        Brain in the box.
-    grid
-        Of the box, without affine.
-    """
-
-    def __init__(self, mask: MaskVolume, grid: Grid) -> None:
-        self._shape = mask.shape
-        inside = mask.nonzero()
-        first, last = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
-        self._span = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-        turns = np.array([[0, 1], [1, 1], [2, 1]]) if grid.affine is None else io_orientation(grid.affine)
-        # Axis a of the file goes to axis `to[a]` of the box; `order` is the other way round.
-        to = [int(axis) for axis in turns[:, 0]]
-        self._order = tuple(to.index(axis) for axis in range(3))
-        self._flips = [to[axis] - 3 for axis in range(3) if turns[axis, 1] < 0]
-        self.mask = self.cut(mask)
-        self.grid = Grid(
-            (self.mask.shape[0], self.mask.shape[1], self.mask.shape[2]),
-            self._turned(grid.voxel_mm),
-            self._turned([b * sign for b, sign in zip(grid.b0_direction, turns[:, 1].tolist(), strict=True)]),
-        )
-
-    def _turned(self, values: Sequence[float]) -> tuple[float, float, float]:
-        i, j, k = (float(values[axis]) for axis in self._order)
-        return i, j, k
-
-    def cut(self, volume: Tensor) -> Tensor:
-        """Part of a volume (i, j, k) that is in the box, in the axes of the box."""
-        return volume[self._span].permute(self._order).flip(self._flips).contiguous()
-
-    def restore(self, box: Tensor) -> Tensor:
-        """Put (channel, …) in the box back into a volume of zeros, (channel, i, j, k)."""
-        whole = box.new_zeros((box.shape[0], *self._shape))
-        back = [self._order.index(axis) + 1 for axis in range(3)]
-        whole[(slice(None), *self._span)] = box.flip(self._flips).permute(0, *back)
-        return whole
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:

@@ -35,6 +35,9 @@ class NetworkConfig:
     """The U-net."""
     unrolled: UnrolledConfig | None = None
     """Physics steps and passes of the U-net in turn; one pass without physics if None."""
+    b0_along_z: bool = False
+    """Whether it knows heads turned so that B0 is along the third axis, in training and after: a U-net is not
+    told where B0 is."""
 
     def __post_init__(self) -> None:
         unknown = {*self.inputs, *self.outputs} - set(get_args(Channel))

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.models.network import Channel, NetworkConfig
-from chisep.networks import BrainBox
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity
 from chisep.types import Grid, MaskVolume, Volume
@@ -217,7 +217,9 @@ def _load(
     reference = nifti.load(field_path)
     nifti.require_same_grid(reference, mask_image)
     box = BrainBox(
-        torch.from_numpy(mask_image.data), nifti.grid_of(reference, facts.get("B0DirectionVoxelAxes"))
+        torch.from_numpy(mask_image.data),
+        nifti.grid_of(reference, facts.get("B0DirectionVoxelAxes")),
+        b0_along_z=network.b0_along_z,
     )
     d_r = default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))).pos_hz_per_ppm
 

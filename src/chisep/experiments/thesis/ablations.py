@@ -51,7 +51,7 @@ from chisep.experiments.thesis.table import COLUMNS, NAMES, mean_and_sd
 from chisep.io import bids
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
-from chisep.models.network import SOURCES, NetworkConfig
+from chisep.models.network import SOURCES
 from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import NetworkOptions
 from chisep.simulation.dataset import TRUTH
@@ -145,7 +145,7 @@ def runs(config: AblationsConfig) -> list[Run]:
     unrolled = _budgeted(find("thesis-unrolled"), config)
     half = tuple(max(1, width // 2) for width in config.widths)
     twice = tuple(2 * width for width in config.widths)
-    no_qsm = NetworkConfig(("r2prime", "field"), SOURCES, baseline.network.unet)
+    no_qsm = replace(baseline.network, inputs=("r2prime", "field"))
     found = [
         Run("baseline", "baseline", baseline),
         Run(_TEN, "unrolled, 10 iterations, α from 4", unrolled),

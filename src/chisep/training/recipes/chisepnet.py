@@ -17,10 +17,13 @@ RECIPES = {
         loss=LossConfig(field=0.0, chi=0.0, r2prime=0.0),
     ),
     "thesis-baseline": Recipe(
-        NetworkConfig(PHI_ROWS, SOURCES), "χ-sepnet-R2', the thesis' baseline", _REFERENCE, crops=_CROPS
+        NetworkConfig(PHI_ROWS, SOURCES, b0_along_z=True),
+        "χ-sepnet-R2', the thesis' baseline",
+        _REFERENCE,
+        crops=_CROPS,
     ),
     "thesis-r2s-direct": Recipe(
-        NetworkConfig(("qsm", "r2star", "field"), SOURCES),
+        NetworkConfig(("qsm", "r2star", "field"), SOURCES, b0_along_z=True),
         "χ-sepnet with R2* in the place of R2'",
         _REFERENCE,
         crops=_CROPS,

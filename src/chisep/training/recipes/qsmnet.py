@@ -7,7 +7,7 @@ from chisep.training.recipes import Recipe
 
 RECIPES = {
     "qsmnet": Recipe(
-        NetworkConfig(("field",), ("chi",)),
+        NetworkConfig(("field",), ("chi",), b0_along_z=True),
         "from the local field to χ, whose label is COSMOS",
         "Yoon 2018, 10.1016/j.neuroimage.2018.06.030",
         crops=CropConfig(size=64),

@@ -7,7 +7,7 @@ from chisep.training.recipes import Recipe
 
 RECIPES = {
     "thesis-unrolled": Recipe(
-        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledConfig()),
+        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledConfig(), b0_along_z=True),
         "unrolled χ-sepnet-R2': ten physics steps and passes of one U-net in turn, α from 4",
         "Kim K.W., Seoul National University, 2023",
         crops=CropConfig(size=64),
