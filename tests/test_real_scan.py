@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from chisep import cli
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.unwrapping import residual_jumps
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 ECHO_TIMES = ["0.004", "0.008", "0.012"]
 
 
@@ -65,3 +69,14 @@ def test_nan_in_a_real_phase_is_refused(shared_megre, tmp_path, capsys):
     assert cli.main([*command, "--te", "0.004", "0.008", "--b0", "7"]) == 1
     assert "1280 of 163840 values are NaN" in capsys.readouterr().err
     assert not (tmp_path / "raw").exists()
+
+
+def test_what_the_manual_says_of_a_real_crop(shared_megre, tmp_path):
+    call = ["reproduce", "real-scan", str(tmp_path), "--name", "real-crop-clearswi", "--b0", "7"]
+    call += ["--magnitude", str(shared_megre / "clearswi_Mag.nii"), "--te", *ECHO_TIMES]
+    assert cli.main([*call, "--phase", str(shared_megre / "clearswi_Phase.nii")]) == 0
+    found = json.loads((tmp_path / "real-crop-clearswi.json").read_text())
+    stored = json.loads((RESULTS / "real-crop-clearswi.json").read_text())
+    assert found["StepsOfATurn"] == stored["StepsOfATurn"] == [0, 0, 0]
+    for name in ("R2starHz", "LocalFieldSdPpb", "MedianFieldNoisePpb", "ReliablePartOfBrain"):
+        assert found[name] == pytest.approx(stored[name], rel=0.02), name

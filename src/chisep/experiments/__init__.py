@@ -41,6 +41,12 @@ def _preprocessing() -> tuple[type[Any], Function]:
     return PreprocessingConfig, preprocessing
 
 
+def _real_scan() -> tuple[type[Any], Function]:
+    from chisep.experiments.real_scan import RealScanConfig, real_scan
+
+    return RealScanConfig, real_scan
+
+
 def _networks() -> tuple[type[Any], Function]:
     from chisep.experiments.thesis.networks import NetworksConfig, train_networks
 
@@ -82,6 +88,7 @@ EXPERIMENTS = {
     "preprocessing": Experiment(
         "what preprocessing costs: simulated sessions from raw echoes to maps", _preprocessing
     ),
+    "real-scan": Experiment("a gradient-echo scan of a person: steps of a turn, rates, pictures", _real_scan),
     "networks": Experiment("train the thesis' networks on eight digital heads, resumable", _networks),
     "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
     "figures": Experiment("Figures 2.2 to 2.4 of the thesis: iterates of the unrolled network", _figures),

@@ -1,0 +1,128 @@
+"""A real gradient-echo scan, whose truth is not known, from raw files to maps: are they plausible."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tyro.conf import Positional
+
+import chisep
+from chisep import figures
+from chisep.experiments import Progress
+from chisep.io import nifti
+from chisep.io.files import make_directory, write_bytes, write_json
+from chisep.io.importing import ImportConfig, import_session
+from chisep.pipeline import RunConfig, run
+from chisep.preprocessing.unwrapping import residual_jumps
+
+_BRIGHT = 0.4
+"""Echoes count where their signal is above this fraction of its median: below it, phase is noise."""
+_PPB = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealScanConfig:
+    """A multi-echo gradient echo of a person, or a crop of one, without spin echo."""
+
+    out: Positional[Path]
+    """Folder for the dataset, its derivatives and the results."""
+    magnitude: Path
+    """4-D NIfTI: gradient-echo magnitude, echoes along the last axis."""
+    phase: Path
+    """4-D NIfTI: gradient-echo phase in any scale."""
+    te: tuple[float, ...]
+    """Echo times in seconds, one per echo."""
+    b0: float
+    """Field strength in tesla."""
+    name: str = "real-scan"
+    """Name of the results."""
+
+
+def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[Path]:
+    """Process a scan, count what is left of steps of a turn in its phase, and show it.
+
+    Parameters
+    ----------
+    config
+        The scan, and where results go.
+    progress
+        Told about every stage.
+
+    Returns
+    -------
+    list of Path
+        A JSON file and a figure.
+
+    Raises
+    ------
+    ChisepError
+        If the scan cannot be read or processed, or results cannot be written.
+    """
+    make_directory(config.out)
+    raw, derivatives = config.out / "bids", config.out / "derivatives"
+    if not raw.is_dir():
+        import_session(ImportConfig(raw, config.magnitude, config.phase, config.te, config.b0))
+    (result,) = run(RunConfig(raw, derivatives), progress)
+    if result.error is not None:
+        raise result.error
+    read = _Reader(derivatives / "sub-01" / "anat")
+    found = {
+        "GeneratedBy": f"chisep {chisep.__version__}",
+        "Scan": config.magnitude.name,
+        "EchoTime": config.te,
+        "MagneticFieldStrength": config.b0,
+        "Warnings": list(result.warnings),
+        **_measured(read, nifti.load(config.magnitude, ndim=4).data, len(config.te)),
+    }
+    rows = [
+        figures.Row("Unwrapped phase, last echo", read.echoes[..., -1], "rad", None, "gray"),
+        figures.Row(
+            "Quality of the phase", read.map("desc-phasequality_probseg"), "0 to 1", (0.0, 1.0), "gray"
+        ),
+        figures.Row("Local field", _PPB * read.map("desc-local_fieldmap"), "ppb", (-50.0, 50.0), "gray"),
+        figures.Row("R2*", read.map("R2starmap"), "1/s", (0.0, 80.0), "gray"),
+    ]
+    picture = figures.planes(rows, read.affine, mask=read.map("desc-brain_mask") > 0)
+    return [
+        write_json(config.out / f"{config.name}.json", found),
+        write_bytes(config.out / f"{config.name}.png", figures.png(picture)),
+    ]
+
+
+class _Reader:
+    """Maps of the one session."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        unwrapped = nifti.load(folder / "sub-01_part-phase_desc-unwrapped_MEGRE.nii.gz", ndim=4)
+        self.echoes, self.affine = unwrapped.data, unwrapped.affine
+
+    def map(self, name: str) -> figures.VolumeArray:
+        """Read a map by its name."""
+        return nifti.load(self._folder / f"sub-01_{name}.nii.gz").data
+
+
+def _measured(read: _Reader, magnitude: np.ndarray, echoes: int) -> dict[str, Any]:
+    """Count steps of a turn in every echo where it has signal, and sum up rates and field."""
+    reliable, known = read.map("desc-reliable_mask") > 0, read.map("desc-eroded_mask") > 0
+    jumps, voxels = [], []
+    for echo in range(echoes):
+        here = reliable & (magnitude[..., echo] > _BRIGHT * np.median(magnitude[..., echo]))
+        jumps.append(residual_jumps(torch.from_numpy(read.echoes[..., echo]), torch.from_numpy(here)))
+        voxels.append(int(here.sum()))
+    rate, field = read.map("R2starmap")[known], _PPB * read.map("desc-local_fieldmap")[known]
+    brain = read.map("desc-brain_mask") > 0
+    facts = {
+        "StepsOfATurn": jumps,
+        "VoxelsLookedAt": voxels,
+        "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
+        "R2starHz": {f"percentile {p}": round(float(np.percentile(rate, p)), 2) for p in (5, 50, 95)},
+        "LocalFieldSdPpb": round(float(field.std()), 2),
+        "MedianFieldNoisePpb": round(float(_PPB * np.median(read.map("stat-std_fieldmap")[known])), 3),
+    }
+    return dict(json.loads(json.dumps(facts)))
