@@ -27,6 +27,7 @@ from chisep.experiments.thesis.data import (
     AppliedConfig,
     Case,
     dataset_of,
+    finite,
     folders,
     kept,
     load_case,
@@ -361,8 +362,8 @@ def _tested(scans: _Scans, run: Run, weights: Path) -> dict[str, Any]:
         "title": run.title,
         "qsm": run.qsm,
         "recipe": asdict(run.recipe),
-        "validation_loss": load_header(weights)["metrics"]["validation_loss"],
-        "alpha": course(weights.parent, "alpha"),
+        "validation_loss": finite(load_header(weights)["metrics"]["validation_loss"]),
+        "alpha": [(step, finite(alpha)) for step, alpha in course(weights.parent, "alpha")],
         "seconds": round(min(seconds), 2),
         "subjects": subjects,
         "slopes": lesion_summary([lesions]),
@@ -518,7 +519,7 @@ def _figures(
     starts = {
         f"α from {by_name[name]['alpha_start']:g}": (
             [step for step, _ in alphas[name]],
-            [alpha for _, alpha in alphas[name]],
+            [number(alpha) for _, alpha in alphas[name]],
         )
         for name in (_TEN, f"{_TEN}-alpha-1", f"{_TEN}-alpha-0.41")
         if name in alphas

@@ -286,8 +286,13 @@ def scores(predicted: Sources, reference: Sources, mask: MaskVolume) -> dict[str
     found: dict[str, dict[str, float | None]] = {}
     for name in SOURCES:
         values = {metric: function(made[name], real[name], inside) for metric, function in _METRICS.items()}
-        found[name] = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        found[name] = {key: finite(value) for key, value in values.items()}
     return found
+
+
+def finite(value: float) -> float | None:
+    """As JSON can hold it: None for what is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def sha256(path: Path) -> str:

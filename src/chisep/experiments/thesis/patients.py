@@ -25,6 +25,7 @@ from chisep.experiments.thesis.data import (
     ThesisConfig,
     arrays,
     dataset_of,
+    finite,
     kept,
     load_case,
     provenance,
@@ -263,14 +264,15 @@ def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, A
     -------
     dict
         `lesions`: kind, strength, and mean assigned and predicted value of each in ppb; `nrmse_percent` over
-        the voxels of all lesions of a kind; `iterates_ppb`: for each iterate the predicted values.
+        the voxels of all lesions of a kind; `iterates_ppb`: for each iterate the predicted values. What a
+        network that diverged makes is None.
     """
     labels = graded.patient.labels.numpy()
     truth = arrays(graded.case.references["truth"])
     made = [arrays(sources) for sources in found]
     placed = [(row, GRADED[kind]) for row in graded.patient.lesions for kind in GRADED if row.kind == kind]
     means = [
-        [float(1000 * x[source][labels == row.label].mean(dtype=np.float64)) for row, source in placed]
+        [finite(1000 * x[source][labels == row.label].mean(dtype=np.float64)) for row, source in placed]
         for x in made
     ]
     lesions = []
@@ -290,7 +292,7 @@ def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, A
         inside = np.isin(labels, [row.label for row, _ in placed if row.kind == kind])
         size = float(np.linalg.norm(truth[source][inside]))
         error = float(np.linalg.norm(made[-1][source][inside] - truth[source][inside]))
-        nrmse[kind] = 100 * error / size if size else None
+        nrmse[kind] = finite(100 * error / size) if size else None
     return {"lesions": lesions, "nrmse_percent": nrmse, "iterates_ppb": means}
 
 
@@ -320,25 +322,25 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def lesion_pairs(cells: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[float, float]]:
-    """Pair assigned with predicted value, in ppb, of every lesion of a kind."""
+    """Pair assigned with predicted value, in ppb, of every lesion of a kind that was predicted."""
     return [
         (lesion["assigned_ppb"], lesion["predicted_ppb"])
         for cell in cells
         for lesion in cell["lesions"]
-        if lesion["kind"] == kind
+        if lesion["kind"] == kind and lesion["predicted_ppb"] is not None
     ]
 
 
 def fitted(assigned_ppb: Sequence[float], predicted_ppb: Sequence[float]) -> dict[str, float | None]:
-    """Slope, its 95 % interval, and intercept of the line through lesions; None where there are too few."""
+    """Slope, its 95 % interval, and intercept of the line through lesions; None where they are not defined."""
     if len(assigned_ppb) < _FEWEST:
         return dict.fromkeys(("slope", "slope_low", "slope_high", "intercept_ppb"))
     line = lesion_slope(assigned_ppb, predicted_ppb)
     return {
-        "slope": line.slope,
-        "slope_low": line.slope_low,
-        "slope_high": line.slope_high,
-        "intercept_ppb": line.intercept,
+        "slope": finite(line.slope),
+        "slope_low": finite(line.slope_low),
+        "slope_high": finite(line.slope_high),
+        "intercept_ppb": finite(line.intercept),
     }
 
 
@@ -346,19 +348,15 @@ def iterate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[st
     """Fit the line of `summarised` for every iterate of the unrolled network."""
     found: dict[str, list[dict[str, float | None]]] = {}
     for kind in GRADED:
-        assigned = [assigned for assigned, _ in lesion_pairs(cells, kind)]
-        found[kind] = [
-            fitted(
-                assigned,
-                [
-                    value
-                    for cell in cells
-                    for value, lesion in zip(cell["iterates_ppb"][number], cell["lesions"], strict=True)
-                    if lesion["kind"] == kind
-                ],
-            )
-            for number in range(len(cells[0]["iterates_ppb"]))
-        ]
+        found[kind] = []
+        for number in range(len(cells[0]["iterates_ppb"])):
+            pairs = [
+                (lesion["assigned_ppb"], value)
+                for cell in cells
+                for value, lesion in zip(cell["iterates_ppb"][number], cell["lesions"], strict=True)
+                if lesion["kind"] == kind and value is not None
+            ]
+            found[kind].append(fitted([a for a, _ in pairs], [p for _, p in pairs]))
     return found
 
 
@@ -394,6 +392,8 @@ def slope_text(fit: Mapping[str, Any]) -> str:
     """Write a slope with its interval."""
     if fit["slope"] is None:
         return "–"
+    if fit["slope_low"] is None or fit["slope_high"] is None:
+        return f"{fit['slope']:.3f}"
     return f"{fit['slope']:.3f} [{fit['slope_low']:.3f}, {fit['slope_high']:.3f}]"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,16 @@ import chisep
 from chisep import figures, methods, metrics
 from chisep.experiments import Progress
 from chisep.experiments.texts import markdown, number, plus_minus
-from chisep.experiments.thesis.data import TEST, dataset_of, folders, kept, load_case, provenance, recipe_of
+from chisep.experiments.thesis.data import (
+    TEST,
+    dataset_of,
+    finite,
+    folders,
+    kept,
+    load_case,
+    provenance,
+    recipe_of,
+)
 from chisep.experiments.thesis.patients import (
     GRADED,
     GradedPatient,
@@ -184,7 +192,7 @@ def _centred(chi: NDArray[Any], inside: NDArray[np.bool_]) -> NDArray[Any]:
 
 def _scores(made: NDArray[Any], real: NDArray[Any], inside: NDArray[np.bool_]) -> dict[str, float | None]:
     values = {name: getattr(metrics, name)(made, real, inside) for name in COLUMNS}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {name: finite(value) for name, value in values.items()}
 
 
 def _read(patient: GradedPatient, chi_ppm: Volume) -> list[dict[str, Any]]:
@@ -197,7 +205,7 @@ def _read(patient: GradedPatient, chi_ppm: Volume) -> list[dict[str, Any]]:
         assigned, predicted = (
             1000 * _SIGN[row.kind] * float(chi[here].mean(dtype=np.float64)) for chi in (truth, made)
         )
-        lesions.append({"kind": row.kind, "assigned_ppb": assigned, "predicted_ppb": predicted})
+        lesions.append({"kind": row.kind, "assigned_ppb": assigned, "predicted_ppb": finite(predicted)})
     return lesions
 
 
