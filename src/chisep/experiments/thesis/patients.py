@@ -332,7 +332,7 @@ def lesion_pairs(cells: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[fl
 
 
 def fitted(assigned_ppb: Sequence[float], predicted_ppb: Sequence[float]) -> dict[str, float | None]:
-    """Slope, its 95 % interval, and intercept of the line through lesions; None where they are not defined."""
+    """Slope, its 95 % interval, and intercept of the line through lesions; None where not defined."""
     if len(assigned_ppb) < _FEWEST:
         return dict.fromkeys(("slope", "slope_low", "slope_high", "intercept_ppb"))
     line = lesion_slope(assigned_ppb, predicted_ppb)
