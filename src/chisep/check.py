@@ -229,7 +229,7 @@ class _Notes:
         elif megre.phase_units.lower() == "arbitrary":
             self.assumed.append("the scale of the phase, recognised by its values (Units are arbitrary)")
         self.assumed += [
-            "phase that grows with the field; --phase-sign -1 for the opposite",
+            "phase that grows with the field; --field-map.phase-sign -1 for the opposite",
             "read-out of all echoes in one direction (unipolar), as sidecars do not say",
         ]
         if self.megre is None:
