@@ -24,7 +24,7 @@ from chisep.networks import has_fast_bfloat16, load
 from chisep.training.data import load_scans, statistics
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule
-from chisep.training.train import course, train
+from chisep.training.train import course, read_scans, train
 from tests.training.tiny import config, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +259,16 @@ def test_tells_which_scans_are_read(dataset, tmp_path):
     train(config(tmp_path, dataset, tiny(epochs=1)), lambda *what: told.append(what))
     assert told[0] == ("sub-01_acq-ori1", 0, 3)
     assert ("sub-02_acq-ori3", 2, 3) in told
+
+
+def test_scans_may_be_shared(dataset, tmp_path):
+    """A network that reads two of three maps learns the same from scans that hold all."""
+    baseline = tiny("thesis-baseline")
+    recipe = replace(baseline, network=replace(baseline.network, inputs=("r2prime", "field")))
+    own, shared = config(tmp_path / "own", dataset, recipe), config(tmp_path / "shared", dataset, recipe)
+    train(own)
+    train(shared, read=lambda: read_scans(shared.data, baseline.network))
+    assert not any(differences(own.out, shared.out).values())
 
 
 @pytest.mark.parametrize(("subject", "message"), [("train", "sub-09"), ("validation", "sub-09")])

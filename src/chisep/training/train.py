@@ -8,7 +8,7 @@ import logging
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,13 +24,24 @@ import chisep
 from chisep.errors import InputError
 from chisep.io.files import make_directory, write_json
 from chisep.io.weights import save_weights
+from chisep.models.network import NetworkConfig
 from chisep.networks import has_fast_bfloat16
-from chisep.training.data import BatchSampler, Crops, FoldersConfig, Progress, load_scans, statistics
+from chisep.training.data import (
+    BatchSampler,
+    Crops,
+    FoldersConfig,
+    Progress,
+    Scan,
+    load_scans,
+    statistics,
+)
 from chisep.training.module import TrainingModule
 from chisep.training.recipes import Recipe
 
 _Fixed = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 Precision = Literal["auto"] | _Fixed
+ScansOfTraining = tuple[list[Scan], list[Scan]]
+"""Scans to train on, and scans that choose the best epoch."""
 WEIGHTS = "weights.safetensors"
 """File in the output folder that holds the best weights."""
 _LAST, _BEST, _RECORD, _LOGS = "last.ckpt", "best.ckpt", "training.json", "logs"
@@ -134,7 +145,13 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = False) -> Trained:
+def train(
+    config: TrainConfig,
+    progress: Progress | None = None,
+    *,
+    bar: bool = False,
+    read: Callable[[], ScansOfTraining] | None = None,
+) -> Trained:
     """Train until the recipe's epochs are done, or the time is up.
 
     Parameters
@@ -145,6 +162,9 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
         Told which scans are being read.
     bar
         Whether Lightning shows a progress bar.
+    read
+        Returns scans that many trainings share, of the data and the `BrainBox` of this one and with the
+        channels of its network at least; they are read here if left out.
 
     Returns
     -------
@@ -169,8 +189,7 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = _accelerator(config)
-    scans = load_scans(config.data, config.data.train, recipe.network, progress=progress)
-    validation = load_scans(config.data, config.data.validation, recipe.network, progress=progress)
+    scans, validation = read() if read else read_scans(config.data, recipe.network, progress)
     found = statistics(scans)
     pl.seed_everything(recipe.seed, verbose=False)
     module = TrainingModule(recipe.network, found, recipe.loss, recipe.optimiser)
@@ -240,6 +259,16 @@ def train(config: TrainConfig, progress: Progress | None = None, *, bar: bool = 
     if done < recipe.epochs:
         return Trained(None, done, best, seconds)
     return Trained(export(config, found, best), done, best, seconds)
+
+
+def read_scans(
+    data: FoldersConfig, network: NetworkConfig, progress: Progress | None = None
+) -> ScansOfTraining:
+    """Read the scans for training and those for validation; arguments and errors as of `load_scans`."""
+    train_scans, validation_scans = (
+        load_scans(data, subjects, network, progress=progress) for subjects in (data.train, data.validation)
+    )
+    return train_scans, validation_scans
 
 
 def export(config: TrainConfig, found: Mapping[str, tuple[float, float]], best_loss: float) -> Path:

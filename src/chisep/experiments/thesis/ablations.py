@@ -58,7 +58,7 @@ from chisep.networks import NetworkOptions
 from chisep.simulation.dataset import TRUTH
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.training.recipes import Recipe, annealed, find
-from chisep.training.train import TrainConfig, course
+from chisep.training.train import ScansOfTraining, TrainConfig, course, read_scans
 from chisep.types import Sources, Volume
 
 Qsm = Literal["qsmnet", "tv", "true"]
@@ -165,15 +165,15 @@ def runs(config: AblationsConfig) -> list[Run]:
         Run(f"{name}-seed-2", f"{title}, second seed", replace(recipe, seed=_SECOND_SEED))
         for name, title, recipe in pairs
     ]
+    found += [
+        Run(f"{name}-{text}-width", f"{title}, widths {'-'.join(map(str, widths))}", _wide(recipe, widths))
+        for text, widths in (("half", half), ("twice", twice))
+        for name, title, recipe in pairs
+    ]
     by: tuple[tuple[Qsm, str], ...] = (("true", "true"), ("tv", "by TV"))
     found += [
         Run(f"{name}-qsm-{qsm}", f"{title}, χ_QSM {text}", recipe, qsm)
         for qsm, text in by
-        for name, title, recipe in pairs
-    ]
-    found += [
-        Run(f"{name}-{text}-width", f"{title}, widths {'-'.join(map(str, widths))}", _wide(recipe, widths))
-        for text, widths in (("half", half), ("twice", twice))
         for name, title, recipe in pairs
     ]
     return found
@@ -233,12 +233,12 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
     make_directory(config.out)
     weights_path("qsmnet", config.weights_folder)
     dataset_of(config, progress)
-    clock, scans = Clock(config.minutes), _Scans(config)
+    clock, scans, shared = Clock(config.minutes), _Scans(config), _TrainingScans(config, progress)
     chosen = [run for run in runs(config) if not config.only or run.name in config.only]
     for done, run in enumerate(chosen):
         if progress is not None:
             progress(f"training {run.name}", done, len(chosen))
-        weights = _train(config, run, clock, progress)
+        weights = _train(config, run, clock, shared, progress)
         if weights is None:
             clock.warn(f"{', '.join(r.name for r in chosen[done:])} not done")
             break
@@ -250,7 +250,26 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
     return _write(config)
 
 
-def _train(config: AblationsConfig, run: Run, clock: Clock, progress: Progress | None) -> Path | None:
+class _TrainingScans:
+    """Scans that trainings share: turning those of tilted heads upright takes longer than a training."""
+
+    def __init__(self, config: AblationsConfig, progress: Progress | None) -> None:
+        # The baseline reads all channels that any run reads.
+        self._network, self._progress, self._root = find("thesis-baseline").network, progress, config.root
+        self._known: tuple[Qsm, ScansOfTraining] | None = None
+
+    def of(self, qsm: Qsm) -> ScansOfTraining:
+        """Read the scans with χ maps of one method, the last of which are kept."""
+        if self._known is None or self._known[0] != qsm:
+            self._known = None  # frees what the next ones need
+            read = read_scans(folders(self._root, _QSM_FOLDERS[qsm]), self._network, self._progress)
+            self._known = qsm, read
+        return self._known[1]
+
+
+def _train(
+    config: AblationsConfig, run: Run, clock: Clock, shared: _TrainingScans, progress: Progress | None
+) -> Path | None:
     where = folders(config.root, _QSM_FOLDERS[run.qsm])
     if "qsm" in run.recipe.network.inputs:
         make_qsm_maps(where, run.qsm, config.weights_folder, progress)
@@ -261,7 +280,7 @@ def _train(config: AblationsConfig, run: Run, clock: Clock, progress: Progress |
         name=run.name,
         threads=config.threads,
     )
-    return trained_weights(training, clock, progress)
+    return trained_weights(training, clock, progress, lambda: shared.of(run.qsm))
 
 
 def make_qsm_maps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from chisep.io.weights import load_header
 from chisep.networks import NetworkOptions
 from chisep.training.data import FoldersConfig
 from chisep.training.recipes import Recipe, find
-from chisep.training.train import TrainConfig, train
+from chisep.training.train import ScansOfTraining, TrainConfig, train
 
 RecipeName = Literal["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "thesis-unrolled"]
 
@@ -134,7 +135,12 @@ class Clock:
         warnings.warn(f"the time is up: {unfinished}; the same command goes on", ChisepWarning, stacklevel=3)
 
 
-def trained_weights(config: TrainConfig, clock: Clock, progress: Progress | None) -> Path | None:
+def trained_weights(
+    config: TrainConfig,
+    clock: Clock,
+    progress: Progress | None,
+    read: Callable[[], ScansOfTraining] | None = None,
+) -> Path | None:
     """Train, or go on; weights that are there from the same recipe are kept.
 
     Parameters
@@ -145,6 +151,8 @@ def trained_weights(config: TrainConfig, clock: Clock, progress: Progress | None
         Of the call.
     progress
         Told which scans are being read.
+    read
+        Returns scans that several trainings share; they are read for this one alone if left out.
 
     Returns
     -------
@@ -157,7 +165,7 @@ def trained_weights(config: TrainConfig, clock: Clock, progress: Progress | None
     left = clock.minutes_left()
     if left is not None and left <= 0:
         return None
-    return train(replace(config, minutes=left), progress).weights
+    return train(replace(config, minutes=left), progress, read=read).weights
 
 
 def _recipe_in(header: dict[str, Any]) -> dict[str, Any]:
