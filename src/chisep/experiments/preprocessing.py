@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline import RunConfig, run
+from chisep.preprocessing.relaxometry import R2Config
 from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
 from chisep.types import Maps, Volume
 
@@ -84,10 +85,13 @@ class Session:
         As tables have it.
     options
         Options of the simulation other than the defaults, SNR 100 among these.
+    r2
+        How R2 is fitted: with the pulses of the protocol, as who knows it would say.
     """
 
     title: str
     options: Mapping[str, Any]
+    r2: R2Config = field(default_factory=R2Config)
 
 
 SESSIONS: Mapping[str, Session] = {
@@ -107,7 +111,9 @@ SESSIONS: Mapping[str, Session] = {
     ),
     "motion": Session("motion before the spin echo", {"motion_mm": 2.0, "motion_deg": 2.0}),
     "stimulated": Session(
-        "strong stimulated echoes", {"refocusing_deg": 150.0, "refocusing_width": 1.2, "b1_spread": 0.15}
+        "strong stimulated echoes",
+        {"refocusing_deg": 150.0, "refocusing_width": 1.2, "b1_spread": 0.15},
+        R2Config(refocusing_deg=150.0, refocusing_width=1.2),
     ),
 }
 """Sessions by name: each is the first with one thing changed."""
@@ -151,7 +157,9 @@ def preprocessing(config: PreprocessingConfig, progress: Progress | None = None)
             progress(f"session {name}", done, len(names))
         scan = simulation(config, name)
         simulate(scan)
-        (result,) = run(RunConfig(scan.out, config.out / name / "derivatives", method=_METHOD))
+        (result,) = run(
+            RunConfig(scan.out, config.out / name / "derivatives", method=_METHOD, r2=SESSIONS[name].r2)
+        )
         if result.error is not None:
             raise result.error
         rows[name] = measured(scan, config.out / name / "derivatives") | {"warnings": list(result.warnings)}

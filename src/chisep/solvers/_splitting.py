@@ -21,13 +21,10 @@ from chisep.physics.operators import Gradient
 from chisep.solvers._common import Progress, Window, relative_change
 from chisep.types import Grid
 
-PENALTY_VOXEL = 3e-3
+PENALTY_VOXEL = 2e-3
 """Penalty of the voxelwise split, relative to the weight of the field."""
 PENALTY_TV = 5e-4
 """Penalty of the split differences, relative to the weight of the field."""
-# All penalties compare with D² (at most 4/9): small ones resolve modes near the cone where D is 0, large
-# ones keep the iteration from wandering. These need the fewest iterations on digital heads.
-_PENALTY_FIELD = 0.05
 _RELAXATION = 1.7
 _FEWEST_ITERATIONS = 10
 
@@ -43,6 +40,7 @@ def minimise(
     tv_weight: float,
     places: Tensor,
     voxelwise: Callable[[Tensor], Tensor],
+    penalty_field: float,
     iterations: int,
     tolerance: float,
     progress: Progress | None,
@@ -69,6 +67,9 @@ def minimise(
         Where TV acts, bool, shape (3, i, j, k); one length is taken over axes and channels.
     voxelwise
         z ↦ argmin h(x) + ½ PENALTY_VOXEL ‖x − z‖²; must give 0 outside the mask.
+    penalty_field
+        Penalty of the split field, relative to its weight. It compares with D² (at most 4/9): a small one
+        resolves modes near the cone where D is 0, a large one keeps the iteration from wandering.
     iterations, tolerance
         Most iterations, and the relative change at which to stop.
     progress
@@ -90,10 +91,10 @@ def minimise(
         .add_(PENALTY_VOXEL)
     )
     normal = normal.repeat(channels, 1, 1, 1)
-    normal[-1] += _PENALTY_FIELD * field_gain**2 * dipole.kernel**2
+    normal[-1] += penalty_field * field_gain**2 * dipole.kernel**2
 
     mask = weight > 0
-    shrink = weight / (weight + _PENALTY_FIELD)
+    shrink = weight / (weight + penalty_field)
     # Each block A keeps w = A x + rest. The rest stays 0 wherever the block has no term, so no copies of
     # the field and of the differences are needed, and x moves by what the rests push.
     solution = start
@@ -132,7 +133,7 @@ def minimise(
 
         window.box(push).add_(gradient.adjoint(tv_push), alpha=PENALTY_TV)
         step_hat = dipole.spectrum(push)
-        step_hat[-1].add_(dipole.spectrum(field_push).mul_(dipole.kernel), alpha=_PENALTY_FIELD * field_gain)
+        step_hat[-1].add_(dipole.spectrum(field_push).mul_(dipole.kernel), alpha=penalty_field * field_gain)
         x_hat.add_(step_hat.div_(normal), alpha=_RELAXATION)
         x = dipole.volume(x_hat)
 

@@ -39,6 +39,9 @@ from chisep.types import Maps, Sources
 # Phase and R2* come from the same echoes: noise that makes 1/s in R2* makes 1 rad/s in the field, and
 # D_r is 38 1/s/ppm per tesla where the field is 268 rad/s/ppm. An estimate of σ_f above that is anatomy.
 _R2PRIME_TO_FIELD_NOISE = 7.0
+# On a digital head (1.5 mm, SNR 100) sixty iterations with it come nearer to the end than two hundred with
+# five times as much.
+_PENALTY_FIELD = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class IterativeConfig:
 
     tv_weight: float = 0.6
     """Weight λ of total variation, in units of the noise of R2'/D_r; smooths more when larger."""
-    iterations: int = 150
+    iterations: int = 120
     """Most iterations."""
     tolerance: float = 1e-4
     """Relative change of both maps at which the iteration stops."""
@@ -93,7 +96,7 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     """
     r2prime_hz = required(maps.r2prime_hz, "R2'")
     relaxivity = required_relaxivity(maps.relaxivity)
-    window = Window(maps.sources_mask, maps.grid, padding=0.25)
+    window = Window(maps.sources_mask, maps.grid, padding=0.1)
     mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
     field = window.cut(maps.field_ppm) * mask
     target = window.cut(r2prime_hz) * support / relaxivity.pos_hz_per_ppm
@@ -116,6 +119,7 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         tv_weight=config.tv_weight * sigma_f**2 / sigma_r,
         places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=lambda z: _turned(voxelwise(_turned(z))),
+        penalty_field=_PENALTY_FIELD,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,

@@ -30,6 +30,9 @@ from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
 from chisep.types import Maps, Susceptibility
 
+# With a smaller one strong smoothing wanders.
+_PENALTY_FIELD = 0.05
+
 
 @dataclass(frozen=True)
 class TvConfig:
@@ -37,7 +40,7 @@ class TvConfig:
 
     tv_weight: float = 0.05
     """Weight λ of total variation, in units of the noise of the field; smooths more when larger."""
-    iterations: int = 150
+    iterations: int = 120
     """Most iterations."""
     tolerance: float = 1e-3
     """Relative change of χ at which the iteration stops."""
@@ -73,7 +76,7 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     ChisepWarning
         If the iterations ran out far from convergence.
     """
-    window = Window(maps.sources_mask, maps.grid, padding=0.25)
+    window = Window(maps.sources_mask, maps.grid, padding=0.1)
     mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
     field = window.cut(maps.field_ppm) * mask
     magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
@@ -96,6 +99,7 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         tv_weight=config.tv_weight * typical,
         places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=inside,
+        penalty_field=_PENALTY_FIELD,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
