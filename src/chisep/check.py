@@ -11,15 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from tyro.conf import Positional
 
 from chisep import methods
+from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.relaxometry import pseudo_r2_hz
-from chisep.types import Affine
 
 _EVEN_STEPS = 1e-3
 _FEWEST_FOR_R2STAR, _FEW_ECHOES = 3, 4
@@ -135,12 +134,15 @@ def check_dataset(
         for one in found
     ]
     wanted = {label.removeprefix("sub-") for label in participants}
-    for folder in sorted(p.name for p in root.glob("sub-*") if p.is_dir()):
+    for folder in bids.participant_folders(root):
         if any(one.name.split("_")[0] == folder for one in found):
             continue
         if not wanted or folder.removeprefix("sub-") in wanted:
             checks.append(
-                SessionCheck(folder, problems=("no multi-echo gradient-echo (MEGRE) images: it is left out",))
+                SessionCheck(
+                    repr(folder)[1:-1],
+                    problems=("no multi-echo gradient-echo (MEGRE) images: it is left out",),
+                )
             )
     return sorted(checks, key=lambda check: check.name)
 
@@ -159,14 +161,6 @@ def _checked(session: bids.Session, method: str) -> SessionCheck:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Header:
-    """Grid of an image, as its header has it."""
-
-    shape: tuple[int, ...]
-    affine: Affine
-
-
 class _Notes:
     """Collects what is to be said on a session."""
 
@@ -179,8 +173,8 @@ class _Notes:
         self.assumed: list[str] = []
         self.warnings: list[str] = []
         self.problems: list[str] = []
-        self.megre: _Header | None = None
-        self.mese: _Header | None = None
+        self.megre: nifti.Header | None = None
+        self.mese: nifti.Header | None = None
 
     def images(self) -> None:
         """Headers of all images, which must share a grid within a series."""
@@ -188,14 +182,13 @@ class _Notes:
         if self.session.mese:
             self.mese = self._grid_of(self.session.mese.magnitude)
 
-    def _grid_of(self, paths: Sequence[Path]) -> _Header | None:
-        first: _Header | None = None
+    def _grid_of(self, paths: Sequence[Path]) -> nifti.Header | None:
+        first: nifti.Header | None = None
         for path in paths:
             try:
-                image: Any = nib.load(path)
-                header = _Header(tuple(image.shape), np.asarray(image.affine, dtype=np.float64))
-            except Exception as error:
-                self.problems.append(f"{path}: cannot be read ({error}); copy or convert it again")
+                header = nifti.read_header(path)
+            except InputError as error:
+                self.problems.append(str(error))
                 continue
             first = first or header
             if header.shape != first.shape or not np.allclose(
@@ -292,7 +285,7 @@ class _Notes:
             )
 
 
-def _share_inside(grid: _Header, other: _Header) -> float:
+def _share_inside(grid: nifti.Header, other: nifti.Header) -> float:
     """Part of a grid's field of view that lies in another's, from places spread over it."""
     axes = [np.linspace(0, n - 1, _SAMPLES) for n in grid.shape[:3]]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import chisep
@@ -20,6 +23,9 @@ from chisep.errors import ChisepError, ChisepWarning, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from chisep.cohort import Update, Watch
+    from chisep.pipeline import RunConfig
 
 T = TypeVar("T")
 
@@ -48,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 if all went well, 1 for an error that the message explains, 2 for a wrong call.
+        Exit status: 0 if all went well, 1 for an error that the message explains, 2 for a wrong call, 130
+        after Ctrl-C, and 143 after SIGTERM where that is waited for.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -65,10 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run(arguments[1:])
     except ChisepError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail(
-            "interrupted; what was finished is kept, the same command goes on from there", status=130
-        )
+    except OSError as error:  # a disk or a network that fails where no message of ours was foreseen
+        return _fail(f"the system refused: {error}")
+    except KeyboardInterrupt as stop:
+        said, status = ("ended", 143) if isinstance(stop, _Ended) else ("interrupted", 130)
+        return _fail(f"{said}; what was finished is kept, the same command goes on from there", status)
+
+
+class _Ended(KeyboardInterrupt):
+    """The process was told to end (SIGTERM), as batch systems do."""
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Take SIGTERM as what Ctrl-C is, so that workers are ended and nothing is left behind."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise _Ended
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -104,7 +133,9 @@ def _set_up_logging() -> None:
     warnings.showwarning = show  # type: ignore[assignment]
 
 
+@cache
 def _console() -> Console:
+    """Return the one console on standard error, which log lines and what moves on the screen share."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -158,11 +189,15 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from chisep.pipeline import RunConfig, run
+    from chisep.cohort import CohortConfig, run_cohort
 
-    config = _parse(RunConfig, "run", arguments, prefixes=True)
-    with _progress_bar() as show:
-        results = run(config, show)
+    config = _parse(CohortConfig, "run", arguments, prefixes=True)
+    if config.run.level == "group":
+        return _group(config.run)
+    if config.dry_run:
+        return _dry_run(config.run)
+    with _told_to_end(), _session_table() as watch:
+        results = run_cohort(config.run, config.cluster, watch)
     for result in results:
         print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
     failed = [result for result in results if result.error]
@@ -171,6 +206,82 @@ def _run(arguments: Sequence[str]) -> int:
             f"{len(failed)} of {len(results)} sessions failed:\n"
             + "\n".join(f"  {r.name}: {r.error}" for r in failed)
         )
+    return 0
+
+
+def _group(config: RunConfig) -> int:
+    from chisep.group import make_group
+
+    with _progress_bar() as show:
+        made = make_group(config.out, show)
+    print(made.table, made.page, sep="\n")
+    return 0
+
+
+def _dry_run(config: RunConfig) -> int:
+    from chisep.cohort import plan
+
+    plans = plan(config)
+    for one in plans:
+        would_run = {stage: why for stage, why in one.reasons.items() if why is not None}
+        if one.error:
+            print(f"{one.name}: would FAIL: {one.error}")
+        else:
+            kept = len(one.reasons) - len(would_run)
+            print(f"{one.name}: {len(would_run)} stages would run, {kept} are kept")
+        for stage, why in would_run.items():
+            print(f"  {stage}: {why}")
+    return 1 if any(one.error for one in plans) else 0
+
+
+@contextmanager
+def _session_table() -> Iterator[Watch]:
+    """Show what is being done for which session while there is a terminal; the log tells it elsewhere."""
+    from rich.live import Live
+    from rich.table import Table
+
+    running: dict[str, Update] = {}
+    ended = {"done": 0, "failed": 0}
+
+    def watch(update: Update) -> None:
+        if update.state in ended:
+            running.pop(update.session, None)
+            ended[update.state] += 1
+        else:
+            running[update.session] = update
+
+    def table() -> Table:
+        caption = f"{ended['done']} done, {ended['failed']} failed"
+        shown = Table(box=None, caption=caption, caption_justify="left")
+        for title in ("session", "stage", "of", "s", "GB"):
+            shown.add_column(title, justify="left" if title in ("session", "stage") else "right")
+        for name, now in sorted(running.copy().items()):
+            stage = now.stage if now.state == "running" else f"{now.stage} (goes on in another worker)"
+            at = f"{now.done + 1}/{now.total}" if now.total else ""
+            shown.add_row(name, stage, at, f"{now.seconds:.0f}", f"{now.memory_gb:.1f}")
+        return shown
+
+    console = _console()
+    if not console.is_terminal:
+        yield watch
+        return
+    with Live(get_renderable=table, console=console, refresh_per_second=2, transient=True):
+        yield watch
+
+
+def _explain(arguments: Sequence[str]) -> int:
+    from chisep.explain import ExplainConfig, explain
+    from chisep.methods_text import write_methods
+
+    config = _parse(ExplainConfig, "explain", arguments)
+    if config.methods:
+        print(*write_methods(config.file, config.raw), sep="\n")
+        return 0
+    found = explain(config.file, raw=config.raw, out=config.out)
+    if config.json:
+        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(*found.lines(), sep="\n")
     return 0
 
 
@@ -296,7 +407,7 @@ def _simulate(arguments: Sequence[str]) -> int:
     from chisep.labels import LabelledConfig, simulate_labelled
 
     config = _parse(LabelledConfig, "simulate", arguments)
-    with _progress_bar() as show:
+    with _told_to_end(), _progress_bar() as show:
         subjects = simulate_labelled(config, show)
     print(*(f"{config.out}: {subject}" for subject in subjects), sep="\n")
     return 0
@@ -402,6 +513,9 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 COMMANDS = {
     "run": Command("from a BIDS dataset to source maps and a report for every subject", _run),
+    "explain": Command(
+        "say how a file came to be, back to the raw images; write the methods part of a paper", _explain
+    ),
     "separate": Command("separate χ_pos and χ_neg from a field map and a map of R2' or R2*", _separate),
     "qsm": Command("make a susceptibility map from a field map", _qsm),
     "simulate": Command("make a BIDS dataset of digital heads with known sources", _simulate),

@@ -796,3 +796,96 @@ def lesion_lines(panels: Sequence[Lesions]) -> Figure:
     figure.supxlabel("assigned (ppb)", fontsize=9)
     figure.supylabel("predicted (ppb)", fontsize=9)
     return figure
+
+
+def region_planes(volume: VolumeArray, labels: NDArray[Any], affine: Affine, mask: MaskArray) -> Figure:
+    """Show regions in colours over a map in three planes, and the map alone above.
+
+    Parameters
+    ----------
+    volume
+        Susceptibility in ppb, shape (i, j, k).
+    labels
+        Label of every voxel, 0 outside, shape (i, j, k).
+    affine
+        Voxel index to scanner mm, shape (4, 4).
+    mask
+        Brain, which is framed.
+    """
+    rows = [Row(title, volume, "ppb", TOTAL_WINDOW_PPB) for title in ("Susceptibility", "Regions")]
+    figure = planes(rows, affine, mask=mask)
+    view = _view(volume.shape, affine, mask)
+    # Neighbouring numbers are often neighbouring or mirrored structures: steps of seven part their colours.
+    number = np.searchsorted(np.unique(labels), labels) * 7 % 20
+    for axis, axes in enumerate(figure.axes[4:7]):
+        coloured = np.ma.masked_where(view.plane(labels, axis) == 0, view.plane(number, axis))
+        width, height = view.size_mm(axis)
+        axes.imshow(
+            coloured,
+            cmap="tab20",
+            vmin=0,
+            vmax=19,
+            alpha=0.45,
+            interpolation="nearest",
+            extent=(0.0, width, 0.0, height),
+            origin="upper",
+        )
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """One quantity over the sessions of a group.
+
+    Parameters
+    ----------
+    name
+        Of the quantity.
+    values
+        One per session that has it.
+    outliers
+        Session and value of those that lie apart.
+    """
+
+    name: str
+    values: NDArray[Any]
+    outliers: Sequence[tuple[str, float]] = ()
+
+
+_MOST_DOTS, _MOST_NAMES = 60, 3
+
+
+def spreads(rows: Sequence[Spread], *, label: str) -> Figure:
+    """Show how quantities of one unit spread over sessions, a row each, the outliers named.
+
+    Parameters
+    ----------
+    rows
+        The quantities, from top to bottom.
+    label
+        Text at the horizontal axis.
+    """
+    figure = Figure((_WIDTH_INCH, 1.0 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows):
+        low, first, middle, third, high = np.percentile(row.values, (5, 25, 50, 75, 95))
+        axes.plot((low, high), (place, place), color=_SERIES_COLOURS[2], linewidth=0.8)
+        axes.plot((first, third), (place, place), color=_SERIES_COLOURS[1], linewidth=5, alpha=0.45)
+        axes.plot(middle, place, marker="|", color=_SERIES_COLOURS[1], markersize=9)
+        if len(row.values) <= _MOST_DOTS:
+            axes.plot(row.values, [place] * len(row.values), ".", color=_SERIES_COLOURS[1], markersize=3)
+        for number, (name, value) in enumerate(sorted(row.outliers, key=lambda one: one[1])):
+            axes.plot(value, place, "o", color=_SERIES_COLOURS[0], markersize=4)
+            if number < _MOST_NAMES:
+                axes.annotate(
+                    name,
+                    (value, place),
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=_SERIES_COLOURS[0],
+                )
+    axes.set_yticks(range(len(rows)), labels=[row.name for row in rows], fontsize=8)
+    axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
+    _bare(axes)
+    return figure

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -268,6 +268,12 @@ def find(name: str, target: Target) -> Method:
     if name in known:
         return METHODS[name]
     raise unknown_name("method", name, known, "chisep methods")
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Return the default settings of a solver for a record, as {"Settings": …}; nothing for a network."""
+    method = METHODS[name]
+    return {} if method.is_network else {"Settings": asdict(method.load()[1]())}
 
 
 def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:

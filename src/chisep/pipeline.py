@@ -6,10 +6,13 @@ started again works on the same bytes as one that was not.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +25,10 @@ from torch.nn.functional import max_pool3d
 from tyro.conf import OmitArgPrefixes, Positional
 
 import chisep
-from chisep import methods
+from chisep import methods, regions
 from chisep.errors import ChisepError, ChisepWarning, InputError
 from chisep.io import bids, nifti
-from chisep.io.files import make_directory, write_json
+from chisep.io.files import Lock, locked, write_json
 from chisep.networks import NetworkOptions
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.background import BackgroundConfig, remove_background
@@ -36,7 +39,7 @@ from chisep.preprocessing.registration import RegistrationConfig, coverage, regi
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig, Rate, pseudo_r2_hz, r2, r2prime, r2star
 from chisep.report.session import SessionImages, panels, region_rows
 from chisep.report.subject import SubjectReport, write_report
-from chisep.session_files import SessionFiles
+from chisep.session_files import Segmentation, SessionFiles
 from chisep.stages import Ledger, Stage
 from chisep.types import Convergence, Maps, Relaxivity
 
@@ -44,6 +47,13 @@ log = logging.getLogger("chisep")
 
 _MISSING_SPIN_ECHO = 0.01
 _CALIBRATION_SEED = 0
+_POOR_OVERLAP = 0.5
+_POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
+_PASSING = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
+    *(errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+)
+"""Errors of file systems on a network that another attempt may not meet."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -57,8 +67,9 @@ class RunConfig:
     """BIDS raw dataset with MEGRE and, if there are any, MESE images."""
     out: Positional[Path]
     """Derivatives dataset to write; what is there and still holds is kept."""
-    level: Positional[Literal["participant"]] = "participant"
-    """Level of analysis."""
+    level: Positional[Literal["participant", "group"]] = "participant"
+    """Level of analysis: `participant` makes maps and a report of every session, `group` tables and a page of
+    all sessions that were made."""
     participant_label: tuple[str, ...] = ()
     """Participants, with or without `sub-`; all if left out."""
     method: str = "iterative"
@@ -73,6 +84,10 @@ class RunConfig:
     masks: Path | None = None
     """Derivatives dataset with brain masks of your own (…_desc-brain_mask.nii.gz) on the grid of the gradient
     echo; the brain is extracted if left out."""
+    regions: Path | None = None
+    """Where regions come from: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a
+    FreeSurfer subjects directory, or an atlas in MNI152 space (NIfTI, its table index/name beside it as
+    .tsv). Left out: a segmentation in BIDS/derivatives, else the packaged atlas."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """How the brain is extracted."""
     quality: QualityConfig = field(default_factory=QualityConfig)
@@ -110,6 +125,13 @@ class RunConfig:
                 found=f"{len(self.dr)} numbers",
                 wanted="one, or two for χ_pos and χ_neg",
                 remedy="Give D_r in 1/s/ppm.",
+            )
+        if self.regions is not None and not self.regions.exists():
+            raise InputError(
+                self.regions,
+                found="no such file or folder",
+                wanted="segmentations or an atlas, as --regions says",
+                remedy="Check the path.",
             )
         if self.out.absolute() == self.bids.absolute():
             raise InputError(
@@ -163,6 +185,8 @@ class SessionResult:
         What the user should know, each with its stage.
     skipped
         Stages whose results still held.
+    may_pass
+        Whether what stopped it may pass by itself, as trouble of a network's file system does.
     """
 
     name: str
@@ -170,10 +194,42 @@ class SessionResult:
     error: ChisepError | None = None
     warnings: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    may_pass: bool = False
+
+
+def survey(config: RunConfig) -> list[bids.Found]:
+    """Find the sessions to process and check what they share, before anything is written.
+
+    Raises
+    ------
+    InputError
+        If the dataset as a whole, the device or the weights of a network cannot be used.
+    """
+    found = bids.survey(config.bids, config.participant_label)
+    methods.check_device(config.device)
+    config.weights()
+    return found
+
+
+@contextlib.contextmanager
+def opened(config: RunConfig) -> Iterator[Lock]:
+    """Make OUT a derivatives dataset that no other run writes to meanwhile.
+
+    Raises
+    ------
+    InputError
+        If another run writes to it.
+    OutputError
+        If it cannot be written.
+    """
+    with locked(config.out) as lock:
+        if not (config.out / "dataset_description.json").exists():
+            bids.write_dataset_description(config.out, "chisep derivatives", derivative=True, raw=config.bids)
+        yield lock
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResult]:
-    """Process every session of the participants asked for.
+    """Process every session of the participants asked for, one after the other in this process.
 
     Parameters
     ----------
@@ -190,24 +246,90 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResu
     Raises
     ------
     InputError
-        If the dataset as a whole or the weights of a network cannot be used, or OUT not be written.
+        If the dataset as a whole or the weights of a network cannot be used, or another run is at work.
+    OutputError
+        If OUT cannot be written.
     """
-    found = bids.survey(config.bids, config.participant_label)
-    methods.check_device(config.device)
-    config.weights()
-    make_directory(config.out)
-    if not (config.out / "dataset_description.json").exists():
-        bids.write_dataset_description(config.out, "chisep derivatives", derivative=True)
-    results = []
-    for one in found:
-        try:
-            if one.session is None:
-                raise one.error or ValueError("neither a session nor an error")
-            results.append(SessionRun(config, one.session).process(progress))
-        except ChisepError as error:
-            log.error("%s: %s", one.name, error)
-            results.append(SessionResult(one.name, error=error))
-    return results
+    found = survey(config)
+    with opened(config) as lock:
+        return [run_session(config, one, lock, progress) for one in found]
+
+
+def run_session(
+    config: RunConfig, one: bids.Found, lock: Lock, progress: Progress | None = None
+) -> SessionResult:
+    """Process one session; what stops it is part of the result, so that it does not stop the others.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    one
+        The session, or why it cannot be used.
+    lock
+        On OUT; checked before every stage.
+    progress
+        Told about every stage.
+    """
+
+    def step(what: str, done: int, total: int) -> None:
+        lock.check()
+        if progress:
+            progress(what, done, total)
+
+    try:
+        if one.session is None:
+            raise one.error or ValueError("neither a session nor an error")
+        result = SessionRun(config, one.session).process(step)
+    except Exception as error:
+        trouble = trouble_of(one.name, error)
+        log.error("%s: %s", one.name, trouble, exc_info=isinstance(trouble, _UnexpectedError))
+        cause = error if isinstance(error, OSError) else error.__cause__
+        may_pass = isinstance(cause, OSError) and cause.errno in _PASSING
+        result = SessionResult(one.name, error=trouble, may_pass=may_pass)
+    note_ending(config.out, result, lock)
+    return result
+
+
+def note_ending(out: Path, result: SessionResult, lock: Lock) -> None:
+    """Leave beside a session's records what stopped it, for the group level; remove it where nothing did."""
+    path = out / ".chisep" / result.name / "error.json"
+    with contextlib.suppress(ChisepError, OSError):  # a full disk is told by the result already
+        lock.check()
+        if result.error is not None:
+            write_json(path, {"Error": str(result.error)})
+        else:
+            path.unlink(missing_ok=True)
+
+
+class _UnexpectedError(InputError):
+    """A fault of chisep."""
+
+
+def trouble_of(name: str, error: Exception) -> ChisepError:
+    """Say what stopped a session in terms of a user."""
+    if isinstance(error, ChisepError):
+        return error
+    if isinstance(error, OSError):
+        return InputError(
+            error.filename or name,
+            found=f"a file or folder that could not be read or written ({error.strerror or error})",
+            wanted="data that stay in reach while they are worked on",
+            remedy="Check the disk or the network; the same command goes on from there.",
+        )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return InputError(
+            name,
+            found="too little memory",
+            wanted="about 4 GB for a session at 1 mm, more for finer voxels",
+            remedy="Process fewer sessions at a time (--workers), or take a machine with more memory.",
+        )
+    return _UnexpectedError(
+        name,
+        found=f"{type(error).__name__}: {error}",
+        wanted="no such error, whatever the data",
+        remedy="This is a fault of chisep: please report it with the log.",
+    )
 
 
 class SessionRun:
@@ -229,7 +351,9 @@ class SessionRun:
         self.reads_r2prime = "r2prime" in methods.METHODS[config.method].needs
         self.fits_field = methods.METHODS[config.method].fits_field
         self.files = SessionFiles(session, config.bids, config.out, config.device)
-        self.labels = self.files.label_map()
+        given = config.regions
+        self.atlas = given if given is not None and given.is_file() else None
+        self.segmentation = None if self.atlas else self.files.segmentation(given)
 
     @property
     def _has_b1(self) -> bool:
@@ -244,15 +368,22 @@ class SessionRun:
         found = json.loads(self.files.calibration.read_text(encoding="utf-8"))["hz_per_ppm"]
         return Relaxivity(found, found)
 
-    def process(self, progress: Progress | None = None) -> SessionResult:
+    def process(self, progress: Progress | None = None, ledger: Ledger | None = None) -> SessionResult:
         """Run what is missing or stale, the report last.
+
+        Parameters
+        ----------
+        progress
+            Told about every stage.
+        ledger
+            Another that is to do the stages, such as a forecast.
 
         Raises
         ------
         ChisepError
             If an input cannot be used or an output not be written; finished stages stay.
         """
-        ledger = Ledger(self.config.bids, self.config.out, self.session.name)
+        ledger = ledger or Ledger(self.config.bids, self.config.out, self.session.name)
         stages = self._map_stages()
         for done, stage in enumerate(stages):
             if progress:
@@ -343,10 +474,11 @@ class SessionRun:
                     *megre.magnitude,
                 ],
                 [self.files.qsm],
-                {"Method": config.qsm, **self._with_weights("qsm"), **b0},
+                {"Method": config.qsm, **methods.settings(config.qsm), **self._with_weights("qsm"), **b0},
                 self._make_qsm,
             ),
         ]
+        stages.append(self._labels_stage())
         if config.calibrate_dr:
             stages.append(
                 Stage(
@@ -378,10 +510,17 @@ class SessionRun:
                     *([self.files.calibration] if config.calibrate_dr else []),
                 ],
                 [self.files.chi_pos, self.files.chi_neg, self.files.chi],
-                {"Method": config.method, **self._with_weights("separation"), **d_r, **b0},
+                {
+                    "Method": config.method,
+                    **methods.settings(config.method),
+                    **self._with_weights("separation"),
+                    **d_r,
+                    **b0,
+                },
                 self._make_sources,
             )
         )
+        stages.append(self._regions_stage(stages))
         return stages
 
     def _mask_stage(self) -> Stage:
@@ -411,15 +550,83 @@ class SessionRun:
             lambda: self._copy_mask(given),
         )
 
+    def _labels_stage(self) -> Stage:
+        """Stage of the label map: a segmentation that is resampled, or an atlas that is registered."""
+        outputs = [self.files.labels, self.files.label_names]
+        found = self.segmentation
+        if found is not None:
+            return Stage(
+                "labels",
+                "regions, from a segmentation",
+                [*found.files, self.files.mask, *(self.session.megre.magnitude if found.anatomy else ())],
+                outputs,
+                {"Registration": asdict(self.config.registration)} if found.anatomy else {},
+                lambda: self._resample_labels(found),
+            )
+        atlas = () if self.atlas is None else (self.atlas, *self._atlas_table)
+        return Stage(
+            "labels",
+            "regions, from an atlas registered to R2* and susceptibility",
+            [*atlas, self.files.r2star, self.files.qsm, self.files.mask, self.files.eroded_mask],
+            outputs,
+            {"Atlas": self.atlas.name if self.atlas else regions.packaged_atlas_facts()},
+            self._register_atlas,
+        )
+
+    @property
+    def _atlas_table(self) -> list[Path]:
+        """Label table beside the atlas that was given, if there is one."""
+        if self.atlas is None:
+            return []
+        table = bids.sidecar_of(self.atlas).with_suffix(".tsv")
+        return [table] if table.is_file() else []
+
     def _required_labels(self) -> Path:
-        if self.labels is None:
+        if self.segmentation is None:
             raise InputError(
                 self.config.bids / "derivatives",
-                found=f"no segmentation of {self.session.name} on the grid of its gradient echo",
-                wanted="a derivatives dataset with …_dseg.nii.gz of FreeSurfer's numbers, for --calibrate-dr",
+                found=f"no segmentation of {self.session.name}",
+                wanted="…_dseg.nii.gz or aseg.mgz with FreeSurfer's numbers, for --calibrate-dr",
                 remedy="Add one, or give D_r by --dr.",
             )
-        return self.labels
+        return self.files.labels
+
+    @property
+    def _maps_read(self) -> dict[str, tuple[Path, str]]:
+        """Maps whose values are read in regions: name with unit → file, what it is."""
+        files, mese = self.files, self.session.mese
+        return {
+            "chi_pos_ppb": (files.chi_pos, "Paramagnetic susceptibility"),
+            "chi_neg_ppb": (files.chi_neg, "Diamagnetic susceptibility, as a positive magnitude"),
+            "chi_total_ppb": (files.chi, "Total susceptibility of the separation"),
+            "qsm_ppb": (files.qsm, "Susceptibility from dipole inversion of the local field"),
+            "r2star_hz": (files.r2star, "R2*, 1/s"),
+            **({"r2_hz": (files.r2, "R2, 1/s")} if mese else {}),
+            "r2prime_hz": (files.r2prime, "R2', 1/s" + ("" if mese else "; its R2 is an assumption")),
+        }
+
+    def _regions_stage(self, stages: Sequence[Stage]) -> Stage:
+        """Stage of the table of region values; noise maps are those that the stages before it make."""
+        made = [path for stage in stages for path in stage.outputs]
+        sigmas = {name: _sigma_of(path, made) for name, (path, _) in self._maps_read.items()}
+        read = [path for path, _ in self._maps_read.values()]
+        noise = [path for path in sigmas.values() if path is not None]
+        covered = [self.files.r2prime_sigma]
+        return Stage(
+            "regions",
+            "values of maps in regions",
+            [
+                *dict.fromkeys(
+                    (
+                        *(self.files.labels, self.files.label_names, self.files.mask, self.files.eroded_mask),
+                        *(*read, *noise, *covered),
+                    )
+                )
+            ],
+            [self.files.region_values, self.files.region_columns],
+            {},
+            lambda: self._make_region_values(sigmas),
+        )
 
     @property
     def _rates_to_separate_by(self) -> list[Path]:
@@ -436,12 +643,15 @@ class SessionRun:
 
     def _make_mask(self) -> dict[str, Any]:
         magnitude = self.files.echoes(self.session.megre.magnitude)
-        self.files.save(self.files.mask, brain_mask(magnitude, self.files.grid, self.config.mask))
-        return {}
+        return self._save_mask(brain_mask(magnitude, self.files.grid, self.config.mask))
 
     def _copy_mask(self, given: Path) -> dict[str, Any]:
-        self.files.save(self.files.mask, checked_mask(self.files.load(given), self.files.grid, str(given)))
-        return {}
+        return self._save_mask(checked_mask(self.files.load(given), self.files.grid, str(given)))
+
+    def _save_mask(self, brain: Tensor) -> dict[str, Any]:
+        self.files.save(self.files.mask, brain)
+        millilitre = float(brain.sum()) * float(np.prod(self.files.grid.voxel_mm)) / 1000
+        return {"BrainVolumeMl": round(millilitre, 1)}
 
     def _make_field(self) -> dict[str, Any]:
         megre, brain = self.session.megre, self.files.load_mask(self.files.mask)
@@ -469,6 +679,7 @@ class SessionRun:
         self.files.save(self.files.reliable_mask, reliable)
         return {
             "BipolarReadout": bool(result.bipolar_rad.any()),
+            "MedianResidualPhaseRad": round(float(result.residual_rad[reliable].median()), 4),
             "MedianFieldNoisePpb": round(1000 * float(result.sigma_ppm[reliable].median()), 3),
             "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
         }
@@ -520,6 +731,9 @@ class SessionRun:
             b0_t=self.b0_t,
         )
         of_difference, facts = self._r2prime(of_gre, brain)
+        noise = of_difference.sigma_hz[of_difference.sigma_hz > 0]
+        if noise.numel():
+            facts |= {"MedianR2primeNoiseHz": round(float(noise.median()), 3)}
         for path, volume in (
             (self.files.r2star, of_gre.rate_hz),
             (self.files.r2star_sigma, of_gre.sigma_hz),
@@ -590,8 +804,99 @@ class SessionRun:
             spin_echoes, image.affine, self.files.grid, transform=self._transform(), source=image.source
         )
 
+    def _resample_labels(self, found: Segmentation) -> dict[str, Any]:
+        image = regions.load_labels(found.labels, found.table)
+        brain = self.files.load_mask(self.files.mask)
+        facts: dict[str, Any] = {}
+        transform = None
+        same = nifti.Image(image.labels, image.affine, image.source)
+        if found.anatomy is not None and not nifti.is_same_grid(self.files.first, same):
+            anatomy = regions.read_volume(found.anatomy)
+            moved = register(
+                torch.from_numpy(anatomy.data.astype(np.float32))[None],
+                anatomy.affine,
+                self.files.echoes(self.session.megre.magnitude),
+                self.files.first.affine,
+                mask=brain,
+                config=self.config.registration,
+            )
+            transform = moved.fixed_to_moving_mm
+            facts = {"MovedMm": round(moved.displacement_mm, 3), "Agreement": _rounded(moved.agreement)}
+        labels = regions.resampled_labels(image, self.files.grid, transform)
+        inside = labels * brain.cpu().numpy()
+        self._save_labels(inside, image)
+        brain_share = float((inside > 0).sum() / brain.sum())
+        share = float((inside > 0).sum() / max(int((labels > 0).sum()), 1))
+        if max(share, brain_share) < _POOR_OVERLAP:
+            warnings.warn(
+                f"the segmentation {found.labels.name} covers {100 * brain_share:.0f} % of the brain mask, "
+                f"and {100 * share:.0f} % of it lie in the mask: check that it is of this head, in "
+                "scanner coordinates",
+                ChisepWarning,
+                stacklevel=1,
+            )
+        return facts | {"LabelledPartOfBrain": round(brain_share, 4)}
+
+    def _register_atlas(self) -> dict[str, Any]:
+        files = self.files
+        if self.atlas is None:
+            atlas = regions.packaged_atlas()
+        else:
+            atlas = regions.load_labels(self.atlas, next(iter(self._atlas_table), None))
+        brain = files.array(files.mask) > 0
+        inner = files.array(files.eroded_mask) > 0
+        found = regions.atlas_on_scan(
+            atlas, files.array(files.r2star), files.array(files.qsm), brain, inner, files.grid
+        )
+        poor = found.overlap < _LEAST_ATLAS
+        self._save_labels(np.zeros_like(found.labels) if poor else found.labels, atlas)
+        if found.overlap < _POOR_ATLAS:
+            warnings.warn(
+                f"the registration of the atlas is poor: its brain and the brain mask overlap by "
+                f"{found.overlap:.2f} (Dice) only; "
+                + (
+                    "there are no region values, give a segmentation (--regions)"
+                    if poor
+                    else "look at the report's figure of regions before their values are used"
+                ),
+                ChisepWarning,
+                stacklevel=1,
+            )
+        return {"AtlasOverlapDice": round(found.overlap, 4)}
+
+    def _save_labels(self, labels: regions.LabelArray, image: regions.LabelImage) -> None:
+        nifti.save(self.files.labels, labels, self.files.first.affine, dtype=np.int32)
+        regions.write_names(self.files.label_names, labels, image)
+
+    def _make_region_values(self, sigmas: Mapping[str, Path | None]) -> dict[str, Any]:
+        files = self.files
+        brain, inner = (files.array(path) > 0 for path in (files.mask, files.eroded_mask))
+        if self.session.mese and self.reads_r2prime:  # elsewhere sources are not separated
+            separated = inner & (files.array(files.r2prime_sigma) > 0)
+        else:
+            separated = inner
+
+        def maps() -> Iterator[regions.RegionMap]:
+            for name, (path, _) in self._maps_read.items():
+                sigma_file, scale = sigmas[name], np.float32(1000 if name.endswith("_ppb") else 1)
+                sigma = None if sigma_file is None else scale * files.array(sigma_file)
+                if name.startswith("chi_"):
+                    known = separated
+                elif sigma is None:
+                    known = inner
+                else:
+                    known = brain & (sigma > 0)
+                yield regions.RegionMap(name, scale * files.array(path), known, sigma)
+
+        names = regions.read_names(files.label_names)
+        values = regions.region_values(files.label_array(), names, maps(), files.grid.voxel_mm)
+        regions.write_values(files.region_values, values)
+        what = {name: text for name, (_, text) in self._maps_read.items()}
+        write_json(files.region_columns, regions.values_dictionary(what))
+        return {}
+
     def _make_calibration(self) -> dict[str, Any]:
-        labels = torch.from_numpy(np.rint(self.files.array(self._required_labels())).astype(np.int32))
+        labels = torch.from_numpy(self.files.label_array())
         found = calibrate_relaxivity(
             self.files.load(self.files.r2prime),
             self.files.load(self.files.qsm),
@@ -662,7 +967,7 @@ class SessionRun:
 
     def _report_stage(self, stages: Sequence[Stage], ledger: Ledger) -> Stage:
         """Stage of the report; made when all others are done, since it shows what they noted."""
-        labels, records = self.labels, ledger.records
+        records = ledger.records
         convergence = {
             name: record.facts["Convergence"]
             for name, record in records.items()
@@ -680,7 +985,7 @@ class SessionRun:
                 summary=self._summary(images),
                 warnings=said,
                 panels=panels(images, convergence),
-                regions=region_rows(images, *self.files.regions(labels)) if labels else [],
+                regions=region_rows(regions.read_values(self.files.region_values)),
                 parameters=parameters,
                 versions={"chisep": chisep.__version__},
             )
@@ -690,7 +995,7 @@ class SessionRun:
         return Stage(
             "report",
             "report",
-            [*(path for stage in stages for path in stage.outputs), *([labels] if labels else [])],
+            [path for stage in stages for path in stage.outputs],
             [self.files.report],
             {"Warnings": said, "Convergence": convergence, "Parameters": parameters},
             work,
@@ -731,3 +1036,17 @@ def _convergence_facts(convergence: Convergence) -> dict[str, Any]:
             "Change": list(convergence.change),
         }
     }
+
+
+def _rounded(agreement: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return round(agreement, 4) if math.isfinite(agreement) else None
+
+
+def _sigma_of(image: Path, made: Sequence[Path]) -> Path | None:
+    """Find the map of an image's noise: its name with stat-std besides."""
+    wanted = sorted([*image.name.split("_"), "stat-std"])
+    return next(
+        (path for path in made if path.parent == image.parent and sorted(path.name.split("_")) == wanted),
+        None,
+    )

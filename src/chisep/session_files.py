@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,9 +12,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.io.places import is_directory, is_file
 from chisep.report.session import SessionImages
 from chisep.types import Grid
+
+_SPACES = ("", "T1w", "T2w", "FLAIR", "MEGRE", "GRE", "orig", "scanner", "individual", "native", "anat")
+"""Values of the entity `space` that say: this head, in scanner coordinates; others are of a template."""
+_DESCRIPTIONS = ("aparcaseg", "aseg", "synthseg", "")
+"""Values of the entity `desc` of segmentations of all the brain, the finest first."""
+_NOT_REGIONS = ("regions", "lesion")
+"""What chisep itself wrote, and what is not of all the brain."""
+_FREESURFER = ("aparc+aseg.mgz", "aseg.mgz", "synthseg.mgz")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmentation of a session's head, on any grid.
+
+    Parameters
+    ----------
+    labels
+        Label map: NIfTI, or FreeSurfer's .mgz.
+    table
+        Its label table (index, name), if there is one.
+    anatomy
+        Image from which it was made, or one in its space: tells where the head lay; None if none was found.
+    """
+
+    labels: Path
+    table: Path | None = None
+    anatomy: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return tuple(path for path in (self.labels, self.table, self.anatomy) if path is not None)
 
 
 class SessionFiles:
@@ -50,6 +84,10 @@ class SessionFiles:
         )
         self.b1 = self._path("TB1map")
         self.calibration = self._path("relaxivity", ext=".json")
+        self.labels, self.label_names = (
+            self._path("dseg", ext=e, desc="regions") for e in (".nii.gz", ".tsv")
+        )
+        self.region_values, self.region_columns = (self._path("regions", ext=e) for e in (".tsv", ".json"))
         self.qsm = self._path("Chimap", desc="qsm")
         self.chi_pos, self.chi_neg, self.chi = (
             self._path("Chimap", desc=desc) for desc in ("paramagnetic", "diamagnetic", "total")
@@ -129,22 +167,120 @@ class SessionFiles:
             chi_pos_ppm=self.array(self.chi_pos),
             chi_neg_ppm=self.array(self.chi_neg),
             chi_ppm=self.array(self.chi),
+            labels=self.label_array(),
         )
 
-    def label_map(self) -> Path | None:
-        """First segmentation of the session in a derivatives dataset, if there is one on this grid."""
-        root = self.raw / "derivatives"
-        for path in sorted(root.glob(f"*/{self.session.folder}/sub-{self.session.subject}*_dseg.nii.gz")):
-            if nifti.is_same_grid(self.first, nifti.load(path)):
-                return path
+    def label_array(self) -> NDArray[np.int32]:
+        """Read the regions; errors as of `array`."""
+        return np.rint(self.array(self.labels)).astype(np.int32)
+
+    def segmentation(self, given: Path | None = None) -> Segmentation | None:
+        """Find a segmentation of this session.
+
+        Parameters
+        ----------
+        given
+            Derivatives dataset or FreeSurfer's subjects directory to look in; if None, those in derivatives/
+            of the raw dataset in alphabetical order.
+
+        Raises
+        ------
+        InputError
+            If it is not in the dataset that was given.
+        """
+        if given is None:
+            own = self.out.resolve()
+            roots = sorted((self.raw / "derivatives").glob("*"))
+            roots = [root for root in roots if is_directory(root) and root.resolve() != own]
+        else:
+            roots = [given]
+        for root in roots:
+            found = self._dseg(root) or self._freesurfer(root)
+            if found is not None:
+                return found
+        if given is not None:
+            raise InputError(
+                given,
+                found=f"no segmentation of {self.session.name}",
+                wanted="…_dseg.nii.gz in scanner coordinates, or mri/aseg.mgz in FreeSurfer's subjects "
+                "directory, as --regions says",
+                remedy="Add it, or leave --regions out to have an atlas registered.",
+            )
         return None
 
-    def regions(self, path: Path) -> tuple[NDArray[np.int32], dict[int, str]]:
-        """Labels of a segmentation, and their names where a look-up table lies beside it or above."""
-        labels = np.rint(self.array(path)).astype(np.int32)
-        for folder in path.relative_to(self.raw / "derivatives").parents:
-            for table in sorted((self.raw / "derivatives" / folder).glob("*dseg.tsv")):
-                with table.open(encoding="utf-8", newline="") as file:
-                    rows = list(csv.DictReader(file, delimiter="\t"))
-                return labels, {int(row["index"]): row["name"] for row in rows}
-        return labels, {}
+    def _anat_folders(self, root: Path) -> list[Path]:
+        """Folders of the session's images in a dataset; one of the subject serves all its sessions."""
+        return [root / self.session.folder, root / f"sub-{self.session.subject}" / "anat"]
+
+    def _dseg(self, root: Path) -> Segmentation | None:
+        for folder in self._anat_folders(root):
+            for image in sorted(self._images_in(folder, "dseg"), key=self._rank):
+                names = _entities(image)
+                if names.get("desc") not in _NOT_REGIONS:
+                    return Segmentation(image, _table_of(image, root), self._anatomy(image))
+        return None
+
+    def _images_in(self, folder: Path, suffix: str) -> Iterator[Path]:
+        """Images of this head in its own space."""
+        for path in folder.glob(f"sub-{self.session.subject}_*{suffix}.nii*"):
+            names = _entities(path)
+            own = (
+                names.get("ses", self.session.entities.get("ses")) == self.session.entities.get("ses")
+                and names["suffix"] == suffix
+                and names.get("space", "") in _SPACES
+                and "hemi" not in names
+            )
+            if own and path.name.endswith((".nii", ".nii.gz")) and is_file(path):
+                yield path
+
+    def _rank(self, image: Path) -> tuple[int, int, int, str]:
+        """Order of segmentations: all the brain first, then those that share most of the session's names."""
+        names = _entities(image)
+        desc = names.get("desc", "")
+        shared = sum(names.get(key) == value for key, value in self.session.entities.items())
+        place = _DESCRIPTIONS.index(desc) if desc in _DESCRIPTIONS else len(_DESCRIPTIONS)
+        return place, -shared, len(names), image.name
+
+    def _anatomy(self, labels: Path) -> Path | None:
+        """Find a T1- or T2-weighted image in the space of a segmentation: beside it, else the raw one."""
+        space = _entities(labels).get("space", "")
+        for suffix in (space,) if space in ("T1w", "T2w") else ("T1w", "T2w"):
+            for folder in (labels.parent, *self._anat_folders(self.raw)):
+                for path in sorted(self._images_in(folder, suffix), key=self._rank):
+                    if _entities(path).get("space", "") in ("", space, suffix):
+                        return path
+        return None
+
+    def _freesurfer(self, root: Path) -> Segmentation | None:
+        subject, session = f"sub-{self.session.subject}", self.session.entities.get("ses")
+        folders = [root / subject]
+        if session:
+            folders = [root / f"{subject}_ses-{session}", root / subject / f"ses-{session}", *folders]
+        for folder in folders:
+            for name in _FREESURFER:
+                if is_file(folder / "mri" / name):
+                    anatomy = folder / "mri" / "T1.mgz"
+                    return Segmentation(folder / "mri" / name, None, anatomy if is_file(anatomy) else None)
+        return None
+
+
+def _entities(path: Path) -> dict[str, str]:
+    """Entities of a BIDS name, and its suffix."""
+    *pairs, suffix = path.name.split(".")[0].split("_")
+    return {key: value for key, _, value in (pair.partition("-") for pair in pairs)} | {"suffix": suffix}
+
+
+def _table_of(labels: Path, root: Path) -> Path | None:
+    """Label table of a segmentation by the inheritance of BIDS, the nearest first."""
+    names = _entities(labels)
+    for folder in labels.parents:
+        tables = [
+            path
+            for path in folder.glob("*dseg.tsv")
+            if is_file(path) and all(names.get(key) == value for key, value in _entities(path).items())
+        ]
+        if tables:
+            return max(tables, key=lambda path: (len(_entities(path)), path.name))
+        if folder == root:
+            break
+    return None

@@ -1,12 +1,15 @@
 """BIDS: find raw series, inherit their sidecars, name and describe what is written.
 
-Finding and parsing names is ancpBIDS' work; inheritance of sidecars is done here, because its reader
-leaves out sidecars of upper folders that lack an entity of the image (BIDS 1.10, inheritance principle).
+Images are looked for only where BIDS has them, sub-…/[ses-…/]anat, so that nothing else in a dataset (links
+in a circle, pipes, broken descriptions) matters. Sidecars are inherited as the inheritance principle of
+BIDS 1.10 says. Names of outputs are made of labels alone, and these are letters and digits.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +17,50 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ancpbids import BIDSLayout  # type: ignore[attr-defined]
-
 import chisep
 from chisep.errors import InputError
-from chisep.io.files import write_json
+from chisep.io.files import write_json, write_text
+from chisep.io.places import is_directory, is_file, is_label, require_label
 
 BIDS_VERSION = "1.10.0"
-_LONGEST_TE_S = {"MEGRE": 0.3, "MESE": 1.0}
+LONGEST_TE_S = {"MEGRE": 0.3, "MESE": 1.0}
+"""Above this an echo time is taken for milliseconds."""
+LOWEST_B0_T, HIGHEST_B0_T = 0.01, 25.0
+"""Field strengths outside this range are taken for another unit."""
 _UNIT_ENTITIES = ("ses", "acq", "run")
+_LARGEST_JSON_BYTES = 2**24
+_LONGEST_UNIT = 32
+_LONGEST_NAME = 200
+_LONGEST_SAYING = 80
+_LONGEST_DIRECTION = 1000
+_NOT_IN_BIDS = """\
+# Pages, texts and tables of apps have no place in BIDS.
+*.html
+group.tsv
+group.json
+methods.md
+references.bib
+# R2' and D_r have no suffix in BIDS.
+*_R2primemap.*
+*_relaxivity.json
+# Fields in ppm: the fieldmaps of BIDS are in Hz, in fmap/, with a magnitude of their own.
+*_fieldmap.*
+# B1 as the fit of R2 finds it: the B1 maps of BIDS are scans of their own, in fmap/.
+*_TB1map.*
+# Noise of maps: BIDS has stat- for functional data only.
+*_stat-std_*
+# Made of all echoes: BIDS wants one file an echo.
+*_desc-unwrapped_MEGRE.*
+*_desc-residual_MEGRE.*
+*_desc-registered_MESE.*
+# Transformations have no suffix in BIDS yet.
+*_xfm.json
+# Values of regions, angles between fibres and B0, and how scans were simulated have no suffix in BIDS.
+*_regions.*
+*_anglemap.*
+*_simulation.json
+"""
+"""Patterns of .bidsignore: what derivatives hold beyond BIDS, and why it has another name or place."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +174,32 @@ def sidecar_of(image: Path) -> Path:
     return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
-def write_dataset_description(root: Path, name: str, *, derivative: bool = False) -> Path:
-    """Write dataset_description.json of a raw or a derivative dataset."""
+def write_dataset_description(
+    root: Path, name: str, *, derivative: bool = False, raw: Path | None = None
+) -> Path:
+    """Write dataset_description.json of a raw or a derivative dataset.
+
+    Parameters
+    ----------
+    root
+        Of the dataset.
+    name
+        Of the dataset.
+    derivative
+        Whether its files were made of others.
+    raw
+        Dataset that it was made of, which its sidecars call `bids:raw:`.
+    """
     content: dict[str, Any] = {
         "Name": name,
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative" if derivative else "raw",
     }
     content["GeneratedBy"] = [{"Name": "chisep", "Version": chisep.__version__}]
+    if raw is not None:
+        content["DatasetLinks"] = {"raw": os.path.relpath(raw.absolute(), root.absolute())}
+    if derivative:
+        write_text(root / ".bidsignore", _NOT_IN_BIDS)
     return write_json(root / "dataset_description.json", content)
 
 
@@ -168,7 +224,7 @@ def read_sidecar(image: Path, root: Path) -> dict[str, Any]:
     for folder in folders:
         candidates = [(len(_entities(f.name)), f) for f in folder.glob("*.json") if _applies(f.name, wanted)]
         for _, file in sorted(candidates):
-            merged |= _json_object(file)
+            merged |= read_json(file)
     return merged
 
 
@@ -182,10 +238,21 @@ def _applies(sidecar: str, wanted: Mapping[str, str]) -> bool:
     return all(wanted.get(key) == value for key, value in _entities(sidecar).items())
 
 
-def _json_object(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object, with or without a byte-order mark.
+
+    Raises
+    ------
+    InputError
+        If it is no regular file, larger than 16 MiB, or no JSON object.
+    """
+    if not is_file(file):
+        raise InputError(file, found="no such file", wanted="a JSON object", remedy="Check the path.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if file.stat().st_size > _LARGEST_JSON_BYTES:
+            raise ValueError(f"more than {_LARGEST_JSON_BYTES} bytes")
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             file,
             found=f"a file that is not JSON ({error})",
@@ -266,12 +333,13 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
     InputError
         If the folder or a participant does not exist, or no series is found.
     """
-    if not root.is_dir():
+    if not is_directory(root):
         raise InputError(root, found="no such directory", wanted="a BIDS dataset", remedy="Check the path.")
     wanted = [label.removeprefix("sub-") for label in participants]
     for label in wanted:
-        if not (root / f"sub-{label}").is_dir():
-            known = sorted(p.name.removeprefix("sub-") for p in root.glob("sub-*") if p.is_dir())
+        require_label(label, "--participant-label")
+        if not is_directory(root / f"sub-{label}"):
+            known = [name.removeprefix("sub-") for name in participant_folders(root)]
             raise InputError(
                 root,
                 found=f"no participant {label}",
@@ -285,6 +353,10 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
             continue
         entities = {key: value for key, value in unit if value}
         name = _session_name(subject, entities)
+        if not all(map(is_label, (subject, *entities.values()))):
+            shown = "".join(c if is_label(c) or c in "-_" else "?" for c in name)[:_LONGEST_NAME]
+            found.append(Found(shown, error=_unusable_name(images[0])))
+            continue
         try:
             megre = _series(root, suffix, images)
             mese_images = _partner(series, subject, unit)
@@ -306,20 +378,31 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
 _Unit = tuple[tuple[str, str], ...]
 
 
+def participant_folders(root: Path) -> list[str]:
+    """Names of the folders of a dataset that start with `sub-`, sorted."""
+    return sorted(path.name for path in root.glob("sub-*") if is_directory(path))
+
+
 def _images_by_series(root: Path) -> dict[tuple[str, _Unit, str], list[Path]]:
     """Group raw MEGRE and MESE images by subject, unit (session, acquisition, run) and suffix."""
-    here = root.absolute()
-    layout = BIDSLayout(str(here))
     found: dict[tuple[str, _Unit, str], list[Path]] = defaultdict(list)
-    for suffix in ("MEGRE", "MESE"):
-        for extension in (".nii.gz", ".nii"):
-            for name in layout.get(return_type="filename", suffix=suffix, extension=extension):
-                path = Path(str(name)).relative_to(here)
-                names = _entities(path.name)
-                if path.parts[0] == f"sub-{names.get('sub')}":
-                    unit = tuple((key, names.get(key, "")) for key in _UNIT_ENTITIES)
-                    found[names["sub"], unit, suffix].append(root / path)
+    for pattern in ("sub-*/anat/sub-*_M*", "sub-*/ses-*/anat/sub-*_M*"):
+        for path in sorted(root.glob(pattern)):
+            names = _entities(path.name)
+            is_image = path.name.endswith((".nii", ".nii.gz")) and names["suffix"] in LONGEST_TE_S
+            if is_image and path.relative_to(root).parts[0] == f"sub-{names.get('sub')}":
+                unit = tuple((key, names.get(key, "")) for key in _UNIT_ENTITIES)
+                found[names["sub"], unit, names["suffix"]].append(path)
     return found
+
+
+def _unusable_name(image: Path) -> InputError:
+    return InputError(
+        image,
+        found="a name whose labels are not letters and digits",
+        wanted="a name like sub-01_ses-1_acq-fine_run-1_echo-1_part-mag_MEGRE.nii.gz",
+        remedy="Rename it: results are named by these labels.",
+    )
 
 
 def _partner(series: Mapping[tuple[str, _Unit, str], list[Path]], subject: str, unit: _Unit) -> list[Path]:
@@ -374,7 +457,7 @@ def _series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
         tuple(phase),
         tuple(te[image] for image in magnitude),
         _field_strength(facts),
-        next((str(facts[image]["Units"]) for image in phase if "Units" in facts[image]), None),
+        _phase_units(phase, facts),
         _b0_direction(magnitude[0], facts[magnitude[0]]),
     )
 
@@ -391,17 +474,18 @@ def _echo_time(image: Path, facts: Mapping[str, Any], suffix: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
             sidecar_of(image),
-            found=f"EchoTime {value!r}",
+            found=f"EchoTime {_short(value)}",
             wanted="one number in seconds",
             remedy="Correct the sidecar.",
         )
-    if not 0 < value <= _LONGEST_TE_S[suffix]:
+    if not 0 < value <= LONGEST_TE_S[suffix]:
+        in_milliseconds = 0 < value <= 1000 * LONGEST_TE_S[suffix]
         raise InputError(
             sidecar_of(image),
-            found=f"EchoTime {value:g}",
-            wanted=f"seconds, above 0 and at most {_LONGEST_TE_S[suffix]:g}",
+            found=f"EchoTime {_short(value)}",
+            wanted=f"seconds, above 0 and at most {LONGEST_TE_S[suffix]:g}",
             remedy=f"If it is in milliseconds, write {value / 1000:g}."
-            if value > 0
+            if in_milliseconds
             else "Correct the sidecar.",
         )
     return float(value)
@@ -411,16 +495,50 @@ def _b0_direction(image: Path, facts: Mapping[str, Any]) -> tuple[float, float, 
     stated = facts.get("B0DirectionVoxelAxes")
     if stated is None:
         return None
-    try:
-        i, j, k = (float(component) for component in stated)
-    except (TypeError, ValueError) as error:
+    numbers = [c for c in stated if isinstance(c, int | float)] if isinstance(stated, list) else []
+    # A bound, since integers of JSON may be too large for a float.
+    usable = len(numbers) == 3 and all(abs(c) <= _LONGEST_DIRECTION for c in numbers)
+    if not (usable and len(stated) == 3 and math.hypot(*numbers) >= 1 / _LONGEST_DIRECTION):
         raise InputError(
             sidecar_of(image),
-            found=f"B0DirectionVoxelAxes {stated!r}",
-            wanted="three numbers",
+            found=f"B0DirectionVoxelAxes {_short(stated)}",
+            wanted="three numbers, a vector with a length",
             remedy="Correct the sidecar, or leave the field out if B0 is along scanner z.",
-        ) from error
+        )
+    i, j, k = (float(component) for component in numbers)
     return i, j, k
+
+
+def _phase_units(phase: Sequence[Path], facts: Mapping[Path, Mapping[str, Any]]) -> str | None:
+    stated = {_units(image, facts[image]["Units"]): image for image in phase if "Units" in facts[image]}
+    if len(stated) > 1:
+        raise InputError(
+            sidecar_of(next(iter(stated.values()))),
+            found=f"phase in {' and in '.join(sorted(stated))} within one series",
+            wanted="one scale",
+            remedy="Correct Units in the sidecars.",
+        )
+    return next(iter(stated), None)
+
+
+def _units(image: Path, stated: object) -> str:
+    if not (isinstance(stated, str) and stated.isprintable() and len(stated) <= _LONGEST_UNIT):
+        raise InputError(
+            sidecar_of(image),
+            found=f"Units {_short(stated)}",
+            wanted='a text such as "rad" or "arbitrary"',
+            remedy="Correct the sidecar, or leave the field out to have the scale recognised.",
+        )
+    return stated
+
+
+def _short(value: object) -> str:
+    """Quote what a file says, of any type and length, in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number without end"
+    return text if len(text) <= _LONGEST_SAYING else text[:_LONGEST_SAYING] + "…"
 
 
 def _check_pairs(
@@ -437,10 +555,10 @@ def _check_pairs(
 
 def _echo_number(image: Path) -> int:
     label = _entities(image.name).get("echo", "")
-    if not label.isdigit():
+    if not (label.isascii() and label.isdigit() and len(label) <= _LONGEST_UNIT):
         raise InputError(
             image,
-            found=f"echo label {label!r}" if label else "no echo label",
+            found=f"echo label {_short(label)}" if label else "no echo label",
             wanted="a number, as in echo-1",
             remedy="Rename the image; split a file that holds all echoes, or use `chisep import`.",
         )
@@ -485,10 +603,11 @@ def _field_strength(facts: Mapping[Path, Mapping[str, Any]]) -> float | None:
         if "MagneticFieldStrength" in fact
     }
     for image, value in stated.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.01 <= value <= 25:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and LOWEST_B0_T <= value <= HIGHEST_B0_T):
             raise InputError(
                 sidecar_of(image),
-                found=f"MagneticFieldStrength {value!r}",
+                found=f"MagneticFieldStrength {_short(value)}",
                 wanted="tesla, e.g. 3",
                 remedy="Correct the sidecar.",
             )

@@ -8,7 +8,6 @@ phase to radians, and name all as BIDS does.
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +26,7 @@ from tyro.conf import Positional
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
+from chisep.io.places import is_directory, require_inside, require_label
 
 EchoArrays = Float[np.ndarray, "echo i j k"]
 """One real volume per echo, in order of the echo time."""
@@ -37,6 +37,9 @@ Part = Literal["magnitude", "phase", "real", "imaginary"]
 Kind = Literal["MEGRE", "MESE"]
 
 _FEWEST_ECHOES = 3
+_LONGEST_TE_S = 1.0
+_LONGEST_CONVERSION_S = 3600
+_LARGEST_FACT = 1e12
 _PARTS: dict[str, Part] = {"phase": "phase", "real": "real", "imaginary": "imaginary"}
 _OPTIONS: dict[Kind, str] = {"MEGRE": "--megre", "MESE": "--mese"}
 _NAMES: dict[Kind, str] = {"MEGRE": "multi-echo gradient echo", "MESE": "multi-echo spin echo"}
@@ -75,10 +78,7 @@ class DicomConfig:
         object.__setattr__(self, "participant", self.participant.removeprefix("sub-"))
         object.__setattr__(self, "session", self.session.removeprefix("ses-"))
         for option, label in (("--participant", self.participant), ("--session", self.session or "1")):
-            if not (label.isascii() and label.isalnum()):
-                raise InputError(
-                    option, found=repr(label), wanted="letters and digits", remedy="Choose another label."
-                )
+            require_label(label, option)
 
 
 def convert(config: DicomConfig) -> list[Path]:
@@ -100,9 +100,9 @@ def convert(config: DicomConfig) -> list[Path]:
         If dcm2niix is missing or converts nothing, the series cannot be told apart (the error lists them),
         images cannot be used, or the session is there already.
     OutputError
-        If the dataset cannot be written.
+        If the dataset cannot be written, or a link in it leads elsewhere.
     """
-    if not config.dicom.is_dir():
+    if not is_directory(config.dicom):
         raise InputError(
             config.dicom, found="no such directory", wanted="DICOM files", remedy="Check the path."
         )
@@ -138,7 +138,8 @@ class _Volume:
 
     @property
     def series(self) -> int:
-        return int(self.facts.get("SeriesNumber", 0))
+        number = self.facts.get("SeriesNumber")
+        return number if isinstance(number, int) else 0
 
     @property
     def name(self) -> str:
@@ -147,19 +148,23 @@ class _Volume:
     @property
     def te_s(self) -> float | None:
         te = self.facts.get("EchoTime")
-        return float(te) if isinstance(te, int | float) else None
+        return float(te) if isinstance(te, int | float) and 0 < te < _LONGEST_TE_S else None
 
     @property
     def part(self) -> Part:
         """What is stored, as dcm2niix says in the last value of ImageType."""
-        said = str((self.facts.get("ImageType") or [""])[-1]).lower()
-        return _PARTS.get(said, "magnitude")
+        return _PARTS.get((self._types or [""])[-1].lower(), "magnitude")
+
+    @property
+    def _types(self) -> list[str]:
+        types = self.facts.get("ImageType")
+        return [str(value) for value in types] if isinstance(types, list) else []
 
     @property
     def kind(self) -> Kind | None:
         """Spin echo or spoiled gradient echo; None for what is neither, as EPI or inversion recovery."""
         sequence = set(str(self.facts.get("ScanningSequence", "")).replace("\\", "_").upper().split("_"))
-        types = {str(value).upper() for value in self.facts.get("ImageType") or ()}
+        types = {value.upper() for value in self._types}
         if sequence & {"EP", "IR"}:
             return None
         if "SE" in sequence or (not sequence - {""} and types & {"SE", "M_SE"}):
@@ -189,13 +194,22 @@ def _converted(dicom: Path, folder: Path) -> list[_Volume]:
     """Run dcm2niix and read what it wrote."""
     # Anonymous sidecars; no compression of what is read at once; slices stay the third axis.
     options = ["-b", "y", "-ba", "y", "-z", "n", "-x", "i", "-f", "%s", "-d", "9"]
-    run = subprocess.run(  # noqa: S603
-        [_executable(), *options, "-o", str(folder), str(dicom.absolute())], capture_output=True, text=True
-    )
+    command = [_executable(), *options, "-o", str(folder), str(dicom.absolute())]
+    try:
+        run = subprocess.run(  # noqa: S603
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=_LONGEST_CONVERSION_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            dicom,
+            found=f"files that dcm2niix works on for more than {_LONGEST_CONVERSION_S} s",
+            wanted="the DICOM files of one session",
+            remedy="Leave out files of other sessions and those that are broken.",
+        ) from error
     volumes = []
     for path in sorted(folder.glob("*.nii")):
         sidecar = path.with_suffix(".json")
-        facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+        facts = bids.read_json(sidecar) if sidecar.is_file() else {}
         volumes.append(_Volume(path, facts))
     if not volumes:
         said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()] or ["no message"]
@@ -269,8 +283,8 @@ def _chosen(
 
 
 def _matches(volume: _Volume, pattern: str) -> bool:
-    if pattern.isdigit():
-        return volume.series == int(pattern)
+    if pattern.isascii() and pattern.isdigit():
+        return str(volume.series) == (pattern.lstrip("0") or "0")
     names = (volume.name, str(volume.facts.get("SeriesDescription", "")))
     return any(fnmatch(name.lower(), pattern.lower()) for name in names)
 
@@ -317,6 +331,7 @@ class _BidsImage:
 
     def write(self, config: DicomConfig) -> Path:
         path = _path(config, self.suffix, self.echo, self.part)
+        require_inside(config.out, path)
         write_json(bids.sidecar_of(path), self.facts)
         return nifti.save(path, self.image.data, self.image.affine)
 
@@ -413,10 +428,19 @@ def _loaded(volumes: Sequence[_Volume]) -> list[nifti.Image]:
 
 def _facts(volume: _Volume) -> dict[str, Any]:
     """Facts for the sidecar; none that could tell who was scanned."""
-    facts = {key: volume.facts[key] for key in _KEPT_FACTS if key in volume.facts}
-    if "RepetitionTime" in volume.facts:
+    facts = {key: volume.facts[key] for key in _KEPT_FACTS if _is_plain(volume.facts.get(key))}
+    if _is_plain(volume.facts.get("RepetitionTime")):
         facts["RepetitionTimeExcitation"] = volume.facts["RepetitionTime"]
     return facts
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a fact is a number or a text, or some of these, that any sidecar may hold."""
+    if isinstance(value, list):
+        return all(isinstance(entry, str | int | float) and _is_plain(entry) for entry in value)
+    if isinstance(value, str):
+        return value.isprintable()
+    return isinstance(value, int | float) and abs(value) <= _LARGEST_FACT
 
 
 def phase_in_radians(phase: EchoArrays, manufacturer: str) -> EchoArrays | None:

@@ -1,18 +1,27 @@
-"""Writing so that a file is whole or not there."""
+"""Writing so that a file is whole or not there, and so that one run at a time writes to a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import secrets
+import socket
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from chisep.errors import OutputError
+from chisep.errors import ChisepWarning, InputError, OutputError
 
 _TEMPORARY = ".chisep-tmp"
+_LOCK = Path(".chisep", "lock")
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 def make_directory(path: Path) -> Path:
@@ -46,7 +55,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
         If the disk refuses; nothing is left behind then.
     """
     make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    # No number of a process: on a cluster two hosts may have the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -66,10 +76,13 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left in a folder under temporary names."""
-    for leftover in folder.glob(f".*{_TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of one file left beside it; those of other files may be at work."""
+    start = f".{path.name}."
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            if other.name.startswith(start) and other.name.endswith(_TEMPORARY):
+                other.unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> Path:
@@ -80,3 +93,136 @@ def write_text(path: Path, content: str) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write a JSON object, indented, keys in the order given."""
     return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """That one run, and no other, writes to a folder; may be sent to other processes and hosts.
+
+    Parameters
+    ----------
+    folder
+        What is locked.
+    holder
+        Text of the lock's file: who holds it. No two runs have the same.
+    """
+
+    folder: Path
+    holder: str
+
+    def check(self) -> None:
+        """Check that the folder is there and the lock is still this run's.
+
+        A process that outlived its run, say on another host, learns by this that it has to stop.
+
+        Raises
+        ------
+        OutputError
+            If not.
+        """
+        try:
+            same = (self.folder / _LOCK).read_text(encoding="utf-8") == self.holder
+        except OSError as error:
+            raise OutputError(
+                self.folder,
+                found=f"the output gone while a run wrote to it ({error.strerror})",
+                wanted="a folder that stays until the run has ended",
+                remedy="See what removed it or took its disk away, then call the same command again. On a "
+                "cluster, all workers have to see it at the same path.",
+            ) from error
+        if not same:
+            raise OutputError(
+                self.folder,
+                found="another run that took this folder over, or the end of this one",
+                wanted="one run at a time",
+                remedy="Let the newer run finish.",
+            )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Lock]:
+    """Keep other runs from a folder, which is created if need be.
+
+    The kernel lets the lock go however a process ends, so nothing has to be cleaned up after a crash. The
+    text in its file tells people who holds it.
+
+    Yields
+    ------
+    Lock
+        To be checked by processes that write to the folder on behalf of this one.
+
+    Raises
+    ------
+    InputError
+        If another process holds the lock.
+    OutputError
+        If the folder cannot be written.
+
+    Warns
+    -----
+    ChisepWarning
+        If the file system cannot lock.
+    """
+    path = folder / _LOCK
+    make_directory(path.parent)
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _cannot_lock(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                file.seek(0)
+                raise _taken(folder, file.read()) from error
+            if error.errno not in _WITHOUT_LOCKS:
+                raise _cannot_lock(path, error) from error
+            warnings.warn(
+                f"{folder}: this file system cannot lock files ({error.strerror}); see to it yourself that "
+                "no two runs write here at a time",
+                ChisepWarning,
+                stacklevel=3,
+            )
+        holder = {
+            "Host": socket.gethostname(),
+            "Process": os.getpid(),
+            "Since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "Token": secrets.token_hex(8),
+        }
+        lock = Lock(folder, json.dumps(holder))
+        try:
+            file.truncate(0)
+            file.write(lock.holder)
+            file.flush()
+            os.fsync(file.fileno())  # for the eyes of other hosts
+        except OSError as error:
+            raise _cannot_lock(path, error) from error
+        try:
+            yield lock
+        finally:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+
+
+def _taken(folder: Path, holder: str) -> InputError:
+    try:
+        facts = json.loads(holder)
+        who = f"process {facts['Process']} on {facts['Host']}, since {facts['Since']}"
+    except (ValueError, TypeError, KeyError):  # it has just begun or ended
+        who = "another process"
+    return InputError(
+        folder,
+        found=f"another run at work here: {who}",
+        wanted="one run at a time",
+        remedy="Wait until it has ended, end it, or choose another output.",
+    )
+
+
+def _cannot_lock(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        path,
+        found=f"a lock that cannot be taken ({error.strerror})",
+        wanted="room and permission to write",
+        remedy="Free space, mend permissions, or choose another output.",
+    )

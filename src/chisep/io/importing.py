@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tyro.conf import Positional
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
+from chisep.io.places import require_inside, require_label
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,21 @@ class ImportConfig:
     """Label of the participant, letters and digits."""
 
     def __post_init__(self) -> None:
-        if not self.subject.isalnum():
+        require_label(self.subject, "--subject")
+        for option, times, longest_s in (
+            ("--te", self.te, bids.LONGEST_TE_S["MEGRE"]),
+            ("--te-spin-echo", self.te_spin_echo, bids.LONGEST_TE_S["MESE"]),
+        ):
+            if not all(before < after for before, after in pairwise((0.0, *times, longest_s))):
+                raise InputError(
+                    option,
+                    found=", ".join(f"{te:g}" for te in times),
+                    wanted=f"seconds that grow from echo to echo, above 0 and below {longest_s:g}",
+                    remedy="Give times in seconds, in the order of the echoes.",
+                )
+        if not bids.LOWEST_B0_T <= self.b0 <= bids.HIGHEST_B0_T:
             raise InputError(
-                "--subject",
-                found=repr(self.subject),
-                wanted="letters and digits",
-                remedy="Choose another label.",
+                "--b0", found=f"{self.b0:g}", wanted="tesla, e.g. 3", remedy="Give the field strength."
             )
         if (self.spin_echo is None) != (not self.te_spin_echo):
             raise InputError(
@@ -65,6 +76,8 @@ def import_session(config: ImportConfig) -> list[Path]:
     InputError
         If a file cannot be used, grids differ, the number of echo times is not that of the echoes, or the
         participant is there already.
+    OutputError
+        If the dataset cannot be written, or a link in it leads elsewhere.
     """
     magnitude = _echoes(config.magnitude, config.te)
     phase = _echoes(config.phase, config.te)
@@ -109,6 +122,7 @@ def _write(
     written = []
     for echo, time in enumerate(te_s, start=1):
         path = bids.raw_path(config.bids, config.subject, suffix, echo=echo, part=part)
+        require_inside(config.bids, path)
         facts = {"EchoTime": time, "MagneticFieldStrength": config.b0}
         write_json(bids.sidecar_of(path), facts | ({"Units": "arbitrary"} if part == "phase" else {}))
         written.append(nifti.save(path, np.ascontiguousarray(image.data[..., echo - 1]), image.affine))

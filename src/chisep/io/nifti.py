@@ -1,27 +1,40 @@
-"""NIfTI images in and out: checked when read, whole or absent when written."""
+"""NIfTI images in and out: checked when read, whole or absent when written.
+
+A file is the word of a stranger. Its header is read first and by itself; voxels are read only when the size
+that it declares is one that chisep computes with, and never more of them than the file holds.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
+import math
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from chisep.errors import InputError
 from chisep.io.files import write_bytes
+from chisep.io.places import is_file
 from chisep.types import Affine, Grid
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+MOST_VALUES = 2**31
+"""Values that an image may have: 8 GiB as 32-bit numbers, a whole head at 0.4 mm with ten echoes."""
+_VOXEL_EDGES_MM = (0.01, 100.0)
 _SAME_PLACE_MM = 1e-2
+_FLAT = 1e-3
+_HEADER_BYTES = 540
+_LARGEST_OFFSET = 2**24
+_SPARE_BYTES = 2**20
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,36 +86,164 @@ def load(path: str | Path, *, ndim: int = 3, dtype: DTypeLike = np.float32) -> I
         infinite values, or its affine is not a usable one.
     """
     path = Path(path)
-    if not path.is_file():
+    with _readable(path) as file:
+        header = _parsed(path, file)
+        _check_size(path, header)
+        _trimmed(header.shape, ndim, str(path))
+        content = _voxel_bytes(file, header)
+        data = _values(content, header.dtype, header.scaling, np.dtype(dtype))
+    return _checked(data.reshape(header.shape, order="F"), header.affine, str(path), ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a NIfTI file says of itself.
+
+    Parameters
+    ----------
+    shape
+        Number of voxels along each axis.
+    affine
+        Voxel index to scanner mm.
+    dtype
+        Number type on disk.
+    offset
+        Byte at which voxels start.
+    scaling
+        Slope and intercept, by which stored numbers become values; None where they are the values.
+    """
+
+    shape: tuple[int, ...]
+    affine: Affine
+    dtype: np.dtype[Any]
+    offset: int
+    scaling: tuple[float, float] | None
+
+
+def read_header(path: str | Path) -> Header:
+    """Read the header of a NIfTI file and nothing else.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, its header cannot be read, or it declares an image that `load` refuses.
+    """
+    path = Path(path)
+    with _readable(path) as file:
+        header = _parsed(path, file)
+    _check_size(path, header)
+    _check_affine(header.affine, str(path))
+    return header
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[io.BufferedIOBase]:
+    """Open a file, gzipped or not; what goes wrong while it is read becomes an `InputError`."""
+    if not is_file(path):
         raise InputError(path, found="no such file", wanted="a NIfTI image", remedy="Check the path.")
     try:
-        return from_nibabel(_open(path), source=str(path), ndim=ndim, dtype=dtype)
-    except InputError:
-        raise
-    except _UNREADABLE as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _unreadable(path, str(error)) from error
+    except MemoryError as error:
+        raise _unreadable(path, "an image larger than this machine's memory") from error
+
+
+def _unreadable(path: Path, found: str) -> InputError:
+    return InputError(
+        path,
+        found=f"a file that cannot be read ({found})",
+        wanted="a whole NIfTI image (.nii or .nii.gz)",
+        remedy="It may be truncated or of another format: copy or convert it again.",
+    )
+
+
+def _parsed(path: Path, file: io.BufferedIOBase) -> Header:
+    """Understand the first bytes of a file."""
+    first = file.read(_HEADER_BYTES)
+    kind: Any = nib.Nifti2Header if first[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
+    try:
+        header = kind(first[: kind.template_dtype.itemsize])
+        slope, intercept = header.get_slope_inter()
+        return Header(
+            shape=tuple(int(n) for n in header.get_data_shape()),
+            affine=np.asarray(header.get_best_affine(), dtype=np.float64),
+            dtype=header.get_data_dtype(),
+            offset=int(header.get_data_offset()),
+            scaling=None if slope is None or (slope, intercept) == (1, 0) else (slope, intercept),
+        )
+    except Exception as error:  # nibabel raises whatever the bytes make it run into
+        raise _unreadable(path, f"its header: {error}") from error
+
+
+def _check_size(path: Path, header: Header) -> None:
+    """Refuse what no image can be, before any memory is taken for it."""
+    if header.dtype.kind not in "iuf":
         raise InputError(
             path,
-            found=f"a file that cannot be read ({error})",
-            wanted="a whole NIfTI image (.nii or .nii.gz)",
-            remedy="It may be truncated or of another format: copy or convert it again.",
-        ) from error
+            found=f"values of type {header.dtype}",
+            wanted="integers or real numbers",
+            remedy="Store magnitude and phase as two images, colours not at all.",
+        )
+    if not header.shape or min(header.shape) < 1 or not 348 <= header.offset <= _LARGEST_OFFSET:
+        raise _unreadable(path, f"its header: shape {header.shape}, voxels from byte {header.offset} on")
+    needed = math.prod(header.shape) * (header.dtype.itemsize + 4)
+    if math.prod(header.shape) > MOST_VALUES or needed > _memory_bytes():
+        raise InputError(
+            path,
+            found=f"an image of shape {header.shape}",
+            wanted=f"at most {MOST_VALUES} values, and room for them in this machine's memory",
+            remedy="Split it (one file an echo), crop it to the head, or resample it.",
+        )
 
 
-def _open(path: Path) -> nib.Nifti1Image:
-    """Read a whole file at once: nibabel's own reader stops before the checksum at the end of a .gz."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-    image: nib.Nifti1Image = kind.from_bytes(content)
-    return image
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _voxel_bytes(file: io.BufferedIOBase, header: Header) -> bytearray:
+    """Read as many bytes as the header declares; memory grows with what the file really holds.
+
+    Raises
+    ------
+    ValueError
+        If the file holds less, or much more.
+    """
+    wanted = math.prod(header.shape) * header.dtype.itemsize
+    file.seek(header.offset)
+    content = bytearray()
+    while len(content) < wanted:
+        chunk = file.read(min(_CHUNK_BYTES, wanted - len(content)))
+        if not chunk:
+            raise ValueError(f"{len(content)} bytes of voxels where its header declares {wanted}")
+        content += chunk
+    # A gzip stream tells only at its end, by a checksum, whether it is intact.
+    if len(file.read(_SPARE_BYTES)) == _SPARE_BYTES:
+        raise ValueError(f"much more than the {wanted} bytes of voxels that its header declares")
+    return content
+
+
+def _values(
+    content: bytearray, stored_as: np.dtype[Any], scaling: tuple[float, float] | None, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Turn stored numbers into values, some at a time: scaling is done in double precision."""
+    stored: NDArray[Any] = np.frombuffer(content, stored_as)
+    values = np.empty(stored.size, dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused with a message
+        for start in range(0, stored.size, _CHUNK_BYTES):
+            part = stored[start : start + _CHUNK_BYTES]
+            if scaling is not None:
+                part = part.astype(np.float64) * scaling[0] + scaling[1]
+            values[start : start + _CHUNK_BYTES] = part
+    return values
 
 
 def number_of_axes(path: str | Path) -> int:
     """Count the axes of a NIfTI file from its header; 3 where it cannot be read, so that `load` says why."""
     try:
-        return len(_open(Path(path)).shape)
-    except _UNREADABLE:
+        return len(read_header(path).shape)
+    except InputError:
         return 3
 
 
@@ -114,7 +255,27 @@ def from_nibabel(image: Any, *, source: str = "image", ndim: int = 3, dtype: DTy
     InputError
         As `load`.
     """
-    shape = tuple(image.shape)
+    data, affine = np.asarray(image.dataobj, dtype=dtype), np.asarray(image.affine, dtype=np.float64)
+    return _checked(data, affine, source, ndim)
+
+
+def _checked(data: NDArray[Any], affine: Affine, source: str, ndim: int) -> Image:
+    """Check that voxels and affine can be computed with."""
+    data = data.reshape(_trimmed(data.shape, ndim, source), order="A")
+    wrong = data.size - int(np.count_nonzero(np.isfinite(data)))
+    if wrong:
+        raise InputError(
+            source,
+            found=f"{wrong} of {data.size} values are NaN or infinite",
+            wanted="finite numbers everywhere",
+            remedy="Replace them (0 outside the head) before running chisep.",
+        )
+    _check_affine(affine, source)
+    return Image(data, affine, source)
+
+
+def _trimmed(shape: tuple[int, ...], ndim: int, source: str) -> tuple[int, ...]:
+    """Drop trailing axes of length 1 until `ndim` are left."""
     while len(shape) > ndim and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != ndim:
@@ -124,24 +285,27 @@ def from_nibabel(image: Any, *, source: str = "image", ndim: int = 3, dtype: DTy
             wanted=f"{ndim}-D data",
             remedy="Split a series into volumes, or give the file of the right kind.",
         )
-    data = np.asarray(image.dataobj, dtype=dtype).reshape(shape)
-    wrong = data.size - int(np.count_nonzero(np.isfinite(data)))
-    if wrong:
-        raise InputError(
-            source,
-            found=f"{wrong} of {data.size} values are NaN or infinite",
-            wanted="finite numbers everywhere",
-            remedy="Replace them (0 outside the head) before running chisep.",
-        )
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    return shape
+
+
+def _check_affine(affine: Affine, source: str) -> None:
+    """Refuse an affine that places voxels nowhere, or makes them of a size that no scanner has."""
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
         raise InputError(
             source,
             found="an affine without an inverse",
             wanted="voxel axes that span a volume, in mm",
             remedy="Write the image again with a valid sform or qform.",
         )
-    return Image(data, affine, source)
+    low, high = _VOXEL_EDGES_MM
+    if edges.min() < low or edges.max() > high:
+        raise InputError(
+            source,
+            found="voxels of " + " × ".join(f"{edge:.3g}" for edge in edges) + " mm",
+            wanted=f"edges of {low:g} to {high:g} mm",
+            remedy="Correct the affine: it has to be in mm.",
+        )
 
 
 def load_mask(path: str | Path) -> Image:

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io.files import write_bytes
+from chisep.io.places import is_file
 
 FORMAT = "chisep-1"
 """Entry of the metadata that holds the header; its number is that of the header's layout."""
+_LARGEST_HEADER_BYTES = 2**24
+_BROKEN = (OSError, SafetensorError, ValueError)
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
@@ -49,10 +52,12 @@ def load_header(path: Path) -> dict[str, Any]:
     InputError
         If the file is missing, no safetensors file, or without the header.
     """
+    _check_layout(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-    except (OSError, SafetensorError, ValueError) as error:
+        json.dumps(header, ensure_ascii=False).encode()  # it goes into sidecars, which are UTF-8
+    except (*_BROKEN, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(header, dict):
         raise _unreadable(path, "no header of chisep")
@@ -65,8 +70,23 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    # A number type that PyTorch does not know is an attribute that it does not have.
+    except (*_BROKEN, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise _unreadable(path, str(error)) from error
+
+
+def _check_layout(path: Path) -> None:
+    """Compare the declared length of the header with the file before anything reads it."""
+    if not is_file(path):
+        raise _unreadable(path, "no such file")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            declared = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise _unreadable(path, str(error)) from error
+    if not 2 <= declared <= min(size - 8, _LARGEST_HEADER_BYTES):
+        raise _unreadable(path, f"a header of {declared} bytes in a file of {size}")
 
 
 def _unreadable(path: Path, found: str) -> InputError:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from chisep import figures, metrics
+from chisep import figures
 from chisep.figures import EchoArrays, MaskArray, VolumeArray
+from chisep.regions import RegionValue
 from chisep.report.subject import Panel, RegionRow
 from chisep.types import Affine
 
@@ -49,6 +50,8 @@ class SessionImages:
         Relaxation rates, and the noise of R2', in 1/s; R2 is None without spin echo.
     b1
         Transmit field relative to nominal; None where it was not fitted.
+    labels
+        Regions, 0 outside them.
     """
 
     affine: Affine
@@ -73,6 +76,7 @@ class SessionImages:
     chi_pos_ppm: VolumeArray
     chi_neg_ppm: VolumeArray
     chi_ppm: VolumeArray
+    labels: LabelArray
 
 
 def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]:
@@ -193,6 +197,7 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
             alt="Susceptibility map in three planes.",
         ),
     ]
+    shown += _region_panels(images)
     for method, course in convergence.items():
         shown.append(
             Panel.of_figure(
@@ -237,28 +242,33 @@ def _spin_echo_panels(images: SessionImages, gradient_echo: VolumeArray) -> Iter
         )
 
 
-def region_rows(images: SessionImages, labels: LabelArray, names: Mapping[int, str]) -> list[RegionRow]:
-    """Values of every labelled region within the mask of the local field.
+def _region_panels(images: SessionImages) -> Iterator[Panel]:
+    """Whether the regions lie where the map has them."""
+    if images.labels.any():
+        yield Panel.of_figure(
+            "Where the regions are",
+            "Each colour is a region, which should follow the structures of the map. If it does not, the "
+            "values of regions below are not theirs: give a segmentation (--regions).",
+            figures.region_planes(_PPB * images.qsm_ppm, images.labels, images.affine, images.mask),
+            alt="Regions in colours over the susceptibility map in three planes.",
+        )
+
+
+def region_rows(values: Sequence[RegionValue]) -> list[RegionRow]:
+    """Gather what the report shows of every region: mean and standard deviation of the sources.
 
     Parameters
     ----------
-    images
-        Results of the stages.
-    labels
-        Label of every voxel, 0 outside.
-    names
-        Label → name; a label without name is shown as its number.
+    values
+        Table of a session; regions without values are left out.
     """
-    inside = np.where(images.eroded_mask, labels, 0)
-    pos, neg, chi = (
-        metrics.roi_statistics(_PPB * chi_map, inside)
-        for chi_map in (images.chi_pos_ppm, images.chi_neg_ppm, images.chi_ppm)
-    )
-    return [
-        RegionRow(
-            names.get(label, f"label {label}"),
-            pos[label].voxels,
-            *((stats[label].mean, stats[label].sd) for stats in (pos, neg, chi)),
-        )
-        for label in sorted(pos)
-    ]
+    by_region: dict[int, dict[str, RegionValue]] = {}
+    for value in values:
+        by_region.setdefault(value.index, {})[value.map] = value
+    rows = []
+    for of in by_region.values():
+        shown = [of[name] for name in ("chi_pos_ppb", "chi_neg_ppb", "chi_total_ppb") if name in of]
+        pairs = [(one.mean, one.sd) for one in shown if one.mean is not None and one.sd is not None]
+        if len(pairs) == 3:
+            rows.append(RegionRow(shown[0].name, shown[0].voxels, *pairs))
+    return rows

@@ -238,14 +238,8 @@ def render(report: SubjectReport) -> str:
     report
         What to show.
     """
-    environment = Environment(
-        loader=PackageLoader("chisep.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("subject.html.j2").render(
+    return rendered(
+        "subject.html.j2",
         report=report,
         region_table=region_table(report.regions),
         parameters={
@@ -253,6 +247,26 @@ def render(report: SubjectReport) -> str:
             for stage, values in report.parameters.items()
         },
     )
+
+
+def rendered(template: str, **content: Any) -> str:  # noqa: ANN401
+    """Fill a template of this package; every text is escaped.
+
+    Parameters
+    ----------
+    template
+        Its name.
+    content
+        What it shows; a name that is missing is an error.
+    """
+    environment = Environment(
+        loader=PackageLoader("chisep.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**content)
 
 
 def write_report(path: Path, report: SubjectReport) -> Path:

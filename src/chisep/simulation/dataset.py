@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from signal import SIG_IGN, SIGINT
+from signal import signal as on_signal
 from typing import Any
 
 import numpy as np
@@ -247,15 +253,35 @@ def _made_apart(works: list[_Work], heads: Mapping[Path | None, LabelMap], jobs:
     threads = max(1, torch.get_num_threads() // jobs)
     # Processes start afresh: copies of one whose threads are at work may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    alive, here = context.Pipe(duplex=False)
+    with (
+        here,
+        ProcessPoolExecutor(jobs, context, initializer=_begin_apart, initargs=(threads, alive)) as pool,
+    ):
         names = {pool.submit(_make_apart, work, heads[work.labels]): work.name for work in works}
         try:
             for future in as_completed(names):
                 for message in future.result():
                     warnings.warn(message, ChisepWarning, stacklevel=3)
                 yield names[future]
+        except (KeyboardInterrupt, GeneratorExit):
+            here.close()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_apart(threads: int, alive: Connection) -> None:
+    """Set a process up, to end at once when the one that started it closes its side or ends, however that."""
+
+    def end_with_parent() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            alive.recv()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    on_signal(SIGINT, SIG_IGN)  # Ctrl-C is the parent's to act on
+    torch.set_num_threads(threads)
 
 
 def _make_apart(work: _Work, head: LabelMap) -> list[str]:
