@@ -94,13 +94,20 @@ def _timed(
         try:
             process.wait(kill_every_s)
         except psutil.TimeoutExpired:
-            workers = [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+            workers = [child for child in process.children() if _is_worker(child)]
             if workers and kills is not None:
                 chance.choice(workers).kill()
                 kills.append(time.perf_counter() - start)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     return time.perf_counter() - start
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def _contents(folder: Path) -> dict[str, str]:

@@ -45,7 +45,7 @@ def test_every_command_explains_itself(name, capsys):
 def test_wrong_calls(capsys):
     assert cli.main([]) == 2
     assert cli.main(["seperate"]) == 2
-    assert "there are: run, separate" in capsys.readouterr().err
+    assert "there are: run, explain" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         cli.main(["separate", "--field", "f.nii"])
     assert ended.value.code == 2

@@ -12,6 +12,8 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -200,20 +202,29 @@ def whole(raw, tmp_path_factory) -> dict[str, str]:
     return contents(out)
 
 
+def of_sub_01(files: dict[str, str]) -> dict[str, str]:
+    """Without what is told of others, and without the way to the raw dataset."""
+    return {n: c for n, c in files.items() if "broken" not in n and n != "dataset_description.json"}
+
+
 @pytest.fixture
 def scheduler(tmp_path):
     """A scheduler with a worker that takes two tasks at a time, as others may have started them."""
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
-    file, log = tmp_path / "scheduler.json", (tmp_path / "dask.log").open("wb")
-    options = {"stdout": log, "stderr": log, "cwd": "/"}
-    with log, subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", file], **options) as first:
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", file]
-        with subprocess.Popen([*worker, "--nthreads", "2", "--no-dashboard"], **options) as second:
-            while not file.exists():
-                assert first.poll() is None
-            yield re.search(r"tcp://[\d.:]+", file.read_text())[0]
-            second.terminate()
-        first.terminate()
+    log = tmp_path / "dask.log"
+    with log.open("wb") as file, ExitStack() as stack:
+
+        def start(program: str, *arguments: str) -> None:
+            command = [sys.executable, "-m", f"distributed.cli.{program}", *arguments, "--no-dashboard"]
+            process = stack.enter_context(subprocess.Popen(command, stdout=file, stderr=file, cwd="/"))
+            stack.callback(process.terminate)
+
+        start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        deadline = time.monotonic() + 120
+        while (found := re.search(r"Scheduler at: *(tcp://127.0.0.1:\d+)\s", log.read_text())) is None:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        start("dask_worker", found[1], "--nthreads", "2")
+        yield found[1]
 
 
 class TestElsewhere:
@@ -229,7 +240,7 @@ class TestElsewhere:
         (result,) = run_cohort(config, ClusterConfig(scheduler), updates.append)
         assert result.error is None
         assert result.report == Path("out", "sub-01.html")
-        assert {n: c for n, c in whole.items() if "broken" not in n} == contents(tmp_path / "out")
+        assert of_sub_01(contents(tmp_path / "out")) == of_sub_01(whole)
         lines = [records.get().getMessage() for _ in range(records.qsize())]
         for stage in ("mask", "field", "separation", "report"):
             assert lines.count(f"sub-01: {stage}") == 1
@@ -264,7 +275,7 @@ class TestElsewhere:
         (result,) = run_cohort(config, cluster)
         assert signal.getsignal(signal.SIGINT) == on_ctrl_c
         assert result.error is None
-        assert {n: c for n, c in whole.items() if "broken" not in n} == contents(tmp_path / "out")
+        assert of_sub_01(contents(tmp_path / "out")) == of_sub_01(whole)
         job = (jobs / "job.sh").read_text()
         for line in ("-p night", "-A brains", "--cpus-per-task=3", "--mem=2G", "-t 02:00:00"):
             assert line in job

@@ -88,7 +88,12 @@ class Run:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.children() if "spawn_main" in " ".join(child.cmdline())]
+        found = []
+        for child in self.children():
+            with suppress(psutil.Error):  # it has just ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that comes while the command is at work."""
@@ -140,7 +145,7 @@ def assert_whole(out: Path, undisturbed: dict[str, str]) -> None:
         del there[name]
     for name in [n for n in there if n.endswith("/error.json")]:  # what stopped a session
         del there[name]
-    for name in (".chisep/lock", "methods.md", "references.bib"):  # of this run, not of a session
+    for name in (".chisep/lock", "dataset_description.json", "methods.md", "references.bib"):  # of the run
         there.pop(name, None)
     assert there.items() <= undisturbed.items()
 

@@ -6,6 +6,7 @@ is called, so that `chisep --help` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C, and 143 after SIGTERM where that is waited for.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # symbols and names that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_help()
         return 0 if arguments else 2

@@ -32,7 +32,7 @@ class InputError(ChisepError):
 
     def __init__(self, source: str | Path, *, found: str, wanted: str, remedy: str) -> None:
         self.source, self.found, self.wanted, self.remedy = str(source), found, wanted, remedy
-        super().__init__(f"{source}: found {found}; wanted {wanted}. {remedy}")
+        super().__init__(printable(f"{source}: found {found}; wanted {wanted}. {remedy}"))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by the four facts, so that the error survives a process boundary."""
@@ -45,6 +45,13 @@ class OutputError(InputError):
 
 class ChisepWarning(UserWarning):
     """Something was assumed, repaired or left out; the result stands but the user should know."""
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on, or could not show: names and texts of files may hold anything."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], command: str) -> InputError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -25,6 +26,11 @@ Progress = Callable[[int, int], None]
 """Called with passes done and passes in all."""
 Precision = Literal["auto", "single", "bfloat16"]
 """Of convolutions; auto: bfloat16 where the hardware has it."""
+
+
+C = TypeVar("C", UNetConfig, UnrolledConfig)
+_MOST_ENTRIES, _LARGEST_COUNT, _MOST_PASSES = 12, 4096, 100
+"""Of a description that is worth building: levels or channels, their width or number, and iterations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +102,25 @@ def load(weights: str | Path) -> Trained:
     try:
         config = network_of(header)
         statistics = {name: (float(mean), float(sd)) for name, (mean, sd) in header["statistics"].items()}
+        with torch.device("meta"):  # takes no memory: a header may describe a network larger than its file
+            described = build(config, statistics).state_dict()
+        shapes = [{name: tensor.shape for name, tensor in some.items()} for some in (described, tensors)]
+        if wrong := sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}):
+            raise ValueError(f"other tensors: {', '.join(wrong[:3])}")
         network = build(config, statistics)
         network.load_state_dict(tensors)
-    except (InputError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        InputError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise InputError(
             path,
-            found=f"weights that do not fit their header ({' '.join(str(error).split())})",
+            found=f"weights that do not fit their header ({' '.join(str(error).split())[:300]})",
             wanted="weights that `chisep train` of this version wrote",
             remedy="Train again, or use the version of chisep that the header names.",
         ) from error
@@ -111,14 +130,53 @@ def load(weights: str | Path) -> Trained:
 def network_of(header: Mapping[str, Any]) -> NetworkConfig:
     """Read the network's config from the header of its weights."""
     facts = header["network"]
-    unet, unrolled = facts["unet"], facts["unrolled"]
+    if not isinstance(header.get("training_data", {}), Mapping):
+        raise ValueError("training_data that is no object")
+    if not isinstance(facts.get("b0_along_z", False), bool):
+        raise ValueError("b0_along_z that is neither true nor false")
+    channels = tuple[Channel, ...]
+    if not (_fits(facts["inputs"], channels) and _fits(facts["outputs"], channels)):
+        raise ValueError("channels that are not known")
+    unrolled = facts["unrolled"]
+    if unrolled is not None and not unrolled.get("iterations", 1) <= _MOST_PASSES:
+        raise ValueError(f"more than {_MOST_PASSES} iterations")
     return NetworkConfig(
         tuple(facts["inputs"]),
         tuple(facts["outputs"]),
-        UNetConfig(**{**unet, "widths": tuple(unet["widths"])}),
-        None if unrolled is None else UnrolledConfig(**unrolled),
-        bool(facts.get("b0_along_z", False)),
+        _config_of(UNetConfig, facts["unet"]),
+        None if unrolled is None else _config_of(UnrolledConfig, unrolled),
+        facts.get("b0_along_z", False),
     )
+
+
+def _config_of(kind: type[C], facts: Mapping[str, Any]) -> C:
+    """Make a config of what a header says, after checking that this is of the types that it wants."""
+    hints = get_type_hints(kind)
+    wrong = [name for name, value in facts.items() if not _fits(value, hints.get(name, ()))]
+    if wrong:
+        raise ValueError(f"no such setting of a network: {', '.join(wrong)}")
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()}
+    return kind(**settings)
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value of JSON is of the type of a field of a config, and of a size that can be meant."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in options
+    if get_origin(hint) is tuple:
+        return (
+            isinstance(value, list)
+            and len(value) <= _MOST_ENTRIES
+            and all(_fits(v, options[0]) for v in value)
+        )
+    if isinstance(hint, UnionType):
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool) or value is None:
+        return hint is type(value)
+    if hint is int:
+        return isinstance(value, int) and abs(value) <= _LARGEST_COUNT
+    return hint is float and isinstance(value, int | float) and abs(value) <= _LARGEST_COUNT
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from chisep import methods, regions
 from chisep.errors import ChisepError, ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import Lock, locked, write_json
+from chisep.io.places import require_inside
 from chisep.networks import NetworkOptions
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.background import BackgroundConfig, remove_background
@@ -293,8 +294,8 @@ def run_session(
 
 def note_ending(out: Path, result: SessionResult, lock: Lock) -> None:
     """Leave beside a session's records what stopped it, for the group level; remove it where nothing did."""
-    path = out / ".chisep" / result.name / "error.json"
     with contextlib.suppress(ChisepError, OSError):  # a full disk is told by the result already
+        path = require_inside(out, out / ".chisep" / result.name / "error.json")
         lock.check()
         if result.error is not None:
             write_json(path, {"Error": str(result.error)})

@@ -25,6 +25,7 @@ import chisep
 from chisep.errors import ChisepWarning
 from chisep.io import bids
 from chisep.io.files import remove_leftovers, write_json
+from chisep.io.places import require_inside
 
 log = logging.getLogger("chisep")
 
@@ -195,7 +196,7 @@ class Ledger:
         log.info("%s: %s", self.session, stage.name)
         record_file, files = self._record_of(stage.name), self._files(stage)
         for path in (record_file, *files):
-            remove_leftovers(path)
+            remove_leftovers(require_inside(self.out, path))
         inputs = self._inputs(stage)
         start = time.perf_counter()
         _forget_peak_memory()
@@ -294,6 +295,7 @@ def _sidecar(image: Path, record: Record) -> dict[str, Any]:
     return {
         "Description": record.description,
         **units,
+        "SkullStripped": suffix != "MESE",
         "Sources": list(record.inputs),
         "SourcesSHA256": record.inputs,
         "Parameters": record.parameters,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chisep.errors import ChisepWarning, InputError, OutputError
+from chisep.io.places import require_inside
 
 _TEMPORARY = ".chisep-tmp"
 _LOCK = Path(".chisep", "lock")
@@ -163,10 +164,11 @@ def locked(folder: Path) -> Iterator[Lock]:
     ChisepWarning
         If the file system cannot lock.
     """
-    path = folder / _LOCK
+    path = require_inside(folder, folder / _LOCK)
     make_directory(path.parent)
     try:
-        file = path.open("a+", encoding="utf-8")
+        # Not through a link: the file that it leads to would be emptied.
+        file = open(path, "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
     except OSError as error:
         raise _cannot_lock(path, error) from error
     with file:
@@ -203,6 +205,10 @@ def locked(folder: Path) -> Iterator[Lock]:
         finally:
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+def _open_no_link(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _taken(folder: Path, holder: str) -> InputError:

@@ -542,6 +542,7 @@ class _Session:
         acq: str | None = None,
     ) -> None:
         common = {
+            "SkullStripped": True,
             "MagneticFieldStrength": self.config.b0_t,
             "B0DirectionVoxelAxes": list(tissue.grid.b0_direction),
         }
