@@ -531,6 +531,7 @@ def _slurm(config: ClusterConfig, sessions: int) -> Iterator[Client]:
         "processes": 1,
         "job_cpu": config.threads_per_worker or 1,
         "memory": f"{config.memory_gb or SESSION_GB:g}GB",
+        "scheduler_options": {"dashboard_address": ":0"},  # a login node is shared: any free port
     } | _yaml(config.cluster_config)
     try:
         cluster = SLURMCluster(**options)
