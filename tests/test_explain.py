@@ -172,7 +172,7 @@ class TestOutputs:
             "D_r_pos  114 1/s/ppm",
             "SHA256 abab",
             "found: Convergence.Change 0.5, … 0.5 (90 values)",
-            f"chisep {chisep.__version__}, with nibabel",
+            f"chisep {chisep.__version__}, with SimpleITK",
         ):
             assert words in text
         assert text.count("\nfield of sub-01: what field makes") == 1
