@@ -21,10 +21,10 @@ from jaxtyping import Float
 import chisep
 from chisep import figures
 from chisep.errors import InputError
-from chisep.io.files import write_json
+from chisep.io.files import write_json, write_text
 from chisep.io.places import is_directory, is_file
 from chisep.regions import COLUMNS, MISSING, STATISTICS, cell, clean_text, slug, write_table
-from chisep.report.group import GroupReport, SessionLine, write_group_report
+from chisep.report.group import GroupReport, SessionLine, render_group
 from chisep.report.subject import Panel
 
 Column = Float[np.ndarray, " session"]
@@ -231,7 +231,7 @@ def make_group(out: Path, progress: Progress | None = None) -> GroupResult:
     )
     _write_table(result.table, sessions, quality, columns, values, apart)
     write_json(result.dictionary, _dictionary(columns))
-    write_group_report(result.page, _page(out, sessions, quality, columns, values, apart))
+    write_text(result.page, render_group(_page(out, sessions, quality, columns, values, apart)))
     return result
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from chisep.io.files import write_text
 from chisep.report.subject import Panel, rendered
 
 
@@ -78,21 +76,3 @@ def render_group(report: GroupReport) -> str:
         What to show.
     """
     return rendered("group.html.j2", report=report)
-
-
-def write_group_report(path: Path, report: GroupReport) -> Path:
-    """Write the page, whole or not at all.
-
-    Parameters
-    ----------
-    path
-        The HTML file.
-    report
-        What to show.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
-    return write_text(path, render_group(report))
