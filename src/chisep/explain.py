@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from tyro.conf import Positional
 
 from chisep.errors import InputError
+from chisep.io import bids
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline import RunConfig
 from chisep.stages import Record, checksum, output_checksum
@@ -547,10 +548,10 @@ def unit_of(name: str) -> str:
 
 def _explain_raw(path: Path, out: Path | None) -> RawExplanation:
     root = _raw_root(path)
-    sidecars = _sidecars(path, root)
+    sidecars = bids.sidecars(path, root)
     facts: dict[str, tuple[Any, str]] = {}
     for sidecar in sidecars:
-        for name, value in _fields(sidecar).items():
+        for name, value in bids.read_json(sidecar).items():
             facts[name] = (value, sidecar.relative_to(root).as_posix())
     datasets = sorted((root / "derivatives").glob("*")) if out is None else [out.absolute()]
     uses = tuple(use for dataset in datasets for use in _uses(path, root, dataset))
@@ -571,27 +572,6 @@ def _raw_root(path: Path) -> Path:
             remedy=f"Check the path; a derivatives dataset of chisep holds a folder {RECORDS}.",
         )
     return root
-
-
-def _sidecars(path: Path, root: Path) -> list[Path]:
-    """JSON files that apply to an image by the inheritance principle of BIDS, the nearest last."""
-    parts = path.name.split(".")[0].split("_")
-    folders = [root, *reversed([p for p in path.parents if p.is_relative_to(root) and p != root])]
-    found = []
-    for folder in folders:
-        names = [(file.stem.split("_"), file) for file in folder.glob("*.json")]
-        applying = [(len(n), file) for n, file in names if n[-1] == parts[-1] and set(n) <= set(parts)]
-        found += [file for _, file in sorted(applying)]
-    return found
-
-
-def _fields(sidecar: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(sidecar.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(
-            sidecar, found=f"no JSON object ({error})", wanted="a JSON object", remedy="Mend the sidecar."
-        ) from error
 
 
 def _uses(path: Path, root: Path, out: Path) -> Iterator[Use]:

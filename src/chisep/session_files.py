@@ -215,7 +215,7 @@ class SessionFiles:
     def _dseg(self, root: Path) -> Segmentation | None:
         for folder in self._anat_folders(root):
             for image in sorted(self._images_in(folder, "dseg"), key=self._rank):
-                names = _entities(image)
+                names = bids.entities(image.name)
                 if names.get("desc") not in _NOT_REGIONS:
                     return Segmentation(image, _table_of(image, root), self._anatomy(image))
         return None
@@ -223,7 +223,7 @@ class SessionFiles:
     def _images_in(self, folder: Path, suffix: str) -> Iterator[Path]:
         """Images of this head in its own space."""
         for path in folder.glob(f"sub-{self.session.subject}_*{suffix}.nii*"):
-            names = _entities(path)
+            names = bids.entities(path.name)
             own = (
                 names.get("ses", self.session.entities.get("ses")) == self.session.entities.get("ses")
                 and names["suffix"] == suffix
@@ -235,7 +235,7 @@ class SessionFiles:
 
     def _rank(self, image: Path) -> tuple[int, int, int, str]:
         """Order of segmentations: all the brain first, then those that share most of the session's names."""
-        names = _entities(image)
+        names = bids.entities(image.name)
         desc = names.get("desc", "")
         shared = sum(names.get(key) == value for key, value in self.session.entities.items())
         place = _DESCRIPTIONS.index(desc) if desc in _DESCRIPTIONS else len(_DESCRIPTIONS)
@@ -243,11 +243,11 @@ class SessionFiles:
 
     def _anatomy(self, labels: Path) -> Path | None:
         """Find a T1- or T2-weighted image in the space of a segmentation: beside it, else the raw one."""
-        space = _entities(labels).get("space", "")
+        space = bids.entities(labels.name).get("space", "")
         for suffix in (space,) if space in ("T1w", "T2w") else ("T1w", "T2w"):
             for folder in (labels.parent, *self._anat_folders(self.raw)):
                 for path in sorted(self._images_in(folder, suffix), key=self._rank):
-                    if _entities(path).get("space", "") in ("", space, suffix):
+                    if bids.entities(path.name).get("space", "") in ("", space, suffix):
                         return path
         return None
 
@@ -264,23 +264,18 @@ class SessionFiles:
         return None
 
 
-def _entities(path: Path) -> dict[str, str]:
-    """Entities of a BIDS name, and its suffix."""
-    *pairs, suffix = path.name.split(".")[0].split("_")
-    return {key: value for key, _, value in (pair.partition("-") for pair in pairs)} | {"suffix": suffix}
-
-
 def _table_of(labels: Path, root: Path) -> Path | None:
     """Label table of a segmentation by the inheritance of BIDS, the nearest first."""
-    names = _entities(labels)
+    names = bids.entities(labels.name)
     for folder in labels.parents:
         tables = [
             path
             for path in folder.glob("*dseg.tsv")
-            if is_file(path) and all(names.get(key) == value for key, value in _entities(path).items())
+            if is_file(path)
+            and all(names.get(key) == value for key, value in bids.entities(path.name).items())
         ]
         if tables:
-            return max(tables, key=lambda path: (len(_entities(path)), path.name))
+            return max(tables, key=lambda path: (len(bids.entities(path.name)), path.name))
         if folder == root:
             break
     return None

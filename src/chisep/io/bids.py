@@ -218,24 +218,28 @@ def read_sidecar(image: Path, root: Path) -> dict[str, Any]:
     InputError
         If a sidecar is not a JSON object.
     """
-    wanted = _entities(image.name)
-    folders = [root, *[root / part for part in reversed(image.relative_to(root).parents) if part != Path()]]
     merged: dict[str, Any] = {}
-    for folder in folders:
-        candidates = [(len(_entities(f.name)), f) for f in folder.glob("*.json") if _applies(f.name, wanted)]
-        for _, file in sorted(candidates):
-            merged |= read_json(file)
+    for file in sidecars(image, root):
+        merged |= read_json(file)
     return merged
 
 
-def _entities(name: str) -> dict[str, str]:
+def sidecars(image: Path, root: Path) -> list[Path]:
+    """JSON files that apply to an image below `root` by the inheritance principle, the nearest last."""
+    wanted = entities(image.name)
+    folders = [root, *[root / part for part in reversed(image.relative_to(root).parents) if part != Path()]]
+    found: list[Path] = []
+    for folder in folders:
+        named = [(entities(file.name), file) for file in folder.glob("*.json")]
+        applying = [(len(names), file) for names, file in named if names.items() <= wanted.items()]
+        found += [file for _, file in sorted(applying)]
+    return found
+
+
+def entities(name: str) -> dict[str, str]:
     """Entities and suffix of a BIDS file name."""
     *pairs, suffix = name.split(".")[0].split("_")
     return {key: value for key, _, value in (p.partition("-") for p in pairs)} | {"suffix": suffix}
-
-
-def _applies(sidecar: str, wanted: Mapping[str, str]) -> bool:
-    return all(wanted.get(key) == value for key, value in _entities(sidecar).items())
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -388,7 +392,7 @@ def _images_by_series(root: Path) -> dict[tuple[str, _Unit, str], list[Path]]:
     found: dict[tuple[str, _Unit, str], list[Path]] = defaultdict(list)
     for pattern in ("sub-*/anat/sub-*_M*", "sub-*/ses-*/anat/sub-*_M*"):
         for path in sorted(root.glob(pattern)):
-            names = _entities(path.name)
+            names = entities(path.name)
             is_image = path.name.endswith((".nii", ".nii.gz")) and names["suffix"] in LONGEST_TE_S
             if is_image and path.relative_to(root).parts[0] == f"sub-{names.get('sub')}":
                 unit = tuple((key, names.get(key, "")) for key in _UNIT_ENTITIES)
@@ -430,7 +434,7 @@ def _series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
     facts = {image: read_sidecar(image, root) for image in images}
     parts: dict[str, list[Path]] = defaultdict(list)
     for image in images:
-        parts[_entities(image.name).get("part", "mag")].append(image)
+        parts[entities(image.name).get("part", "mag")].append(image)
     te = {image: _echo_time(image, facts[image], suffix) for image in images}
     magnitude = sorted(parts["mag"], key=lambda image: te[image])
     phase = sorted(parts["phase"], key=lambda image: te[image])
@@ -554,7 +558,7 @@ def _check_pairs(
 
 
 def _echo_number(image: Path) -> int:
-    label = _entities(image.name).get("echo", "")
+    label = entities(image.name).get("echo", "")
     if not (label.isascii() and label.isdigit() and len(label) <= _LONGEST_UNIT):
         raise InputError(
             image,
