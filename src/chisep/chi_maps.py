@@ -73,7 +73,7 @@ def make_chi_maps(
         if target.is_file():
             _refuse_others(target, made_by, folders.dataset)
             continue
-        if not (root / "dataset_description.json").is_file():
+        if not (root / bids.DESCRIPTION).is_file():
             bids.write_dataset_description(root, f"χ by {method}", derivative=True)
         if progress is not None:
             progress(target.name, done, len(todo))

@@ -376,7 +376,7 @@ def dataset_links(out: Path, raw: Path | None = None) -> dict[str, Path]:
         Name (`raw`, or empty for the dataset itself) → folder.
     """
     try:
-        content = json.loads((out / "dataset_description.json").read_text(encoding="utf-8"))
+        content = json.loads((out / bids.DESCRIPTION).read_text(encoding="utf-8"))
         stated = content.get("DatasetLinks", {}).items()
     except (OSError, ValueError, AttributeError):
         stated = ()
@@ -561,7 +561,7 @@ def _explain_raw(path: Path, out: Path | None) -> RawExplanation:
 
 def _raw_root(path: Path) -> Path:
     """Root of the BIDS dataset around a raw file."""
-    described = next((p for p in path.parents if (p / "dataset_description.json").is_file()), None)
+    described = next((p for p in path.parents if (p / bids.DESCRIPTION).is_file()), None)
     named = next((p.parent for p in path.parents if p.name.startswith("sub-") and "_" not in p.name), None)
     root = described or named
     if root is None or not path.is_file():

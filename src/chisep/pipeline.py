@@ -219,12 +219,14 @@ def opened(config: RunConfig) -> Iterator[Lock]:
     Raises
     ------
     InputError
-        If another run writes to it.
+        If another run writes to it, or its description is no JSON object.
     OutputError
         If it cannot be written.
     """
     with locked(config.out) as lock:
-        if not (config.out / "dataset_description.json").exists():
+        if (config.out / bids.DESCRIPTION).exists():
+            bids.renew_link(config.out, config.bids)
+        else:
             bids.write_dataset_description(config.out, "chisep derivatives", derivative=True, raw=config.bids)
         yield lock
 

@@ -219,3 +219,22 @@ class TestImport:
     def test_refuses_labels_with_separators(self, files):
         with pytest.raises(InputError, match="letters and digits"):
             self.config(files, subject="../01")
+
+
+def test_the_link_to_the_raw_dataset_follows_a_move(tmp_path):
+    here, there = tmp_path / "out", tmp_path / "far" / "away" / "out"
+    bids.write_dataset_description(here, "made", derivative=True, raw=tmp_path / "raw")
+    described = json.loads((here / bids.DESCRIPTION).read_text())
+    assert described["DatasetLinks"] == {"raw": "../raw"}
+    (here / bids.DESCRIPTION).write_text(json.dumps(described | {"Authors": ["Somebody"]}))
+    there.parent.mkdir(parents=True)
+    here.rename(there)
+    bids.renew_link(there, tmp_path / "raw")
+    found = json.loads((there / bids.DESCRIPTION).read_text())
+    assert found == described | {"Authors": ["Somebody"], "DatasetLinks": {"raw": "../../../raw"}}
+
+
+def test_a_broken_description_is_named(tmp_path):
+    (tmp_path / bids.DESCRIPTION).write_text("{")
+    with pytest.raises(InputError, match="dataset_description.json"):
+        bids.renew_link(tmp_path, tmp_path / "raw")

@@ -23,6 +23,7 @@ from chisep.io.files import write_json, write_text
 from chisep.io.places import is_directory, is_file, is_label, require_label
 
 BIDS_VERSION = "1.10.0"
+DESCRIPTION = "dataset_description.json"
 LONGEST_TE_S = {"MEGRE": 0.3, "MESE": 1.0}
 """Above this an echo time is taken for milliseconds."""
 LOWEST_B0_T, HIGHEST_B0_T = 0.01, 25.0
@@ -197,10 +198,31 @@ def write_dataset_description(
     }
     content["GeneratedBy"] = [{"Name": "chisep", "Version": chisep.__version__}]
     if raw is not None:
-        content["DatasetLinks"] = {"raw": os.path.relpath(raw.absolute(), root.absolute())}
+        content["DatasetLinks"] = {"raw": _link(root, raw)}
     if derivative:
         write_text(root / ".bidsignore", _NOT_IN_BIDS)
-    return write_json(root / "dataset_description.json", content)
+    return write_json(root / DESCRIPTION, content)
+
+
+def _link(root: Path, raw: Path) -> str:
+    return os.path.relpath(raw.absolute(), root.absolute())
+
+
+def renew_link(root: Path, raw: Path) -> None:
+    """Let the description of a dataset say where the raw one is now, should one of them have been moved.
+
+    All else in the description is kept.
+
+    Raises
+    ------
+    InputError
+        If the description is no JSON object.
+    """
+    content = read_json(root / DESCRIPTION)
+    links = content.get("DatasetLinks")
+    links = dict(links) if isinstance(links, dict) else {}
+    if links.get("raw") != _link(root, raw):
+        write_json(root / DESCRIPTION, content | {"DatasetLinks": links | {"raw": _link(root, raw)}})
 
 
 def read_sidecar(image: Path, root: Path) -> dict[str, Any]:

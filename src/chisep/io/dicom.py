@@ -121,7 +121,7 @@ def convert(config: DicomConfig) -> list[Path]:
             ChisepWarning,
             stacklevel=2,
         )
-    if not (config.out / "dataset_description.json").exists():
+    if not (config.out / bids.DESCRIPTION).exists():
         bids.write_dataset_description(config.out, "Converted from DICOM by chisep")
     return [image.write(config) for image in images]
 

@@ -84,7 +84,7 @@ def import_session(config: ImportConfig) -> list[Path]:
     nifti.require_same_grid(magnitude, phase)
     spin_echo = _echoes(config.spin_echo, config.te_spin_echo) if config.spin_echo else None
     _refuse_overwriting(config)
-    if not (config.bids / "dataset_description.json").exists():
+    if not (config.bids / bids.DESCRIPTION).exists():
         bids.write_dataset_description(config.bids, "Imported by chisep")
     written = _write(config, magnitude, "MEGRE", config.te, part="mag")
     written += _write(config, phase, "MEGRE", config.te, part="phase")
