@@ -16,6 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from chisep.errors import ChisepWarning, InputError
@@ -125,6 +126,8 @@ class Rigid:
         return float(x), float(y), float(z)
 
 
+# Sums of many numbers depend on the number of threads in their last digits; the result should not.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def register(
     moving: MovingEchoes,
     moving_affine: Affine,
@@ -189,8 +192,6 @@ def register(
             if _largest_move_mm(step, points_mm) < config.tolerance_mm:
                 break
         after = level.agreement(estimate)
-    # Sums of many numbers depend on the number of threads in their last digits; the result should not.
-    estimate = np.round(estimate, 9)
     result = Rigid(estimate, centre_mm, _largest_move_mm(estimate, reach_mm), before, after)
     shift_mm, rotation_deg = math.hypot(*result.translation_mm), result.rotation_deg
     if not shift_mm <= config.max_shift_mm or not rotation_deg <= config.max_rotation_deg:

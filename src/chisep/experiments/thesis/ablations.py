@@ -89,7 +89,7 @@ class AblationsConfig(AppliedConfig, LesionsConfig):
     """Crops of a batch."""
     epochs: int = 10
     """Epochs."""
-    steps_per_epoch: int = 100
+    steps_per_epoch: int = 50
     """Batches of an epoch."""
     validation_crops: int = 32
     """Crops of the validation subject, which choose the best epoch."""
