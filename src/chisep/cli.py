@@ -364,6 +364,10 @@ def _weights(arguments: Sequence[str]) -> int:
     cards = weight_cards(config)
     if config.json:
         print(json.dumps(cards, indent=2, ensure_ascii=False))
+    elif config.card:
+        from chisep.model_card import model_card
+
+        print(*(model_card(card) for card in cards.values()), sep="\n", end="")
     elif not cards:
         print("no weights come with this version; `chisep train` makes them")
     elif config.name:

@@ -385,6 +385,8 @@ class WeightsConfig:
     """Weights to describe in full; a table of all if left out."""
     json: bool = False
     """Print JSON."""
+    card: bool = False
+    """Print model cards in Markdown."""
 
 
 def describe(config: WeightsConfig) -> dict[str, dict[str, Any]]:

@@ -87,9 +87,9 @@ class AblationsConfig(AppliedConfig, LesionsConfig):
     """Edge of a crop in voxels."""
     batch_size: int = 2
     """Crops of a batch."""
-    epochs: int = 10
+    epochs: int = 5
     """Epochs."""
-    steps_per_epoch: int = 50
+    steps_per_epoch: int = 100
     """Batches of an epoch."""
     validation_crops: int = 32
     """Crops of the validation subject, which choose the best epoch."""

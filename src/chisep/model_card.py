@@ -1,0 +1,85 @@
+"""Model card of a trained network, in Markdown, from all that is known of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from chisep.errors import InputError
+
+_LIMITS = """\
+## What it was not tested on
+Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and χ_neg.
+It was not tested on other field strengths, voxel sizes, echo times or contrasts than those of its training data, nor
+on diseases that these do not have. It is no medical device and no basis for a diagnosis."""
+
+
+def model_card(card: Mapping[str, Any]) -> str:
+    """Write what is known of weights as a page.
+
+    Parameters
+    ----------
+    card
+        As `chisep.api.weight_cards` returns it of one network.
+
+    Returns
+    -------
+    str
+        Markdown: purpose, network, training data and licence, training, what it was not tested on.
+
+    Raises
+    ------
+    InputError
+        If the header of the weights does not say all of it.
+    """
+    try:
+        return _page(card)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            "model card",
+            found=f"a header of weights without what it should say ({error})",
+            wanted="weights that `chisep train` of this version wrote",
+            remedy="Leave --card out to see what the header says.",
+        ) from error
+
+
+def _page(card: Mapping[str, Any]) -> str:
+    network, recipe, data = card["network"], card["recipe"], card["training_data"]
+    unrolled = network["unrolled"]
+    shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {network['unet']['norm']} norm"
+    if unrolled:
+        shape += f", {unrolled['iterations']} iterations with physics, α from {unrolled['alpha']:g}"
+    optimiser, crops = recipe["optimiser"], recipe["crops"]
+    statistics = [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in card["statistics"].items()]
+    rows = {
+        "from": _joined(network["inputs"]),
+        "to": _joined(network["outputs"]),
+        "network": f"{shape}; {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB",
+        "B0": "along the third axis; other scans are turned" if network["b0_along_z"] else "not asked for",
+        "trained on": f"{data['dataset']}: subjects {_joined(data['train'])}",
+        "best epoch chosen on": f"subjects {_joined(data['validation'])}",
+        "licence of the data": card["licence_of_data"],
+        "mean ± SD of the data (ppm)": _joined(statistics),
+        "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
+        f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
+        f"seed {recipe['seed']}",
+        "loss": _joined(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight),
+        "best validation loss": f"{header['metrics']['validation_loss']:.4f} after step {header['best_step']}",
+        "made by": f"chisep {header['made_by']['chisep']}, commit {header['made_by']['commit']}",
+    }
+    return "\n".join(
+        (
+            f"# {header['name']}\n",
+            f"{header['summary'][:1].upper()}{header['summary'][1:]} ({header['reference']}).\n",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {text} |" for name, text in rows.items()),
+            "",
+            _LIMITS,
+            "",
+        )
+    )
+
+
+def _joined(values: Iterable[Any], by: str = ", ") -> str:
+    return by.join(str(value) for value in values)
