@@ -248,6 +248,9 @@ class TestNetworks:
         assert "wanted one to chi" in capsys.readouterr().err
 
 
+CARDS = Path(__file__).parent.parent / "docs" / "weights"
+
+
 class TestWeights:
     def test_shipped_weights_say_how_far_to_trust_them(self):
         cards = api.weight_cards(WeightsConfig())
@@ -269,6 +272,21 @@ class TestWeights:
         printed = capsys.readouterr().out
         for words in (str(card["parameters"]), "qsm, r2prime, field", "CC0-1.0", "validation_loss"):
             assert words in printed
+
+    def test_model_cards_are_those_of_the_manual(self, capsys):
+        cards = api.weight_cards(WeightsConfig())
+        assert {path.stem for path in CARDS.glob("*.md")} == set(cards)
+        for name, card in cards.items():
+            assert cli.main(["weights", name, "--card"]) == 0
+            printed = capsys.readouterr().out
+            assert printed == (CARDS / f"{name}.md").read_text(encoding="utf-8")
+            for words in ("rained on simulated subjects, not validated in vivo", card["licence_of_data"]):
+                assert words in printed
+
+    def test_card_of_a_header_that_says_too_little(self, tmp_path, capsys):
+        path = save_untrained(tmp_path, "chi-sepnet-r2p")
+        assert cli.main(["weights", str(path), "--card"]) == 1
+        assert "'recipe'" in capsys.readouterr().err
 
     def test_no_such_weights(self, capsys):
         assert cli.main(["weights", "no-such-weights"]) == 1

@@ -9,9 +9,9 @@ from chisep.errors import InputError
 
 _LIMITS = """\
 ## What it was not tested on
-Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and χ_neg.
-It was not tested on other field strengths, voxel sizes, echo times or contrasts than those of its training data, nor
-on diseases that these do not have. It is no medical device and no basis for a diagnosis."""
+Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and
+χ_neg. It was not tested on other field strengths, voxel sizes or contrasts than those of its training data or on
+diseases that these do not have. It is no medical device and no basis for a diagnosis."""
 
 
 def model_card(card: Mapping[str, Any]) -> str:
@@ -49,7 +49,8 @@ def _page(card: Mapping[str, Any]) -> str:
     shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {network['unet']['norm']} norm"
     if unrolled:
         shape += f", {unrolled['iterations']} iterations with physics, α from {unrolled['alpha']:g}"
-    optimiser, crops = recipe["optimiser"], recipe["crops"]
+    optimiser, crops, made_by = recipe["optimiser"], recipe["crops"], card["made_by"]
+    loss = card["metrics"]["validation_loss"]
     statistics = [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in card["statistics"].items()]
     rows = {
         "from": _joined(network["inputs"]),
@@ -64,13 +65,13 @@ def _page(card: Mapping[str, Any]) -> str:
         f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
         f"seed {recipe['seed']}",
         "loss": _joined(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight),
-        "best validation loss": f"{header['metrics']['validation_loss']:.4f} after step {header['best_step']}",
-        "made by": f"chisep {header['made_by']['chisep']}, commit {header['made_by']['commit']}",
+        "best validation loss": f"{loss:.4f} after step {card['best_step']}",
+        "made by": f"chisep {made_by['chisep']}, commit {made_by['commit']}",
     }
     return "\n".join(
         (
-            f"# {header['name']}\n",
-            f"{header['summary'][:1].upper()}{header['summary'][1:]} ({header['reference']}).\n",
+            f"# {card['name']}\n",
+            f"{card['summary'][:1].upper()}{card['summary'][1:]} ({card['reference']}).\n",
             "| | |",
             "|---|---|",
             *(f"| {name} | {text} |" for name, text in rows.items()),

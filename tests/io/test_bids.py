@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -236,5 +237,5 @@ def test_the_link_to_the_raw_dataset_follows_a_move(tmp_path):
 
 def test_a_broken_description_is_named(tmp_path):
     (tmp_path / bids.DESCRIPTION).write_text("{")
-    with pytest.raises(InputError, match="dataset_description.json"):
+    with pytest.raises(InputError, match=re.escape(bids.DESCRIPTION)):
         bids.renew_link(tmp_path, tmp_path / "raw")

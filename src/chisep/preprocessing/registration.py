@@ -126,8 +126,6 @@ class Rigid:
         return float(x), float(y), float(z)
 
 
-# Sums of many numbers depend on the number of threads in their last digits; the result should not.
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def register(
     moving: MovingEchoes,
     moving_affine: Affine,
@@ -167,7 +165,19 @@ def register(
         The identity, with a warning, where the estimate is worse than the headers, beyond the limits, or
         too little of the brain is in both scans.
     """
-    config = config or RegistrationConfig()
+    # Sums of many numbers depend on the number of threads in their last digits; the result should not.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _registered(moving, moving_affine, fixed, fixed_affine, mask, config or RegistrationConfig())
+
+
+def _registered(
+    moving: MovingEchoes,
+    moving_affine: Affine,
+    fixed: Echoes,
+    fixed_affine: Affine,
+    mask: MaskVolume,
+    config: RegistrationConfig,
+) -> Rigid:
     centre_mm, reach_mm = _extent(mask, fixed_affine)
     rng = np.random.default_rng(config.seed)
     still = _Images(fixed, fixed_affine, mask, config.rim_mm)
@@ -205,7 +215,7 @@ def _not_believed(centre_mm: tuple[float, float, float], before: float, why: str
     warnings.warn(
         f"the registration of the scans failed: {why}; the alignment of the headers is kept",
         ChisepWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return Rigid(centre_mm=centre_mm, agreement_before=before, agreement=before, found=False)
 
