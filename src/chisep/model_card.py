@@ -10,8 +10,8 @@ from chisep.errors import InputError
 _LIMITS = """\
 ## What it was not tested on
 Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and
-χ_neg. It was not tested on other field strengths, voxel sizes or contrasts than those of its training data or on
-diseases that these do not have. It is no medical device and no basis for a diagnosis."""
+χ_neg. It was not tested on other field strengths, voxel sizes or contrasts than those of its training data,
+nor on diseases these do not have. It is no medical device and no basis for a diagnosis."""
 
 
 def model_card(card: Mapping[str, Any]) -> str:
