@@ -47,7 +47,7 @@ from chisep.experiments.thesis.patients import (
     slope_text,
 )
 from chisep.experiments.thesis.patients import summarised as lesion_summary
-from chisep.experiments.thesis.rows import checksums, qsmnet_chi, weights_path
+from chisep.experiments.thesis.rows import PRECISION, checksums, qsmnet_chi, weights_path
 from chisep.experiments.thesis.table import COLUMNS, NAMES, mean_and_sd
 from chisep.io import bids
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
@@ -342,7 +342,9 @@ class _Scans:
         if (name, run.qsm) not in self._chi:
             self._chi[name, run.qsm] = chi_of(case, run.qsm, self._config.weights_folder)
         maps = replace(case.maps, chi_ppm=self._chi[name, run.qsm])
-        return methods.separate(maps, "chi-sepnet-r2p", NetworkOptions(weights=str(weights)))
+        return methods.separate(
+            maps, "chi-sepnet-r2p", NetworkOptions(weights=str(weights), precision=PRECISION)
+        )
 
 
 def chi_of(case: Case, qsm: Qsm, folder: Path | None) -> Volume:

@@ -11,7 +11,7 @@ from chisep import methods, networks
 from chisep.errors import InputError
 from chisep.experiments.thesis.data import sha256
 from chisep.io.weights import load_header
-from chisep.networks import NetworkOptions
+from chisep.networks import NetworkOptions, Precision
 from chisep.types import Maps, Sources, Volume
 
 RECIPES: Mapping[str, str] = {
@@ -23,6 +23,8 @@ RECIPES: Mapping[str, str] = {
 }
 """Networks by the name of their weights → recipe, in the order in which they are trained."""
 WEIGHTS_FILE = "weights.safetensors"
+PRECISION: Precision = "single"
+"""Of networks under test: their numbers should not depend on what the hardware is fast at."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def described(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, 
 
 def qsmnet_chi(maps: Maps, folder: Path | None) -> Volume:
     """χ of QSMnet in ppm, as the networks get it; errors as of `weights_path`."""
-    options = NetworkOptions(weights=str(weights_path("qsmnet", folder)))
+    options = NetworkOptions(weights=str(weights_path("qsmnet", folder)), precision=PRECISION)
     return methods.invert(maps, "qsmnet", options).chi_ppm
 
 
@@ -159,9 +161,11 @@ def iterates(maps: Maps, folder: Path | None) -> list[Sources]:
     """
     row = ROWS[UNROLLED]
     trained = networks.load(weights_path(UNROLLED, folder))
-    channels = networks.measured_channels(_given(row, maps), trained.config.inputs, NetworkOptions())
+    channels = networks.measured_channels(
+        _given(row, maps), trained.config.inputs, NetworkOptions(precision=PRECISION)
+    )
     ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
-    found = networks.iterates(trained, channels, maps.mask, maps.grid, ratio=ratio)
+    found = networks.iterates(trained, channels, maps.mask, maps.grid, ratio=ratio, precision=PRECISION)
     return [Sources(*x.clamp_(min=0)) for x in found]
 
 
@@ -176,4 +180,4 @@ def _options(row: Row, folder: Path | None) -> NetworkOptions | None:
     if not row.weights:
         return None
     own, *rates = (str(weights_path(name, folder)) for name in row.weights)
-    return NetworkOptions(weights=own, rate_weights=rates[0] if rates else "r2s")
+    return NetworkOptions(weights=own, rate_weights=rates[0] if rates else "r2s", precision=PRECISION)
