@@ -112,14 +112,21 @@ class Gradient(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """Differences to the next voxel along each axis."""
-        return torch.stack(
-            [(x.roll(-1, axis) - x) * s for axis, s in zip((-3, -2, -1), self.scale, strict=True)], dim=-4
-        )
+        differences = torch.stack((x, x, x), dim=-4).neg_()
+        for number, s in enumerate(self.scale):
+            row = differences.select(-4, number)
+            _add_rolled(row, x, number - 3, forth=True)
+            if s != 1:
+                row.mul_(s)
+        return differences
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Negative divergence."""
-        rows = zip(y.unbind(-4), (-3, -2, -1), self.scale, strict=True)
-        return torch.stack([(row.roll(1, axis) - row) * s for row, axis, s in rows]).sum(0)
+        total = torch.zeros_like(y.select(-4, 0))
+        for row, axis, s in zip(y.unbind(-4), (-3, -2, -1), self.scale, strict=True):
+            total.sub_(row, alpha=s)
+            _add_rolled(total, row, axis, forth=False, factor=s)
+        return total
 
     def symbol(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Return the gram in k-space, shape (i, j, k//2 + 1): the eigenvalues of the Laplacian."""
@@ -132,3 +139,11 @@ class Gradient(LinearOperator):
             value = (2 * s * torch.sin(torch.pi * freq.to(dtype))) ** 2
             total = total + value.reshape([-1 if a == axis else 1 for a in range(3)])
         return total
+
+
+def _add_rolled(total: Tensor, x: Tensor, axis: int, *, forth: bool, factor: float = 1.0) -> None:
+    """Add to each voxel, in place, the next one of x along an axis, or the one before."""
+    n = x.shape[axis]
+    here, there = ((0, 1) if forth else (1, 0)), (n - 1, 0) if forth else (0, n - 1)
+    total.narrow(axis, here[0], n - 1).add_(x.narrow(axis, here[1], n - 1), alpha=factor)
+    total.narrow(axis, there[0], 1).add_(x.narrow(axis, there[1], 1), alpha=factor)

@@ -415,7 +415,8 @@ class _Session:
             if config.maps:
                 posed = reoriented(tissue, tilt_deg) if number else tissue
                 maps = measured_maps(posed, config, maps_rngs[number], implants_mm)
-                self._write_maps(posed, _misplaced(maps, posed, rest), acq, misplaced)
+                # As of people, the spin echo is acquired in one pose.
+                self._write_maps(posed, _misplaced(maps, posed, rest), acq, misplaced, spin_echo=not number)
                 if coils is None:
                     self._write_field(posed, maps.fields.local_ppm * posed.mask, acq, {})
             if coils is not None:
@@ -516,16 +517,26 @@ class _Session:
         write_json(path, facts | {"MegreToMeseWorldMm": transform.tolist()})
 
     def _write_maps(
-        self, tissue: Tissue, maps: MeasuredMaps, acq: str | None, misplaced: Mapping[str, Any]
+        self,
+        tissue: Tissue,
+        maps: MeasuredMaps,
+        acq: str | None,
+        misplaced: Mapping[str, Any],
+        *,
+        spin_echo: bool,
     ) -> None:
         inside = tissue.mask
-        for desc, suffix, volume, sigma, units in (
+        described: list[tuple[str | None, str, Volume, Volume | None, str]] = [
             ("local", "fieldmap", maps.local_ppm, maps.field_sigma_ppm, "ppm"),
             ("total", "fieldmap", maps.total_ppm, maps.field_sigma_ppm, "ppm"),
-            (None, "R2primemap", maps.r2prime_hz, maps.r2prime_sigma_hz, "1/s"),
             (None, "R2starmap", maps.r2star_hz, None, "1/s"),
-            (None, "R2map", maps.r2_hz, None, "1/s"),
-        ):
+        ]
+        if spin_echo:
+            described += [
+                (None, "R2primemap", maps.r2prime_hz, maps.r2prime_sigma_hz, "1/s"),
+                (None, "R2map", maps.r2_hz, None, "1/s"),
+            ]
+        for desc, suffix, volume, sigma, units in described:
             facts: dict[str, Any] = {"Units": units, **misplaced}
             if sigma is not None:
                 facts["NoiseSdMedian"] = float(sigma[inside].median())

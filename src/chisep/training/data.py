@@ -38,7 +38,7 @@ _FILES: Mapping[Channel, tuple[str, str, str | None]] = {
 }
 _RATES: tuple[Channel, ...] = ("r2prime", "r2star")
 _OF_THE_SCAN: tuple[Channel, ...] = ("field", "r2prime", "r2star", "qsm")
-"""Channels that each head orientation has of its own; the others are of the subject."""
+"""Channels that each scan has of its own, but R2' maybe; the others are of the subject."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,11 @@ def _load(
     d_r = default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))).pos_hz_per_ppm
 
     def read(channel: Channel) -> Volume:
-        image = nifti.load(acquisition_path(folders, channel, subject, field_path))
+        path = acquisition_path(folders, channel, subject, field_path)
+        if channel == "r2prime" and not path.is_file():
+            # The spin echo is usually acquired once: R2' of the first scan, registered, is that of all.
+            path = acquisition_path(folders, channel, subject, field_maps(folders, subject)[0])
+        image = nifti.load(path)
         nifti.require_same_grid(reference, image)
         volume = box.cut(torch.from_numpy(image.data)) * box.mask
         return volume / d_r if channel in _RATES else volume
