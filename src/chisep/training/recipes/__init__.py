@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from chisep.errors import InputError, unknown_name
@@ -15,9 +14,6 @@ from chisep.training.module import OptimiserConfig
 SMALL_WIDTHS = (8, 16, 32, 64)
 """Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
 _HIGHER, _ANNEALING = 3.0, 20.0
-_SMALL_BUDGET = {"steps_per_epoch": 50, "saves_per_epoch": 2, "validation_crops": 16}
-# All others stand on the χ of this one.
-_QSMNET_BUDGET = {"steps_per_epoch": 100, "saves_per_epoch": 4, "validation_crops": 32}
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,9 @@ class Recipe:
             )
 
 
-def small(recipe: Recipe, budget: Mapping[str, int] = _SMALL_BUDGET) -> Recipe:
+def small(
+    recipe: Recipe, *, steps_per_epoch: int = 50, saves_per_epoch: int = 2, validation_crops: int = 16
+) -> Recipe:
     """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 1000 steps in all."""
     return annealed(
         replace(
@@ -68,7 +66,9 @@ def small(recipe: Recipe, budget: Mapping[str, int] = _SMALL_BUDGET) -> Recipe:
             network=replace(recipe.network, unet=replace(recipe.network.unet, widths=SMALL_WIDTHS)),
             crops=replace(recipe.crops, size=48),
             batch_size=2,
-            **budget,
+            steps_per_epoch=steps_per_epoch,
+            saves_per_epoch=saves_per_epoch,
+            validation_crops=validation_crops,
         )
     )
 
@@ -92,11 +92,12 @@ def recipes() -> dict[str, Recipe]:
     from chisep.training.recipes import chisepnet, qsmnet, unrolled
 
     published = {**qsmnet.RECIPES, **chisepnet.RECIPES, **unrolled.RECIPES}
-    narrow = {
-        name: small(recipe, _QSMNET_BUDGET if name == "qsmnet" else _SMALL_BUDGET)
-        for name, recipe in published.items()
-    }
-    return {**published, **{f"{name}-small": recipe for name, recipe in narrow.items()}}
+    narrow = {f"{name}-small": small(recipe) for name, recipe in published.items()}
+    # All others stand on the χ of this one.
+    narrow["qsmnet-small"] = small(
+        published["qsmnet"], steps_per_epoch=100, saves_per_epoch=4, validation_crops=32
+    )
+    return {**published, **narrow}
 
 
 def find(name: str) -> Recipe:
