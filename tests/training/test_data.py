@@ -323,11 +323,23 @@ def copied(folders, tmp_path) -> FoldersConfig:
     return replace(folders, dataset=tmp_path, train=("02",))
 
 
+def test_r2prime_of_the_first_scan_serves_those_without(copied):
+    first, second, _ = load_scans(copied, ("02",), NETWORK)
+    assert torch.equal(second.channels["r2prime"], first.channels["r2prime"])
+    assert not torch.equal(second.channels["field"], first.channels["field"])
+    path = copied.folder("maps") / "sub-02/anat/sub-02_acq-ori1_R2primemap.nii.gz"
+    image = nifti.load(path)
+    nifti.save(path.with_name(path.name.replace("ori1", "ori2")), 2 * image.data, image.affine)
+    first, second, third = load_scans(copied, ("02",), NETWORK)
+    assert torch.equal(second.channels["r2prime"], 2 * first.channels["r2prime"])
+    assert torch.equal(third.channels["r2prime"], first.channels["r2prime"])
+
+
 class TestBrokenData:
     @pytest.mark.parametrize(
         "name",
         [
-            "maps/sub-02/anat/sub-02_acq-ori2_R2primemap.nii.gz",
+            "maps/sub-02/anat/sub-02_acq-ori1_R2primemap.nii.gz",
             "qsm/sub-02/anat/sub-02_acq-ori3_Chimap.nii.gz",
             "labels/sub-02/anat/sub-02_desc-diamagnetic_Chimap.nii.gz",
             "truth/sub-02/anat/sub-02_desc-brain_mask.nii.gz",
