@@ -36,7 +36,6 @@ def test_small_recipes_differ_in_size_and_learning_rate(name):
         network=small.network,
         crops=replace(recipe.crops, size=small.crops.size),
         steps_per_epoch=small.steps_per_epoch,
-        saves_per_epoch=small.saves_per_epoch,
         batch_size=small.batch_size,
         validation_crops=small.validation_crops,
         optimiser=small.optimiser,

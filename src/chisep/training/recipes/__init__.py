@@ -56,10 +56,8 @@ class Recipe:
             )
 
 
-def small(
-    recipe: Recipe, *, steps_per_epoch: int = 50, saves_per_epoch: int = 2, validation_crops: int = 16
-) -> Recipe:
-    """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 1000 steps in all."""
+def small(recipe: Recipe, *, steps_per_epoch: int = 200, validation_crops: int = 16) -> Recipe:
+    """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 4000 steps in all."""
     return annealed(
         replace(
             recipe,
@@ -67,7 +65,6 @@ def small(
             crops=replace(recipe.crops, size=48),
             batch_size=2,
             steps_per_epoch=steps_per_epoch,
-            saves_per_epoch=saves_per_epoch,
             validation_crops=validation_crops,
         )
     )
@@ -93,10 +90,8 @@ def recipes() -> dict[str, Recipe]:
 
     published = {**qsmnet.RECIPES, **chisepnet.RECIPES, **unrolled.RECIPES}
     narrow = {f"{name}-small": small(recipe) for name, recipe in published.items()}
-    # All others stand on the χ of this one.
-    narrow["qsmnet-small"] = small(
-        published["qsmnet"], steps_per_epoch=100, saves_per_epoch=4, validation_crops=32
-    )
+    # Its validation loss stands still after half as many steps.
+    narrow["qsmnet-small"] = small(published["qsmnet"], steps_per_epoch=100, validation_crops=32)
     return {**published, **narrow}
 
 
