@@ -15,9 +15,11 @@ from torch import Tensor
 from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io.weights import load_header, load_weights
+from chisep.models.chisepnet import OnePass
 from chisep.models.network import SOURCES, Channel, Network, NetworkConfig, build
+from chisep.models.proximal import ProximalConfig
 from chisep.models.unet import UNetConfig
-from chisep.models.unrolled import Unrolled, UnrolledConfig
+from chisep.models.unrolled import UnrolledConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility, Volume
@@ -28,7 +30,7 @@ Precision = Literal["auto", "single", "bfloat16"]
 """Of convolutions; auto: bfloat16 where the hardware has it."""
 
 
-C = TypeVar("C", UNetConfig, UnrolledConfig)
+C = TypeVar("C", UNetConfig, UnrolledConfig, ProximalConfig)
 _MOST_ENTRIES, _LARGEST_COUNT, _MOST_PASSES = 12, 4096, 100
 """Of a description that is worth building: levels or channels, their width or number, and iterations."""
 
@@ -137,14 +139,16 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
     channels = tuple[Channel, ...]
     if not (_fits(facts["inputs"], channels) and _fits(facts["outputs"], channels)):
         raise ValueError("channels that are not known")
-    unrolled = facts["unrolled"]
-    if unrolled is not None and not unrolled.get("iterations", 1) <= _MOST_PASSES:
-        raise ValueError(f"more than {_MOST_PASSES} iterations")
+    unrolled, proximal = facts["unrolled"], facts.get("proximal")
+    for physics, count in ((unrolled, "iterations"), (proximal, "passes")):
+        if physics is not None and not physics.get(count, 1) <= _MOST_PASSES:
+            raise ValueError(f"more than {_MOST_PASSES} {count}")
     return NetworkConfig(
         tuple(facts["inputs"]),
         tuple(facts["outputs"]),
         _config_of(UNetConfig, facts["unet"]),
         None if unrolled is None else _config_of(UnrolledConfig, unrolled),
+        None if proximal is None else _config_of(ProximalConfig, proximal),
         facts.get("b0_along_z", False),
     )
 
@@ -224,7 +228,7 @@ def iterates(
     y = torch.stack([box.cut(channels[name]) for name in trained.config.inputs]) * box.mask
     low = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(mask.device))
     with torch.autocast(mask.device.type, torch.bfloat16, enabled=low):
-        if isinstance(trained.network, Unrolled):
+        if not isinstance(trained.network, OnePass):
             phi = Separation(Dipole(box.grid, device=mask.device), ratio, box.mask[None])
             found = trained.network.iterates(y[None], box.mask[None, None], phi)
         else:

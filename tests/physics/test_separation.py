@@ -113,3 +113,33 @@ def test_closed_forms_refuse_a_mask(phi):
         masked.gram_symbol()
     with pytest.raises(ValueError, match="no mask"):
         masked.proximal(random(3, *GRID.shape), random(2, *GRID.shape))
+
+
+def test_data_step_is_the_proximal_step_where_that_is_closed():
+    """Lengths in (χ_pos + χ_neg, χ_pos − χ_neg) are √2 times those in (χ_pos, χ_neg)."""
+    phi = Separation(Dipole(GRID, pad=False, dtype=torch.float64))
+    y, z = random(3, *GRID.shape), random(2, *GRID.shape, seed=3)
+    made = phi.data_step(y[1], y[2], z, torch.tensor(0.7), torch.tensor(40.0))
+    torch.testing.assert_close(made, phi.proximal(y, z, (0.0, 0.7, 40.0), rho=2.0))
+
+
+def test_data_step_leaves_what_agrees_with_the_data():
+    mask = some_voxels(*SMALL.shape)
+    phi = Separation(Dipole(SMALL, dtype=torch.float64), 0.6, mask)
+    z = random(2, *SMALL.shape)
+    y = phi.apply(z)
+    weights = torch.tensor(3.0), torch.tensor(100.0)
+    torch.testing.assert_close(phi.data_step(y[1], y[2], z, *weights), z)
+
+
+def test_data_step_of_a_batch_has_weights_for_each_volume():
+    mask = some_voxels(2, *SMALL.shape)
+    dipole = Dipole(SMALL, dtype=torch.float64)
+    y, z = random(2, 3, *SMALL.shape), random(2, 2, *SMALL.shape, seed=3)
+    weights = torch.tensor([0.5, 2.0], dtype=torch.float64), torch.tensor([10.0, 90.0], dtype=torch.float64)
+    shaped = [w.reshape(2, 1, 1, 1) for w in weights]
+    both = Separation(dipole, 0.6, mask).data_step(y[:, 1], y[:, 2], z, *shaped)
+    for n in range(2):
+        alone = Separation(dipole, 0.6, mask[n])
+        made = alone.data_step(y[n, 1], y[n, 2], z[n], weights[0][n], weights[1][n])
+        torch.testing.assert_close(made, both[n])

@@ -24,6 +24,7 @@ from chisep.networks import has_fast_bfloat16, load
 from chisep.training.data import load_scans, statistics
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule
+from chisep.training.recipes import recipes
 from chisep.training.train import course, read_scans, train
 from tests.training.tiny import config, tiny
 
@@ -53,7 +54,7 @@ def run_script(name: str, out: Path, dataset: Path) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("name", ["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "thesis-unrolled"])
+@pytest.mark.parametrize("name", [name for name in recipes() if not name.endswith("-small")])
 def test_the_loss_falls(name, dataset, tmp_path):
     recipe = tiny(name, epochs=1, steps_per_epoch=40, saves_per_epoch=20)
     done = train(config(tmp_path, dataset, recipe))

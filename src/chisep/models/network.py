@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from chisep.errors import InputError
 from chisep.models.chisepnet import OnePass
+from chisep.models.proximal import Proximal, ProximalConfig
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import Unrolled, UnrolledConfig
 
@@ -17,10 +18,12 @@ Channel = Literal["field", "qsm", "r2prime", "r2star", "chi", "chi_pos", "chi_ne
 χ; χ_pos; χ_neg."""
 Statistics = Mapping[str, tuple[float, float]]
 """Mean and standard deviation in ppm of each channel in the brains that a network was trained on."""
-Network = OnePass | Unrolled
+Network = OnePass | Unrolled | Proximal
 SOURCES: tuple[Channel, Channel] = ("chi_pos", "chi_neg")
 PHI_ROWS: tuple[Channel, Channel, Channel] = ("qsm", "r2prime", "field")
 """Order of the rows of Φ, which the unrolled network needs."""
+MEASURED_ROWS: tuple[Channel, Channel] = ("r2prime", "field")
+"""Rows of Φ without a χ map, which the proximal network needs."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class NetworkConfig:
     """The U-net."""
     unrolled: UnrolledConfig | None = None
     """Physics steps and passes of the U-net in turn; one pass without physics if None."""
+    proximal: ProximalConfig | None = None
+    """Exact data steps and passes of U-nets in turn."""
     b0_along_z: bool = False
     """Whether it knows heads turned so that B0 is along the third axis, in training and after: a U-net is not
     told where B0 is."""
@@ -42,14 +47,17 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         unknown = {*self.inputs, *self.outputs} - set(get_args(Channel))
         empty = not self.inputs or not self.outputs
-        wrong = self.unrolled is not None and (self.inputs, self.outputs) != (PHI_ROWS, SOURCES)
-        if unknown or empty or wrong:
+        rows = PHI_ROWS if self.proximal is None else MEASURED_ROWS
+        physics = self.unrolled is not None or self.proximal is not None
+        wrong = physics and (self.inputs, self.outputs) != (rows, SOURCES)
+        both = self.unrolled is not None and self.proximal is not None
+        if unknown or empty or wrong or both:
             raise InputError(
                 "network",
                 found=f"inputs {self.inputs}, outputs {self.outputs}",
                 wanted="channels out of " + ", ".join(get_args(Channel))
                 if unknown or empty
-                else f"{PHI_ROWS} to {SOURCES} for an unrolled network",
+                else f"{rows} to {SOURCES} for a network with physics, of one kind",
                 remedy="Correct the channels.",
             )
 
@@ -91,6 +99,8 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
     def of(names: tuple[Channel, ...]) -> tuple[list[float], list[float]]:
         return [statistics[name][0] for name in names], [statistics[name][1] for name in names]
 
+    if config.proximal is not None:
+        return Proximal(config.unet, config.proximal, *of(config.inputs + config.outputs))
     if config.unrolled is not None:
         return Unrolled(config.unet, config.unrolled, *of(config.outputs))
     return OnePass(config.unet, *of(config.inputs), *of(config.outputs))

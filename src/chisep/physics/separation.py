@@ -129,3 +129,42 @@ class Separation(LinearOperator):
             ((nn * pos - pn * neg) / determinant, (pp * neg - pn * pos) / determinant), dim=-4
         )
         return self.dipole.volume(solved)
+
+    def data_step(
+        self, r2prime_ppm: Tensor, field_ppm: Tensor, z: Tensor, weight_r2prime: Tensor, weight_field: Tensor
+    ) -> Tensor:
+        """Step from z to what R2' and the field say, exact and without iterations, padded and masked or not.
+
+        With s = χ_pos + r χ_neg and χ = χ_pos − χ_neg it minimises
+
+            ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖s − z_s‖² + ½ ‖χ − z_χ‖²,
+
+        the first two voxel by voxel, the others per k-space point, where the field outside the mask, which
+        nobody measured, is that of z.
+
+        Parameters
+        ----------
+        r2prime_ppm
+            R2'/D_r,pos, shape (..., i, j, k).
+        field_ppm
+            Local field, shape (..., i, j, k).
+        z
+            Where the prior wants x to be, shape (..., 2, i, j, k).
+        weight_r2prime, weight_field
+            w_r and w_f: the prior's variance over that of the noise; one number, or one a volume, of shape
+            (..., 1, 1, 1).
+
+        Returns
+        -------
+        Tensor
+            Shape (..., 2, i, j, k); outside the mask that of z, but for what the dipole spreads there.
+        """
+        pos, neg = z.unbind(-4)
+        total, chi = pos + self.ratio * neg, pos - neg
+        gain = weight_r2prime / (weight_r2prime + 1)
+        total = total + gain * self._measured(r2prime_ppm - total)
+        kernel = self.dipole.kernel
+        spectrum = self.dipole.spectrum(self._measured(field_ppm - self.dipole.apply(chi)))
+        chi = chi + self.dipole.volume(spectrum * (weight_field * kernel / (weight_field * kernel**2 + 1)))
+        neg = (total - chi) / (1 + self.ratio)
+        return torch.stack((chi + neg, neg), dim=-4)

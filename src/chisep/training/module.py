@@ -17,6 +17,9 @@ from chisep.physics.separation import Separation
 from chisep.training.data import Example
 from chisep.training.losses import LossConfig, loss_terms, total_loss
 
+_PHYSICS = ("alpha", "log_weights")
+"""Parameters of physics steps."""
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -25,7 +28,8 @@ class OptimiserConfig:
     learning_rate: float = 3e-4
     """Of the network's weights at the start."""
     alpha_learning_rate: float = 1e-2
-    """Of the step size α, a parameter group of its own: it hardly moves at the network's rate."""
+    """Of the step size α, or of the weights of data steps, a parameter group of its own: they hardly move at
+    the network's rate."""
     decay: float = 0.98
     """Factor on both rates after every `decay_steps` steps."""
     decay_steps: int = 1000
@@ -82,9 +86,9 @@ class TrainingModule(pl.LightningModule):
         return loss_terms(predicted, batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """RMSprop, α apart; both rates fall in steps."""
-        alpha = [p for name, p in self.network.named_parameters() if name == "alpha"]
-        rest = [p for name, p in self.network.named_parameters() if name != "alpha"]
+        """RMSprop, parameters of the physics apart; both rates fall in steps."""
+        alpha = [p for name, p in self.network.named_parameters() if name in _PHYSICS]
+        rest = [p for name, p in self.network.named_parameters() if name not in _PHYSICS]
         groups: list[dict[str, Any]] = [{"params": rest, "lr": self.optimiser.learning_rate}]
         if alpha:
             groups.append({"params": alpha, "lr": self.optimiser.alpha_learning_rate})

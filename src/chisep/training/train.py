@@ -330,6 +330,18 @@ def course(out: Path, quantity: str) -> list[tuple[int, float]]:
     return sorted(found.items())
 
 
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back, for comparing; without those that are None.
+
+    A setting that a later version added is None in the trainings of an earlier one.
+    """
+    read: dict[str, Any] = json.loads(
+        json.dumps(facts),
+        object_hook=lambda d: {name: value for name, value in d.items() if value is not None},
+    )
+    return read
+
+
 def _described(data: FoldersConfig) -> dict[str, Any]:
     name = "unnamed"
     description = data.dataset / "dataset_description.json"
@@ -383,10 +395,10 @@ def _strategy(accelerator: str, devices: int) -> Any:  # noqa: ANN401
 
 def _remember(config: TrainConfig) -> None:
     """Write recipe and data beside the checkpoints; refuse a folder that holds the training of others."""
-    wanted = json.loads(json.dumps({**asdict(config.recipe), "data": _described(config.data)}))
+    wanted = plain({**asdict(config.recipe), "data": _described(config.data)})
     record = config.out / _RECORD
     if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = plain(json.loads(record.read_text(encoding="utf-8")))
         if known != wanted:
             different = [name for name in wanted if known.get(name) != wanted[name]]
             raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from chisep.io.weights import load_header
 from chisep.networks import NetworkOptions
 from chisep.training.data import FoldersConfig
 from chisep.training.recipes import Recipe, find
-from chisep.training.train import ScansOfTraining, TrainConfig, train
+from chisep.training.train import ScansOfTraining, TrainConfig, plain, train
 
 RecipeName = Literal["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "thesis-unrolled"]
 
@@ -160,7 +159,7 @@ def trained_weights(
         The weights; None if the time was up before they were done.
     """
     weights = config.out / WEIGHTS_FILE
-    if weights.is_file() and _recipe_in(load_header(weights)) == _plain(asdict(config.recipe)):
+    if weights.is_file() and _recipe_in(load_header(weights)) == plain(asdict(config.recipe)):
         return weights
     left = clock.minutes_left()
     if left is not None and left <= 0:
@@ -169,12 +168,7 @@ def trained_weights(
 
 
 def _recipe_in(header: dict[str, Any]) -> dict[str, Any]:
-    return {"network": header.get("network"), **header.get("recipe", {})}
-
-
-def _plain(facts: dict[str, Any]) -> dict[str, Any]:
-    """As it is read back: JSON has no tuples."""
-    return dict(json.loads(json.dumps(facts)))
+    return plain({"network": header.get("network"), **header.get("recipe", {})})
 
 
 def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Progress | None) -> None:
