@@ -137,11 +137,14 @@ class TestIterates:
                 volume, [n for axis in (2, 1, 0) for n in (before[axis], after[axis])]
             )
 
-        plain = iterates(trained, maps, mask, grid)[-1]
-        big = wide(mask)
-        rimmed = iterates(trained, {c: wide(v) for c, v in maps.items()}, big, grid.reshaped(big.shape))[-1]
+        plain = iterates(trained, maps, mask, grid, precision="single")[-1]
+        big, placed = wide(mask), grid.reshaped(wide(mask).shape)
+        wider = {c: wide(v) for c, v in maps.items()}
+        rimmed = iterates(trained, wider, big, placed, precision="single")[-1]
         assert torch.isfinite(plain).all()
-        assert torch.equal(rimmed, torch.stack([wide(volume) for volume in plain]))
+        # Where in memory a volume lies decides on the last digits of convolutions, and nothing else.
+        expected = torch.stack([wide(volume) for volume in plain])
+        torch.testing.assert_close(rimmed, expected, rtol=1e-5, atol=1e-7)
 
     def test_axes_of_the_file_do_not_matter(self, folder):
         """Maps stored with another order and direction of axes give the same result, stored so."""

@@ -71,6 +71,7 @@ def _page(card: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             f"# {card['name']}\n",
+            f"**{card['trust'][:1].upper()}{card['trust'][1:]}.**\n",
             f"{card['summary'][:1].upper()}{card['summary'][1:]} ({card['reference']}).\n",
             "| | |",
             "|---|---|",

@@ -110,8 +110,26 @@ def point_dipole_kernel(
     largest_mm = min(n * edge for n, edge in zip(shape, voxel_mm, strict=True)) / 2
     # By now `square` is r³.
     field[0, 0, 0] = -field[square <= largest_mm**3].sum()
-    kernel: Tensor = torch.fft.rfftn(field).real.contiguous()
-    return kernel
+    return half_spectrum(field, shape).real.contiguous()
+
+
+def half_spectrum(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Transform x, padded with zeros to a shape, axis by axis to its half spectrum, (..., i, j, k // 2 + 1).
+
+    One transform of all axes is up to six times faster on a CPU, but its last digits depend on the number of
+    threads.
+    """
+    i, j, k = shape
+    spectrum: Tensor = torch.fft.fft(torch.fft.fft(torch.fft.rfft(x, n=k, dim=-1), n=j, dim=-2), n=i, dim=-3)
+    return spectrum
+
+
+def of_half_spectrum(spectrum: Tensor, shape: Sequence[int], cropped: Sequence[int]) -> Tensor:
+    """Transform a half spectrum of volumes of a shape back, cropped to the first voxels of each axis."""
+    i, j, k = cropped
+    along_k = torch.fft.ifft(torch.fft.ifft(spectrum, dim=-3)[..., :i, :, :], dim=-2)[..., :j, :]
+    x: Tensor = torch.fft.irfft(along_k, n=shape[2], dim=-1)[..., :k]
+    return x
 
 
 class Dipole(LinearOperator):
@@ -133,8 +151,8 @@ class Dipole(LinearOperator):
 
     Notes
     -----
-    Axes are transformed back one by one, so voxels that the crop would drop are not transformed along the
-    axes that come later. Forth, one transform of all axes is faster, zeros and all.
+    Zeros of the padding are never transformed along the axes that come later, and voxels that the crop would
+    drop are never transformed back (`half_spectrum`, `of_half_spectrum`).
     """
 
     def __init__(
@@ -192,18 +210,11 @@ class Dipole(LinearOperator):
 
     def spectrum(self, x: Tensor) -> Tensor:
         """Half spectrum of x on the (padded) grid, shape (..., *kernel.shape)."""
-        spectrum: Tensor = torch.fft.rfftn(x, s=self.padded_shape, dim=_AXES)
-        return spectrum
+        return half_spectrum(x, self.padded_shape)
 
     def volume(self, spectrum: Tensor) -> Tensor:
         """Inverse of `spectrum`, cropped to the grid, shape (..., i, j, k)."""
-        i, j, k = self.shape
-        if self.is_diagonal:
-            x: Tensor = torch.fft.irfftn(spectrum, s=self.shape, dim=_AXES)
-        else:
-            along_k = torch.fft.ifft(torch.fft.ifft(spectrum, dim=-3)[..., :i, :, :], dim=-2)[..., :j, :]
-            x = torch.fft.irfft(along_k, n=self.padded_shape[2], dim=-1)[..., :k]
-        return x
+        return of_half_spectrum(spectrum, self.padded_shape, self.shape)
 
     def apply(self, x: Tensor) -> Tensor:
         """Field of the sources x."""

@@ -12,7 +12,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from chisep.errors import InputError
-from chisep.physics.dipole import Dipole
+from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
 from chisep.preprocessing.mask import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
 
@@ -130,7 +130,9 @@ def vsharp(
         )
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
     # The filter removes constants anyway; without a large one less precision is lost.
-    field = torch.where(mask, total_field_ppm - total_field_ppm[mask].mean(), 0)[box]
+    field = torch.where(mask, total_field_ppm - float(total_field_ppm[mask].mean(dtype=torch.float64)), 0)[
+        box
+    ]
     local = torch.zeros_like(total_field_ppm)
     undo = _field_of_sources if config.iterations else _deconvolved
     local[box] = undo(field, mask[box], depth[box], grid, smallest, config)
@@ -172,7 +174,7 @@ def _deconvolved(
 ) -> Tensor:
     """Filter with many radii, then divide by the spectrum of the largest where it is not small."""
     shape = _padded_grid(mask.shape, grid, config.max_radius_mm).shape
-    spectrum = torch.fft.rfftn(field, s=shape)
+    spectrum = half_spectrum(field, shape)
     step, deepest = max(grid.voxel_mm), float(depth.max())
     count = max(1, round((config.max_radius_mm - smallest) / step)) + 1
     filtered = torch.zeros_like(field)
@@ -180,10 +182,10 @@ def _deconvolved(
         if radius < deepest:
             kernel = 1 - _sphere_spectrum(radius, shape, grid, like=field)
             here = depth > radius
-            filtered[here] = _cropped(spectrum * kernel, shape, mask.shape)[here]
+            filtered[here] = of_half_spectrum(spectrum * kernel, shape, mask.shape)[here]
     passed = kernel.abs() > config.threshold
     inverse = torch.where(passed, 1 / torch.where(passed, kernel, 1), 0)
-    return _cropped(torch.fft.rfftn(filtered, s=shape) * inverse, shape, mask.shape)
+    return of_half_spectrum(half_spectrum(filtered, shape) * inverse, shape, mask.shape)
 
 
 def _field_of_sources(
@@ -218,18 +220,18 @@ def _field_of_sources(
         return dipole.volume(total.mul_(dipole.kernel)) * inside
 
     weight = (dipole.kernel * kernels[-1]).square_().add_(_DAMPING).reciprocal_()
-    residual = seen(torch.fft.rfftn(field, s=padded.shape))
+    residual = seen(half_spectrum(field, padded.shape))
     chi = torch.zeros_like(residual)
     direction = torch.zeros_like(residual)
     before = math.inf
     for _ in range(config.iterations):
         steered = dipole.volume(dipole.spectrum(residual).mul_(weight)) * inside
-        now = float((residual * steered).sum())
+        now = _sum(residual * steered)
         if now == 0:  # a field without sources inside
             break
         direction = steered.add_(direction, alpha=now / before)
         step = seen(dipole.spectrum(direction).mul_(dipole.kernel))
-        length = now / float((direction * step).sum())
+        length = now / _sum(direction * step)
         chi.add_(direction, alpha=length)
         residual.sub_(step, alpha=length)
         before = now
@@ -246,11 +248,9 @@ def _sphere_spectrum(radius_mm: float, shape: tuple[int, ...], grid: Grid, like:
     # that on a grid than a ball of whole voxels.
     sphere = 1 - square / radius_mm**2
     sphere.clamp_(min=0)
-    spectrum: Tensor = torch.fft.rfftn(sphere / sphere.sum())
-    return spectrum.real
+    return half_spectrum(sphere / _sum(sphere), shape).real
 
 
-def _cropped(spectrum: Tensor, shape: tuple[int, ...], wanted: torch.Size) -> Tensor:
-    i, j, k = wanted
-    volume: Tensor = torch.fft.irfftn(spectrum, s=shape)
-    return volume[:i, :j, :k]
+def _sum(x: Tensor) -> float:
+    """Sum in double precision: in single its last digits would depend on the number of threads."""
+    return float(x.sum(dtype=torch.float64))

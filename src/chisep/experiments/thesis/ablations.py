@@ -302,7 +302,9 @@ def make_qsm_maps(
     subjects = TRAIN + VALIDATION
     if qsm != "true":
         own = str(weights_path("qsmnet", weights_folder)) if qsm == "qsmnet" else ""
-        make_chi_maps(where, subjects, qsm, NetworkOptions(weights=own), progress=progress)
+        make_chi_maps(
+            where, subjects, qsm, NetworkOptions(weights=own, precision=PRECISION), progress=progress
+        )
         return
     if not missing_chi_maps(where, subjects):
         return

@@ -13,7 +13,7 @@ from chisep.chi_maps import make_chi_maps, missing_chi_maps
 from chisep.errors import ChisepWarning, InputError
 from chisep.experiments import Progress
 from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
-from chisep.experiments.thesis.rows import RECIPES, WEIGHTS_FILE, described
+from chisep.experiments.thesis.rows import PRECISION, RECIPES, WEIGHTS_FILE, described
 from chisep.io.files import make_directory, write_json
 from chisep.io.weights import load_header
 from chisep.networks import NetworkOptions
@@ -175,7 +175,13 @@ def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Pr
     """χ maps of all scans by the QSMnet trained here."""
     weights = config.out / RECIPES["qsmnet"] / WEIGHTS_FILE
     if weights.is_file():
-        make_chi_maps(where, SUBJECTS, "qsmnet", NetworkOptions(weights=str(weights)), progress=progress)
+        make_chi_maps(
+            where,
+            SUBJECTS,
+            "qsmnet",
+            NetworkOptions(weights=str(weights), precision=PRECISION),
+            progress=progress,
+        )
         return
     missing = missing_chi_maps(where, SUBJECTS)
     if missing:
