@@ -49,6 +49,8 @@ def _page(card: Mapping[str, Any]) -> str:
     shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {network['unet']['norm']} norm"
     if unrolled:
         shape += f", {unrolled['iterations']} iterations with physics, α from {unrolled['alpha']:g}"
+    if proximal := network.get("proximal"):
+        shape += f", {proximal['passes']} passes with exact data steps"
     optimiser, crops, made_by = recipe["optimiser"], recipe["crops"], card["made_by"]
     loss = card["metrics"]["validation_loss"]
     statistics = [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in card["statistics"].items()]

@@ -133,14 +133,14 @@ class Separation(LinearOperator):
     def data_step(
         self, r2prime_ppm: Tensor, field_ppm: Tensor, z: Tensor, weight_r2prime: Tensor, weight_field: Tensor
     ) -> Tensor:
-        """Step from z to what R2' and the field say, exact and without iterations, padded and masked or not.
+        """Step from z to what R2' and the field say, without iterations.
 
         With s = χ_pos + r χ_neg and χ = χ_pos − χ_neg it minimises
 
             ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖s − z_s‖² + ½ ‖χ − z_χ‖²,
 
-        the first two voxel by voxel, the others per k-space point, where the field outside the mask, which
-        nobody measured, is that of z.
+        the terms of s voxel by voxel, those of χ per k-space point. This is exact without padding and mask; with
+        them the field that nobody measured is taken to be that of z, and what χ gains in the padding is cut.
 
         Parameters
         ----------
