@@ -139,8 +139,9 @@ class Separation(LinearOperator):
 
             ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖s − z_s‖² + ½ ‖χ − z_χ‖²,
 
-        the terms of s voxel by voxel, those of χ per k-space point. This is exact without padding and mask; with
-        them the field that nobody measured is taken to be that of z, and what χ gains in the padding is cut.
+        the terms of s voxel by voxel, those of χ per k-space point. This is exact without padding and mask;
+        with them the field that nobody measured is taken to be that of z, and what χ gains in the padding is
+        cut off.
 
         Parameters
         ----------
