@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from chisep.types import Maps, Volume
 _SUBJECT = "01"
 _METHOD = "iterative"
 _TARGET_PERCENT = 15.0
+_FIELD, _FIELD_SIGMA = "desc-local_fieldmap", "stat-std_fieldmap"
+_R2PRIME, _R2PRIME_SIGMA = "R2primemap", "stat-std_R2primemap"
 TRANSFORM = "from-MEGRE_to-MESE_xfm"
 _COLUMNS: Mapping[str, tuple[str, int]] = {
     "mask_dice": ("mask Dice", 3),
@@ -43,6 +45,10 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "motion_mm": ("motion left (mm)", 2),
     "chi_pos_cost_percent": ("χ_pos: cost (%)", 1),
     "chi_neg_cost_percent": ("χ_neg: cost (%)", 1),
+    "chi_pos_cost_of_r2prime_percent": ("χ_pos: cost of R2' alone (%)", 1),
+    "chi_neg_cost_of_r2prime_percent": ("χ_neg: cost of R2' alone (%)", 1),
+    "chi_pos_cost_of_field_percent": ("χ_pos: cost of the field alone (%)", 1),
+    "chi_neg_cost_of_field_percent": ("χ_neg: cost of the field alone (%)", 1),
     "chi_pos_nrmse_percent": ("χ_pos: NRMSE (%)", 1),
     "chi_neg_nrmse_percent": ("χ_neg: NRMSE (%)", 1),
 }
@@ -199,14 +205,16 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
         Overlap of brain masks; r and NRMSE of the local field where it is known; median relative error of
         R2* and R2 and NRMSE of R2' in the brain; largest displacement that registration left in the brain;
         NRMSE of χ_pos and χ_neg against the truth, and their cost: the distance from what the same method
-        makes of the true field, R2' and brain mask, relative to the latter.
+        makes of the true field, R2' and brain mask, relative to the latter; the part of it that each input
+        has alone, the other being the true one.
     """
     read = _Reader(scan.out / TRUTH, derivatives)
     true_brain, brain = read.true_mask("desc-brain_mask"), read.mask("desc-brain_mask")
     known = read.mask("desc-eroded_mask") & true_brain
-    field, true_field = read.made("desc-local_fieldmap"), read.true("desc-local_fieldmap")
-    rates = {name: (read.made(name), read.true(name)) for name in ("R2starmap", "R2map", "R2primemap")}
+    field, true_field = read.made(_FIELD), read.true(_FIELD)
+    rates = {name: (read.made(name), read.true(name)) for name in ("R2starmap", "R2map", _R2PRIME)}
     ideal = _on_true_inputs(scan, read, true_brain)
+    alone = {part: _with_one_input_made(scan, read, part) for part in ("field", "r2prime")}
     found: dict[str, Any] = {
         "mask_dice": 2 * np.count_nonzero(brain & true_brain) / (np.count_nonzero(brain) + true_brain.sum()),
         "known_percent": 100 * np.count_nonzero(known) / true_brain.sum(),
@@ -215,7 +223,7 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
         "field_nrmse_percent": metrics.nrmse_demeaned_percent(field, true_field, known),
         "r2star_percent": _median_error_percent(*rates["R2starmap"], known),
         "r2_percent": _median_error_percent(*rates["R2map"], known),
-        "r2prime_nrmse_percent": metrics.nrmse_percent(*rates["R2primemap"], known),
+        "r2prime_nrmse_percent": metrics.nrmse_percent(*rates[_R2PRIME], known),
         "motion_mm": _motion_left_mm(read, true_brain),
     }
     for name, desc in (("chi_pos", "paramagnetic"), ("chi_neg", "diamagnetic")):
@@ -223,6 +231,8 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
         found[f"{name}_nrmse_percent"] = metrics.nrmse_percent(made, true, known)
         found[f"{name}_cost_percent"] = metrics.nrmse_percent(made, ideal[name], known)
         found[f"{name}_true_inputs_nrmse_percent"] = metrics.nrmse_percent(ideal[name], true, known)
+        for part, sources in alone.items():
+            found[f"{name}_cost_of_{part}_percent"] = metrics.nrmse_percent(sources[name], ideal[name], known)
     return {key: float(value) if math.isfinite(value) else None for key, value in found.items()}
 
 
@@ -278,19 +288,47 @@ def _on_true_inputs(
     scan: SimulateConfig, read: _Reader, brain: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """Make sources of the true field, R2' and brain mask."""
-    image = nifti.load(read._path(read.truth, "desc-local_fieldmap"))
-
-    def volume(name: str) -> Volume:
-        return torch.from_numpy(read.true(name))
-
-    maps = Maps(
-        field_ppm=volume("desc-local_fieldmap"),
+    return _separated(
+        scan,
+        read,
+        field_ppm=torch.from_numpy(read.true(_FIELD)),
+        r2prime_hz=torch.from_numpy(read.true(_R2PRIME)),
         mask=torch.from_numpy(brain),
-        grid=nifti.grid_of(image),
-        relaxivity=default_relaxivity(scan.b0_t),
-        r2prime_hz=volume("R2primemap"),
     )
-    sources = methods.separate(maps, _METHOD)
+
+
+def _with_one_input_made(
+    scan: SimulateConfig, read: _Reader, made: Literal["field", "r2prime"]
+) -> dict[str, NDArray[np.float32]]:
+    """Make sources of one input of the pipeline, with the noise that it knows, and the true other one."""
+    brain = torch.from_numpy(read.mask("desc-brain_mask") & read.true_mask("desc-brain_mask"))
+    if made == "field":
+        return _separated(
+            scan,
+            read,
+            field_ppm=torch.from_numpy(read.made(_FIELD)),
+            field_sigma_ppm=torch.from_numpy(read.made(_FIELD_SIGMA)),
+            r2prime_hz=torch.from_numpy(read.true(_R2PRIME)),
+            mask=torch.from_numpy(read.mask("desc-eroded_mask")) & brain,
+            support=brain,
+        )
+    sigma = torch.from_numpy(read.made(_R2PRIME_SIGMA))
+    return _separated(
+        scan,
+        read,
+        field_ppm=torch.from_numpy(read.true(_FIELD)),
+        r2prime_hz=torch.from_numpy(read.made(_R2PRIME)),
+        r2prime_sigma_hz=sigma,
+        mask=brain & (sigma > 0),
+    )
+
+
+def _separated(scan: SimulateConfig, read: _Reader, **maps: Volume) -> dict[str, NDArray[np.float32]]:
+    grid = nifti.grid_of(nifti.load(read._path(read.truth, _FIELD)))
+    sources = methods.separate(
+        Maps(**maps, grid=grid, relaxivity=default_relaxivity(scan.b0_t)),  # type: ignore[arg-type]
+        _METHOD,
+    )
     return {"chi_pos": sources.chi_pos_ppm.numpy(), "chi_neg": sources.chi_neg_ppm.numpy()}
 
 
