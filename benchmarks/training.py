@@ -76,6 +76,7 @@ def step_of(name: str, bfloat16: bool) -> Callable[[], None]:
         mask=torch.ones(count, 1, *size, dtype=torch.bool),
         voxel_mm=torch.ones(count, 3),
         b0_direction=torch.tensor([[0.0, 0.0, 1.0]]).expand(count, 3),
+        ratio=torch.ones(count),
     )
 
     def step() -> None:

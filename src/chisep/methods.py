@@ -17,7 +17,7 @@ import torch
 from chisep import networks
 from chisep.errors import InputError, unknown_name
 from chisep.networks import NetworkOptions
-from chisep.types import Convergence, Maps, Sources, Susceptibility
+from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
 Progress = Callable[[int, int], None]
 """Called with iterations done and iterations at most."""
@@ -142,19 +142,22 @@ def _network(
     summary: str,
     reference: str,
     weights: tuple[str, ...],
+    *,
+    fits_field: bool = False,
 ) -> Method:
-    """Entry of a network; one that makes sources uses a χ map if there is one."""
+    """Entry of a network; one that makes sources and does not fit the field uses a χ map if there is one."""
     solve = networks.separate if target == "sources" else networks.invert
     return Method(
         name,
         target,
         needs,
-        ("qsm",) if target == "sources" else (),
+        ("qsm",) if target == "sources" and not fits_field else (),
         "trained",
         summary,
         reference,
         lambda: (partial(solve, weights=weights[0]), NetworkOptions),
         weights,
+        fits_field,
     )
 
 
@@ -251,6 +254,23 @@ METHODS: dict[str, Method] = {
             "ten physics steps and passes of one U-net in turn",
             "Kim K.W. 2023, Seoul National University",
             ("unrolled-thesis", "qsmnet"),
+        ),
+        _network(
+            "unrolled-qsm",
+            "chi",
+            ("field",),
+            "exact field steps weighed by noise and U-nets in turn; tells its error",
+            "chisep, docs/networks.md",
+            ("unrolled-qsm",),
+        ),
+        _network(
+            "unrolled",
+            "sources",
+            ("field", "r2prime"),
+            "exact data steps weighed by noise and U-nets in turn; tells its error",
+            "chisep, docs/networks.md",
+            ("unrolled",),
+            fits_field=True,
         ),
     )
 }
@@ -396,7 +416,13 @@ def separate(
         If the method is unknown, a map it needs is missing or of another shape, or the device is absent.
     """
     result = _solve(find(method, "sources"), maps, config, device, progress)
-    return Sources(result.chi_pos_ppm.cpu(), result.chi_neg_ppm.cpu(), result.convergence)
+    return Sources(
+        result.chi_pos_ppm.cpu(),
+        result.chi_neg_ppm.cpu(),
+        result.convergence,
+        _on_cpu(result.chi_pos_sigma_ppm),
+        _on_cpu(result.chi_neg_sigma_ppm),
+    )
 
 
 def invert(
@@ -416,7 +442,11 @@ def invert(
     """
     result = _solve(find(method, "chi"), maps, config, device, progress)
     convergence: Convergence = result.convergence
-    return Susceptibility(result.chi_ppm.cpu(), convergence)
+    return Susceptibility(result.chi_ppm.cpu(), convergence, _on_cpu(result.chi_sigma_ppm))
+
+
+def _on_cpu(volume: Volume | None) -> Volume | None:
+    return None if volume is None else volume.cpu()
 
 
 def _solve(method: Method, maps: Maps, config: object, device: str, progress: Progress | None) -> Any:  # noqa: ANN401

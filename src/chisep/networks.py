@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io.weights import load_header, load_weights
 from chisep.models.chisepnet import OnePass
-from chisep.models.network import SOURCES, Channel, Network, NetworkConfig, build
+from chisep.models.network import NOISE, SOURCES, Channel, Network, NetworkConfig, build
 from chisep.models.proximal import ProximalConfig
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
+from chisep.solvers.noise import noise_sigma
 from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility, Volume
 
 Progress = Callable[[int, int], None]
@@ -31,6 +33,7 @@ Precision = Literal["auto", "single", "bfloat16"]
 
 
 C = TypeVar("C", UNetConfig, UnrolledConfig, ProximalConfig)
+_LEAST_SIGMA_PPM = 1e-6
 _MOST_ENTRIES, _LARGEST_COUNT, _MOST_PASSES = 12, 4096, 100
 """Of a description that is worth building: levels or channels, their width or number, and iterations."""
 
@@ -285,11 +288,11 @@ def invert(
     InputError
         If the weights cannot be read, or are not of a network from field to χ.
     """
-    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field"})
-    chi = iterates(trained, {"field": maps.field_ppm}, maps.mask, maps.grid, precision=options.precision)[-1]
+    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
+    made = _applied(trained, maps, options)
     if progress is not None:
         progress(1, 1)
-    return Susceptibility(chi[0])
+    return Susceptibility(made[0], chi_sigma_ppm=_sigmas(trained, made).get("chi"))
 
 
 def separate(
@@ -309,15 +312,50 @@ def separate(
     InputError
         If the weights cannot be read or make no sources, or a map is missing that they need.
     """
-    trained = _loaded(options.weights or weights, maps, (SOURCES,), {"field", "qsm", "r2prime", "r2star"})
-    channels = measured_channels(maps, trained.config.inputs, options)
-    ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
-    pos, neg = iterates(
-        trained, channels, maps.mask, maps.grid, ratio=ratio, precision=options.precision, last_only=True
-    )[-1].clamp_min(0)
+    known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values()}
+    trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
+    made = _applied(trained, maps, options)
     if progress is not None:
         progress(1, 1)
-    return Sources(pos, neg)
+    sigmas = _sigmas(trained, made)
+    pos, neg = made[:2].clamp_min(0)
+    return Sources(
+        pos,
+        neg,
+        chi_pos_sigma_ppm=sigmas.get("chi_pos"),
+        chi_neg_sigma_ppm=sigmas.get("chi_neg"),
+    )
+
+
+def _applied(trained: Trained, maps: Maps, options: NetworkOptions) -> Tensor:
+    """Return what a network makes of the maps in the end, shape (channel, i, j, k)."""
+    channels = measured_channels(maps, trained.config.inputs, options)
+    return iterates(
+        trained,
+        channels,
+        # Networks that know the noise of every voxel take sources where the field is lost.
+        maps.sources_mask if takes_noise(trained.config) else maps.mask,
+        maps.grid,
+        ratio=1.0 if maps.relaxivity is None else maps.relaxivity.ratio,
+        precision=options.precision,
+        last_only=True,
+    )[-1]
+
+
+def takes_noise(config: NetworkConfig) -> bool:
+    """Whether a network wants to be told the noise of its inputs."""
+    return not set(NOISE.values()).isdisjoint(config.inputs)
+
+
+def _sigmas(trained: Trained, made: Tensor) -> dict[str, Volume]:
+    """Return standard deviations by output, of what a network that tells its error made."""
+    outputs = trained.config.outputs
+    factors: Mapping[str, float] = trained.header.get("sigma_factors", {})
+    return {
+        name: float(factors.get(name, math.sqrt(2))) * made[len(outputs) + number]
+        for number, name in enumerate(outputs)
+        if made.shape[0] > len(outputs)
+    }
 
 
 def measured_channels(
@@ -354,6 +392,13 @@ def measured_channels(
             if maps.chi_ppm is None
             else maps.chi_ppm
         )
+    if "field_sigma" in wanted:
+        found["field"] = maps.field_ppm * maps.mask
+        found["field_sigma"] = _noise_map(maps.field_sigma_ppm, maps.field_ppm, maps.mask)
+    if "r2prime_sigma" in wanted and "r2prime" in found and maps.relaxivity is not None:
+        of_rate = maps.r2prime_sigma_hz
+        scaled = None if of_rate is None else of_rate / maps.relaxivity.pos_hz_per_ppm
+        found["r2prime_sigma"] = _noise_map(scaled, found["r2prime"], maps.sources_mask, nonnegative=True)
     missing = [name for name in wanted if name not in found]
     if missing:
         raise InputError(
@@ -363,6 +408,17 @@ def measured_channels(
             remedy="Give R2' (or R2* to the methods that take it) and D_r or the field strength.",
         )
     return found
+
+
+def _noise_map(
+    sigma: Volume | float | None, volume: Volume, mask: MaskVolume, *, nonnegative: bool = False
+) -> Volume:
+    """Noise as a map, 0 outside the mask; estimated from the map it is of where it is not known."""
+    if isinstance(sigma, Tensor):
+        return sigma * mask
+    number = noise_sigma(volume, mask, nonnegative=nonnegative) if sigma is None else sigma
+    # A map without noise is still measured.
+    return max(number, _LEAST_SIGMA_PPM) * mask.to(volume.dtype)
 
 
 def _loaded(

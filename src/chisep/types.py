@@ -200,19 +200,28 @@ class Convergence:
 
 @dataclass(frozen=True, eq=False)
 class Susceptibility:
-    """A susceptibility map χ in ppm, shape (i, j, k), 0 outside the mask, and how it came to be."""
+    """A susceptibility map χ in ppm, shape (i, j, k), 0 outside the mask, and how it came to be.
+
+    `chi_sigma_ppm` is the standard deviation of its error, for methods that know it.
+    """
 
     chi_ppm: Volume
     convergence: Convergence = field(default_factory=Convergence)
+    chi_sigma_ppm: Volume | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """χ_pos and χ_neg in ppm, both ≥ 0, shape (i, j, k), 0 outside the mask; χ = χ_pos − χ_neg."""
+    """χ_pos and χ_neg in ppm, both ≥ 0, shape (i, j, k), 0 outside the mask; χ = χ_pos − χ_neg.
+
+    The two `sigma` maps are the standard deviations of their errors, for methods that know them.
+    """
 
     chi_pos_ppm: Volume
     chi_neg_ppm: Volume
     convergence: Convergence = field(default_factory=Convergence)
+    chi_pos_sigma_ppm: Volume | None = None
+    chi_neg_sigma_ppm: Volume | None = None
 
     @property
     def chi_ppm(self) -> Volume:

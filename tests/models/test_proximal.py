@@ -22,14 +22,16 @@ GENERATOR = torch.Generator().manual_seed(0)
 MASK = torch.rand(2, 1, *SHAPE, generator=GENERATOR) > 0.3
 X = 0.05 * torch.rand(2, 2, *SHAPE, generator=GENERATOR, dtype=torch.float64) * MASK
 PHI = Separation(Dipole(GRID, dtype=torch.float64), 0.8, MASK.squeeze(1))
-Y = PHI.apply(X)[:, 1:]
+ROWS = PHI.apply(X)[:, 1:]
+SIGMA = torch.tensor([0.008, 0.001], dtype=torch.float64).reshape(2, 1, 1, 1) * MASK
+Y = torch.cat((ROWS, SIGMA), dim=1)
 
 
-def make(**options) -> Proximal:
+def make(*, noise: bool = True, **options) -> Proximal:
     torch.manual_seed(1)
-    config = ProximalConfig(**options)
+    config = ProximalConfig(**{"uncertainty": False, **options})
     mean, sd = (0.05, 0.0, 0.03, 0.02), (0.03, 0.01, 0.03, 0.02)
-    return Proximal(UNetConfig((2, 3), "instance"), config, mean, sd).double().eval()
+    return Proximal(UNetConfig((2, 3), "instance"), config, mean, sd, noise=noise).double().eval()
 
 
 def silent(network: Proximal) -> Proximal:
@@ -41,7 +43,7 @@ def silent(network: Proximal) -> Proximal:
 
 
 def misfit(x: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(PHI.apply(x)[:, 1:] - Y)
+    return torch.linalg.vector_norm(PHI.apply(x)[:, 1:] - ROWS)
 
 
 def test_without_priors_every_pass_comes_nearer_to_the_measurements():
@@ -63,19 +65,81 @@ def test_nothing_outside_the_mask():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_and_their_gradients(tied):
-    network = make(tied=tied, passes=2).train()
+    network = make(tied=tied, passes=2, uncertainty=True).train()
     assert len(network.unets) == (1 if tied else 2)
     assert network.log_weights.shape == (3, 2)
-    (network(Y, MASK, PHI) - X).square().sum().backward()
+    made = network(Y, MASK, PHI)
+    assert made.shape == (2, 4, *SHAPE)
+    (made - torch.cat((X, 0.01 * torch.ones_like(X)), dim=1)).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_scales_are_positive_and_change_no_source():
+    network = make(uncertainty=True)
+    made = network(Y, MASK, PHI)
+    inside = MASK.expand(-1, 2, -1, -1, -1)
+    assert (made[:, 2:][inside] > 0).all()
+    assert not made[:, 2:][~inside].any()
+    # With the rows of its head that tell scales left out, it is a network that tells none.
+    plain = make()
+    plain.load_state_dict(
+        {
+            name: value[:2] if name in ("unets.2.head.weight", "unets.2.head.bias") else value
+            for name, value in network.state_dict().items()
+        }
+    )
+    torch.testing.assert_close(plain(Y, MASK, PHI), made[:, :2])
+
+
+def test_what_was_not_measured_does_not_matter():
+    """Where a noise map is 0 any value of its row gives the same."""
+    network = make(passes=1)
+    unknown = torch.zeros(SHAPE, dtype=torch.bool)
+    unknown[2:4, 1:3, 2:4] = True
+    y = Y.clone()
+    y[:, 2:, unknown] = 0.0
+    other = y.clone()
+    other[:, :2, unknown] = 7.0
+    made = network(y, MASK, PHI)
+    torch.testing.assert_close(made, network(other, MASK, PHI))
+    assert (made - network(Y, MASK, PHI)).abs().max() > 1e-4
+
+
+def test_less_noise_weighs_more():
+    """The measurements of a scan of less noise are followed more closely."""
+    loud = torch.cat((ROWS, 10 * SIGMA), dim=1)
+    network = silent(make(passes=1, last_step=False))
+    assert misfit(network(Y, MASK, PHI)) < 0.9 * misfit(network(loud, MASK, PHI))
+    without = silent(make(noise=False, passes=1, last_step=False))
+    assert misfit(without(ROWS, MASK, PHI)) <= misfit(network(Y, MASK, PHI))
+
+
+def test_without_data_steps_it_is_u_nets_in_turn():
+    network = silent(make(data_steps=False, last_step=False))
+    found = network.iterates(Y, MASK, PHI)
+    assert all(torch.equal(x, found[0]) for x in found), "nothing but U-nets, which add nothing"
+
+
+def test_chi_of_the_field_alone():
+    network = Proximal(UNetConfig((2, 3), "instance"), ProximalConfig(), (0.0, 0.01), (0.01, 0.03)).double()
+    y = torch.stack((ROWS[:, 1], SIGMA[:, 1].expand_as(ROWS[:, 1])), dim=1)
+    made = network(y, MASK, PHI)
+    assert made.shape == (2, 2, *SHAPE)
+    quiet = silent(network)
+    chi = quiet(y, MASK, PHI)[:, 0]
+    field = ROWS[:, 1]
+    left = (PHI.dipole.apply(chi) - field) * MASK.squeeze(1)
+    assert torch.linalg.vector_norm(left) < 0.5 * torch.linalg.vector_norm(field * MASK.squeeze(1))
+
+
 def test_bad_options_are_refused():
-    for options in ({"passes": 0}, {"field_weight": 0.0}, {"r2prime_weight": float("inf")}):
+    for options in ({"passes": 0}, {"prior_ppb": 0.0}, {"field_error_ppb": float("inf")}):
         with pytest.raises(InputError, match="above 0"):
             ProximalConfig(**options)
     with pytest.raises(InputError, match="r2prime"):
         NetworkConfig(PHI_ROWS, SOURCES, proximal=ProximalConfig())
     with pytest.raises(InputError, match="one kind"):
         NetworkConfig(MEASURED_ROWS, SOURCES, unrolled=UnrolledConfig(), proximal=ProximalConfig())
+    with pytest.raises(InputError, match="channels out of"):
+        NetworkConfig(("field", "field_sigma"), ("chi",))

@@ -132,14 +132,33 @@ def test_data_step_leaves_what_agrees_with_the_data():
     torch.testing.assert_close(phi.data_step(y[1], y[2], z, *weights), z)
 
 
-def test_data_step_of_a_batch_has_weights_for_each_volume():
+def test_data_step_of_a_batch_has_weights_and_a_ratio_for_each_volume():
     mask = some_voxels(2, *SMALL.shape)
     dipole = Dipole(SMALL, dtype=torch.float64)
     y, z = random(2, 3, *SMALL.shape), random(2, 2, *SMALL.shape, seed=3)
     weights = torch.tensor([0.5, 2.0], dtype=torch.float64), torch.tensor([10.0, 90.0], dtype=torch.float64)
-    shaped = [w.reshape(2, 1, 1, 1) for w in weights]
-    both = Separation(dipole, 0.6, mask).data_step(y[:, 1], y[:, 2], z, *shaped)
+    ratio = torch.tensor([0.6, 1.2], dtype=torch.float64)
+    trust = random(2, *SMALL.shape, seed=4).sigmoid()
+    shaped = [w.reshape(2, 1, 1, 1) for w in (*weights, ratio)]
+    phi = Separation(dipole, shaped[2], mask)
+    both = phi.data_step(y[:, 1], y[:, 2], z, *shaped[:2], trust)
     for n in range(2):
-        alone = Separation(dipole, 0.6, mask[n])
-        made = alone.data_step(y[n, 1], y[n, 2], z[n], weights[0][n], weights[1][n])
+        alone = Separation(dipole, float(ratio[n]), mask[n])
+        made = alone.data_step(y[n, 1], y[n, 2], z[n], weights[0][n], weights[1][n], trust[n])
         torch.testing.assert_close(made, both[n])
+        torch.testing.assert_close(phi.apply(z)[n], alone.apply(z[n]))
+        torch.testing.assert_close(phi.adjoint(y)[n], alone.adjoint(y[n]))
+
+
+def test_data_step_takes_what_is_not_trusted_from_where_it_starts():
+    dipole = Dipole(SMALL, dtype=torch.float64)
+    z, chi = random(2, *SMALL.shape), random(*SMALL.shape, seed=5)
+    phi = Separation(dipole, 0.6)
+    trust = some_voxels(*SMALL.shape).double()
+    field = dipole.apply(chi)
+    start = z[0] - z[1]
+    lost = torch.where(trust > 0, field, 1e3)
+    step = phi.field_step(lost, start, torch.tensor(50.0), trust)
+    torch.testing.assert_close(step, phi.field_step(field, start, torch.tensor(50.0), trust))
+    masked = Separation(dipole, 0.6, trust > 0)
+    torch.testing.assert_close(step, masked.field_step(lost, start, torch.tensor(50.0)))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from chisep.errors import ChisepWarning, InputError
 from chisep.physics.operators import Gradient
-from chisep.solvers._common import Window, check, ended, noise_sigma, relative_change, smooth_places
+from chisep.solvers._common import Window, check, ended, relative_change, smooth_places
+from chisep.solvers.noise import noise_sigma
 from chisep.types import Grid
 
 

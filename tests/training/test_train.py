@@ -268,7 +268,7 @@ def test_scans_may_be_shared(dataset, tmp_path):
     recipe = replace(baseline, network=replace(baseline.network, inputs=("r2prime", "field")))
     own, shared = config(tmp_path / "own", dataset, recipe), config(tmp_path / "shared", dataset, recipe)
     train(own)
-    train(shared, read=lambda: read_scans(shared.data, baseline.network))
+    train(shared, read=lambda: read_scans(shared.data, baseline))
     assert not any(differences(own.out, shared.out).values())
 
 

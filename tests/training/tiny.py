@@ -32,5 +32,6 @@ def tiny(name: str = "qsmnet", norm: str = "batch", **changes) -> Recipe:
 
 
 def config(out: Path, dataset: Path, recipe: Recipe, **options) -> TrainConfig:
-    data = FoldersConfig(dataset, ("01",), ("02",), qsm="qsm")
+    labels = "labels" if recipe.protocol is None else "truth"
+    data = FoldersConfig(dataset, ("01",), ("02",), qsm="qsm", labels=labels)
     return TrainConfig(out=out, data=data, recipe=recipe, **{"accelerator": "cpu", "threads": 1, **options})

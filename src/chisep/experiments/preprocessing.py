@@ -326,7 +326,7 @@ def _with_one_input_made(
 def _separated(scan: SimulateConfig, read: _Reader, **maps: Volume) -> dict[str, NDArray[np.float32]]:
     grid = nifti.grid_of(nifti.load(read._path(read.truth, _FIELD)))
     sources = methods.separate(
-        Maps(**maps, grid=grid, relaxivity=default_relaxivity(scan.b0_t)),  # type: ignore[arg-type]
+        Maps(**maps, grid=grid, relaxivity=default_relaxivity(scan.b0_t)),
         _METHOD,
     )
     return {"chi_pos": sources.chi_pos_ppm.numpy(), "chi_neg": sources.chi_neg_ppm.numpy()}

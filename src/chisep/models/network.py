@@ -13,9 +13,11 @@ from chisep.models.proximal import Proximal, ProximalConfig
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import Unrolled, UnrolledConfig
 
-Channel = Literal["field", "qsm", "r2prime", "r2star", "chi", "chi_pos", "chi_neg"]
+Channel = Literal[
+    "field", "qsm", "r2prime", "r2star", "field_sigma", "r2prime_sigma", "chi", "chi_pos", "chi_neg"
+]
 """Maps that go in or come out, all in ppm: local field; χ made by a QSM method; R2'/D_r,pos; R2*/D_r,pos;
-χ; χ_pos; χ_neg."""
+standard deviations of the noise of field and R2'/D_r,pos, 0 where nothing was measured; χ; χ_pos; χ_neg."""
 Statistics = Mapping[str, tuple[float, float]]
 """Mean and standard deviation in ppm of each channel in the brains that a network was trained on."""
 Network = OnePass | Unrolled | Proximal
@@ -24,6 +26,8 @@ PHI_ROWS: tuple[Channel, Channel, Channel] = ("qsm", "r2prime", "field")
 """Order of the rows of Φ, which the unrolled network needs."""
 MEASURED_ROWS: tuple[Channel, Channel] = ("r2prime", "field")
 """Rows of Φ without a χ map, which the proximal network needs."""
+NOISE: Mapping[Channel, Channel] = {"r2prime": "r2prime_sigma", "field": "field_sigma"}
+"""Maps → maps of their noise."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,43 @@ class NetworkConfig:
     told where B0 is."""
 
     def __post_init__(self) -> None:
-        unknown = {*self.inputs, *self.outputs} - set(get_args(Channel))
+        known = {*get_args(Channel)} - (set() if self.proximal else {*NOISE.values()})
+        unknown = {*self.inputs, *self.outputs} - known
         empty = not self.inputs or not self.outputs
-        rows = PHI_ROWS if self.proximal is None else MEASURED_ROWS
-        physics = self.unrolled is not None or self.proximal is not None
-        wrong = physics and (self.inputs, self.outputs) != (rows, SOURCES)
+        allowed = self._channels_of_physics()
+        wrong = bool(allowed) and (self.inputs, self.outputs) not in allowed
         both = self.unrolled is not None and self.proximal is not None
         if unknown or empty or wrong or both:
             raise InputError(
                 "network",
                 found=f"inputs {self.inputs}, outputs {self.outputs}",
-                wanted="channels out of " + ", ".join(get_args(Channel))
+                wanted="channels out of " + ", ".join(name for name in get_args(Channel) if name in known)
                 if unknown or empty
-                else f"{rows} to {SOURCES} for a network with physics, of one kind",
+                else " or ".join(f"{rows} to {sources}" for rows, sources in allowed)
+                + " for a network with physics, of one kind",
                 remedy="Correct the channels.",
             )
+
+    def _channels_of_physics(self) -> list[tuple[tuple[Channel, ...], tuple[Channel, ...]]]:
+        """List inputs and outputs that a network with physics can have; none for one without."""
+        if self.proximal is not None:
+            rows: list[tuple[tuple[Channel, ...], tuple[Channel, ...]]] = [
+                (MEASURED_ROWS, SOURCES),
+                (("field",), ("chi",)),
+            ]
+            return [
+                (some, sources)
+                for known, sources in rows
+                for some in (known, known + tuple(NOISE[row] for row in known))
+            ]
+        return [] if self.unrolled is None else [(PHI_ROWS, SOURCES)]
+
+    @property
+    def scaled(self) -> tuple[Channel, ...]:
+        """Channels whose statistics a network needs."""
+        if self.unrolled is not None:
+            return self.outputs
+        return tuple(name for name in self.inputs if name not in NOISE.values()) + self.outputs
 
 
 def build(config: NetworkConfig, statistics: Statistics) -> Network:
@@ -77,7 +103,7 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
     InputError
         If statistics of a channel are missing, or its SD is not above 0.
     """
-    wanted = SOURCES if config.unrolled is not None else config.inputs + config.outputs
+    wanted = config.scaled
     missing = [name for name in wanted if name not in statistics]
     if missing:
         raise InputError(
@@ -100,7 +126,8 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
         return [statistics[name][0] for name in names], [statistics[name][1] for name in names]
 
     if config.proximal is not None:
-        return Proximal(config.unet, config.proximal, *of(config.inputs + config.outputs))
+        noise = not {*NOISE.values()}.isdisjoint(config.inputs)
+        return Proximal(config.unet, config.proximal, *of(wanted), noise=noise)
     if config.unrolled is not None:
         return Unrolled(config.unet, config.unrolled, *of(config.outputs))
     return OnePass(config.unet, *of(config.inputs), *of(config.outputs))

@@ -1,10 +1,12 @@
-"""Proximal χ-sepnet: exact data steps and U-nets in turn, each U-net with weights of its own or one for all.
+"""Proximal χ-sepnet: exact data steps and U-nets in turn, weighed by the noise of the scan.
 
-    xᵢ = argmin_x ½ ‖W^½ (Φx − y)‖² + ½ ‖x − zᵢ₋₁‖²,   zᵢ = xᵢ + U_θᵢ(xᵢ, y)
+    xᵢ = argmin_x ½ ‖W^½ (Φx − y)‖² + ½ ‖x − zᵢ₋₁‖²,   zᵢ = xᵢ + U_θᵢ(xᵢ, y, W)
 
 with the rows R2'/D_r and field of Φ. A gradient step of one learned size (Eq. 2.5 of the thesis) is stable
 below 9/13 only and weighs both rows alike, while the field is known ten times better than R2'; the exact step
-has a weight for each row and no such limit.
+has a weight for each row and no such limit. W is the prior's variance over that of the noise: what the scan
+states of each voxel, and what is learned of all that no noise map holds (background field left over,
+registration, D_r).
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ from chisep.errors import InputError
 from chisep.models.unet import Scale, UNet, UNetConfig
 from chisep.physics.separation import Separation
 
+_UNKNOWN_PPM = 1.0
+"""Noise of what was not measured: that of no map is as large."""
+_LARGEST_LOG_SCALE = 6.0
+_SMALLEST_WEIGHT = 1e-12
+
 
 @dataclass(frozen=True)
 class ProximalConfig:
@@ -29,56 +36,78 @@ class ProximalConfig:
     """Pairs of a data step and a U-net."""
     tied: bool = False
     """One U-net for all passes instead of one each."""
+    data_steps: bool = True
+    """Whether there are data steps; without, U-nets follow each other."""
     last_step: bool = True
     """A data step after the last U-net, which relieves underestimation."""
-    r2prime_weight: float = 1.0
-    """Weight of R2' to start training from: the prior's variance over that of the noise."""
-    field_weight: float = 30.0
-    """Weight of the field to start training from."""
+    uncertainty: bool = True
+    """Whether the last U-net tells how far off each source may be."""
+    prior_ppb: float = 30.0
+    """SD that U-nets are taken to leave sources uncertain by, to start training from."""
+    r2prime_error_ppb: float = 5.0
+    """Error of R2'/D_r beyond its noise, to start training from."""
+    field_error_ppb: float = 2.0
+    """Error of the field beyond its noise, to start training from."""
 
     def __post_init__(self) -> None:
-        if self.passes < 1 or not all(
-            0 < weight < math.inf for weight in (self.r2prime_weight, self.field_weight)
-        ):
+        sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb)
+        if self.passes < 1 or not all(0 < size < math.inf for size in sizes):
             raise InputError(
                 "proximal",
                 found=f"{self}",
-                wanted="one pass or more, and weights above 0",
+                wanted="one pass or more, and a prior and errors above 0",
                 remedy="Correct the options.",
             )
 
 
 class Proximal(nn.Module):
-    """The network; χ_pos and χ_neg are in ppm, z-scores only inside the U-nets.
+    """The network; sources are in ppm, z-scores only inside the U-nets.
 
     Parameters
     ----------
     unet
         Width, depth, normalisation of each U-net.
     config
-        Passes and weights.
+        Passes and where weights start.
     mean_ppm, sd_ppm
-        Statistics in the training data of R2'/D_r, field, χ_pos and χ_neg.
+        Statistics in the training data of R2'/D_r, field, χ_pos and χ_neg; of field and χ for a network that
+        makes χ of the field alone.
+    noise
+        Whether maps of the rows' noise come with them, weigh them and are shown to the U-nets.
 
     Attributes
     ----------
     log_weights
-        Logarithms of the weights of R2' and field in each data step, shape (steps, 2).
+        Logarithms of factors on the weights of the rows in each data step, shape (steps, rows).
+    log_errors
+        Logarithms of the errors in ppm that add to the noise of the rows, shape (rows,).
     """
 
     def __init__(
-        self, unet: UNetConfig, config: ProximalConfig, mean_ppm: Sequence[float], sd_ppm: Sequence[float]
+        self,
+        unet: UNetConfig,
+        config: ProximalConfig,
+        mean_ppm: Sequence[float],
+        sd_ppm: Sequence[float],
+        *,
+        noise: bool = True,
     ) -> None:
         super().__init__()
-        self.config = config
-        self.rows, self.scale = Scale(mean_ppm[:2], sd_ppm[:2]), Scale(mean_ppm[2:], sd_ppm[2:])
+        self.config, self.noise = config, noise
+        # As many sources come out as rows go in: χ_pos and χ_neg of R2' and field, or χ of the field.
+        rows = self.row_count = len(mean_ppm) // 2
+        self.rows, self.scale = Scale(mean_ppm[:rows], sd_ppm[:rows]), Scale(mean_ppm[rows:], sd_ppm[rows:])
+        inputs = (3 if noise else 2) * rows
         count, each = (1, config.passes) if config.tied else (config.passes, 1)
-        self.unets = nn.ModuleList([UNet(4, 2, unet, each) for _ in range(count)])
-        start = torch.tensor([config.r2prime_weight, config.field_weight]).log()
-        self.log_weights = nn.Parameter(start.repeat(config.passes + config.last_step, 1))
+        last = 2 * rows if config.uncertainty else rows
+        outputs = [rows] * (count - 1) + [last]
+        self.unets = nn.ModuleList([UNet(inputs, n, unet, each) for n in outputs])
+        self.log_weights = nn.Parameter(torch.zeros(config.passes + config.last_step, rows))
+        errors = (config.r2prime_error_ppb, config.field_error_ppb)[-rows:]
+        self.log_errors = nn.Parameter(torch.tensor(errors).div(1000).log())
 
     def forward(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> Tensor:
-        """χ_pos and χ_neg of the last pass; arguments as of `iterates`."""
+        """Return what the last pass makes; arguments as of `iterates`."""
         return self.iterates(y_ppm, mask, phi)[-1]
 
     def iterates(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> list[Tensor]:
@@ -87,33 +116,66 @@ class Proximal(nn.Module):
         Parameters
         ----------
         y_ppm
-            [R2'/D_r,pos, field], shape (batch, 2, i, j, k).
+            The rows [R2'/D_r,pos, field] or [field], then, with `noise`, their standard deviations, 0 where
+            nothing was measured; shape (batch, channel, i, j, k).
         mask
-            Brain, bool, shape (batch, 1, i, j, k).
+            Where sources may be, bool, shape (batch, 1, i, j, k).
         phi
             Φ on this grid, measured within the mask.
 
         Returns
         -------
         list of Tensor
-            Each of shape (batch, 2, i, j, k) in ppm, 0 outside the mask.
+            Each of shape (batch, source, i, j, k) in ppm, 0 outside the mask. With `uncertainty` the last has
+            twice the channels: after the sources the scale b in ppm of the Laplace distribution of the
+            error of each.
         """
-        r2prime, field = y_ppm.unbind(1)
-        weights = self.log_weights.exp()
-
-        def step(z: Tensor, number: int) -> Tensor:
-            return phi.data_step(r2prime, field, z, weights[number, 0], weights[number, 1]) * mask
-
-        rows = self.rows(y_ppm, mask)
-        z = self.scale.undo(torch.zeros_like(y_ppm), mask)
-        found = []
+        count = self.row_count
+        measured = mask & (y_ppm[:, count:] > 0) if self.noise else mask
+        rows = y_ppm[:, :count] * measured
+        sd = self._errors_ppm(y_ppm, measured)
+        # The prior's variance over that of the noise.
+        weights = (self.config.prior_ppb / 1000 / sd).square() * measured
+        shown = [self.rows(rows, measured)]
+        if self.noise:
+            shown.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
+        z = self.scale.undo(torch.zeros_like(rows), mask)
+        found: list[Tensor] = []
+        scales: Tensor | None = None
         for number in range(self.config.passes):
-            x = self.scale(step(z, number), mask)
-            unet = self.unets[0 if self.config.tied else number]
-            z = self.scale.undo(
-                x + unet(torch.cat((x, rows), dim=1), number if self.config.tied else 0), mask
-            )
+            if self.config.data_steps:
+                z = self._data_step(rows, z, weights, number, phi) * mask
+            x = self.scale(z, mask)
+            tied = self.config.tied
+            made = self.unets[0 if tied else number](torch.cat((x, *shown), dim=1), number if tied else 0)
+            change = made[:, : self.row_count]
+            z = self.scale.undo(x + change, mask)
             found.append(z)
+            scales = made[:, self.row_count :]
         if self.config.last_step:
-            found[-1] = step(z, self.config.passes)
+            found[-1] = self._data_step(rows, z, weights, self.config.passes, phi) * mask
+        if self.config.uncertainty and scales is not None:
+            found[-1] = torch.cat((found[-1], self._scales_ppm(scales) * mask), dim=1)
         return found
+
+    def _errors_ppm(self, y_ppm: Tensor, measured: Tensor) -> Tensor:
+        """SD of all that a row may be wrong by, shape (batch, row, i, j, k)."""
+        beyond = self.log_errors.exp().reshape(-1, 1, 1, 1)
+        if not self.noise:
+            return beyond.expand_as(y_ppm[:, : self.row_count])
+        return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), _UNKNOWN_PPM)
+
+    def _data_step(self, rows: Tensor, z: Tensor, weights: Tensor, number: int, phi: Separation) -> Tensor:
+        factors = self.log_weights[number].exp()
+        field_weights = weights[:, -1]
+        best = field_weights.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
+        weight_field, trust = factors[-1] * best, field_weights / best
+        if self.row_count == 1:
+            return phi.field_step(rows[:, 0], z[:, 0], weight_field, trust).unsqueeze(1)
+        return phi.data_step(rows[:, 0], rows[:, 1], z, factors[0] * weights[:, 0], weight_field, trust)
+
+    def _scales_ppm(self, logarithms: Tensor) -> Tensor:
+        """Scales from what the U-net says, in units of a tenth of the sources' SD."""
+        bounded = logarithms.to(self.scale.sd.dtype).clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)
+        scales: Tensor = bounded.exp() * (0.1 * self.scale.sd)
+        return scales

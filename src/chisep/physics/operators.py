@@ -78,22 +78,20 @@ class Combination(LinearOperator):
     Parameters
     ----------
     coefficients
-        One number per channel.
+        One a channel: a number, or one number a volume, of shape (..., 1, 1, 1).
     """
 
-    def __init__(self, coefficients: Sequence[float]) -> None:
+    def __init__(self, coefficients: Sequence[float | Tensor]) -> None:
         self.coefficients = tuple(coefficients)
-
-    def _column(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.coefficients, dtype=like.dtype, device=like.device)[:, None, None, None]
 
     def apply(self, x: Tensor) -> Tensor:
         """Sum the channels with their coefficients."""
-        return (x * self._column(x)).sum(-4)
+        first, *others = (c * channel for c, channel in zip(self.coefficients, x.unbind(-4), strict=True))
+        return sum(others, start=first)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Spread a volume over the channels with the same coefficients."""
-        return y.unsqueeze(-4) * self._column(y)
+        return torch.stack([c * y for c in self.coefficients], dim=-4)
 
 
 class Gradient(LinearOperator):

@@ -29,12 +29,12 @@ class Separation(LinearOperator):
     dipole
         The dipole operator of the grid; closed forms need one without padding.
     ratio
-        D_r,neg / D_r,pos.
+        D_r,neg / D_r,pos: one number, or one a volume, of shape (..., 1, 1, 1).
     mask
         Where the rows are measured, shape (..., i, j, k); everywhere if None.
     """
 
-    def __init__(self, dipole: Dipole, ratio: float = 1.0, mask: Tensor | None = None) -> None:
+    def __init__(self, dipole: Dipole, ratio: float | Tensor = 1.0, mask: Tensor | None = None) -> None:
         self.dipole, self.ratio, self.mask = dipole, ratio, mask
         difference = Combination((1.0, -1.0))
         self._rows = Stacked((difference, Combination((1.0, ratio)), dipole @ difference))
@@ -131,7 +131,13 @@ class Separation(LinearOperator):
         return self.dipole.volume(solved)
 
     def data_step(
-        self, r2prime_ppm: Tensor, field_ppm: Tensor, z: Tensor, weight_r2prime: Tensor, weight_field: Tensor
+        self,
+        r2prime_ppm: Tensor,
+        field_ppm: Tensor,
+        z: Tensor,
+        weight_r2prime: Tensor,
+        weight_field: Tensor,
+        trust: Tensor | None = None,
     ) -> Tensor:
         """Step from z to what R2' and the field say, without iterations.
 
@@ -139,9 +145,7 @@ class Separation(LinearOperator):
 
             ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖s − z_s‖² + ½ ‖χ − z_χ‖²,
 
-        the terms of s voxel by voxel, those of χ per k-space point. This is exact without padding and mask;
-        with them the field that nobody measured is taken to be that of z, and what χ gains in the padding is
-        cut off.
+        the terms of s voxel by voxel, those of χ as `field_step`.
 
         Parameters
         ----------
@@ -151,9 +155,11 @@ class Separation(LinearOperator):
             Local field, shape (..., i, j, k).
         z
             Where the prior wants x to be, shape (..., 2, i, j, k).
-        weight_r2prime, weight_field
-            w_r and w_f: the prior's variance over that of the noise; one number, or one a volume, of shape
-            (..., 1, 1, 1).
+        weight_r2prime
+            w_r, the prior's variance over that of the noise; one number, one a volume, of shape
+            (..., 1, 1, 1), or one a voxel.
+        weight_field, trust
+            As of `field_step`.
 
         Returns
         -------
@@ -164,8 +170,39 @@ class Separation(LinearOperator):
         total, chi = pos + self.ratio * neg, pos - neg
         gain = weight_r2prime / (weight_r2prime + 1)
         total = total + gain * self._measured(r2prime_ppm - total)
-        kernel = self.dipole.kernel
-        spectrum = self.dipole.spectrum(self._measured(field_ppm - self.dipole.apply(chi)))
-        chi = chi + self.dipole.volume(spectrum * (weight_field * kernel / (weight_field * kernel**2 + 1)))
+        chi = self.field_step(field_ppm, chi, weight_field, trust)
         neg = (total - chi) / (1 + self.ratio)
         return torch.stack((chi + neg, neg), dim=-4)
+
+    def field_step(
+        self, field_ppm: Tensor, chi: Tensor, weight: Tensor, trust: Tensor | None = None
+    ) -> Tensor:
+        """Step from χ to what the field says, argmin ½ w ‖D * χ' − Δf‖² + ½ ‖χ' − χ‖² per k-space point.
+
+        Parameters
+        ----------
+        field_ppm
+            Local field, shape (..., i, j, k).
+        chi
+            Where the prior wants χ to be, shape (..., i, j, k).
+        weight
+            w, the prior's variance over that of the noise where the field is known best; one number, or one a
+            volume, of shape (..., 1, 1, 1).
+        trust
+            The noise's inverse variance over that where it is least, 0 to 1, shape (..., i, j, k); 1 if None.
+
+        Returns
+        -------
+        Tensor
+            Shape (..., i, j, k).
+
+        Notes
+        -----
+        This is exact without padding, mask and trust; with them the field that is not known is taken to be
+        that of χ, as far as it is not known (one step of expectation and maximisation), and what χ gains
+        in the padding is cut off.
+        """
+        kernel = self.dipole.kernel
+        residual = self._measured(field_ppm - self.dipole.apply(chi))
+        spectrum = self.dipole.spectrum(residual if trust is None else residual * trust)
+        return chi + self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1)))

@@ -26,14 +26,13 @@ from chisep.solvers._common import (
     Window,
     check,
     ended,
-    known_noise,
     least_noise_ppm,
-    noise_sigma,
     required,
     required_relaxivity,
     smooth_places,
 )
 from chisep.solvers._splitting import PENALTY_VOXEL, minimise
+from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Maps, Sources
 
 # Phase and R2* come from the same echoes: noise that makes 1/s in R2* makes 1 rad/s in the field, and

@@ -20,12 +20,11 @@ from chisep.solvers._common import (
     Window,
     check,
     ended,
-    known_noise,
     least_noise_ppm,
-    noise_sigma,
     smooth_places,
 )
 from chisep.solvers._splitting import minimise
+from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
 from chisep.types import Maps, Susceptibility

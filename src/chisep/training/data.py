@@ -106,6 +106,8 @@ class Example(NamedTuple):
     """(3,), unit vector in voxel axes."""
     voxel_mm: Tensor
     """(3,)."""
+    ratio: Tensor
+    """D_r,neg / D_r,pos, a number."""
 
     def dipole(self) -> Dipole:
         """Dipole operator of a batch."""
@@ -245,14 +247,30 @@ def _load(
 
 def statistics(scans: Sequence[Scan]) -> dict[str, tuple[float, float]]:
     """Mean and SD in ppm of each channel over all brain voxels."""
-    found = {}
-    for name in scans[0].channels:
-        values = [scan.channels[name][scan.mask].double() for scan in scans]
-        count = sum(v.numel() for v in values)
-        mean = sum(float(v.sum()) for v in values) / count
-        variance = sum(float((v - mean).square().sum()) for v in values) / count
-        found[name] = (mean, variance**0.5)
+    return {
+        name: _mean_and_sd([scan.channels[name][scan.mask] for scan in scans]) for name in scans[0].channels
+    }
+
+
+def statistics_of_crops(
+    crops: Dataset[Example], network: NetworkConfig, count: int
+) -> dict[str, tuple[float, float]]:
+    """Mean and SD in ppm of each channel over the brain voxels of the first `count` crops."""
+    examples = [crops[number] for number in range(count)]
+    found: dict[str, tuple[float, float]] = {}
+    for names, part in ((network.inputs, "inputs"), (network.outputs, "targets")):
+        for channel, name in enumerate(names):
+            values = [getattr(example, part)[channel][example.mask[0]] for example in examples]
+            found[name] = _mean_and_sd(values)
     return found
+
+
+def _mean_and_sd(parts: Sequence[Tensor]) -> tuple[float, float]:
+    values = [part.double() for part in parts]
+    count = sum(v.numel() for v in values)
+    mean = sum(float(v.sum()) for v in values) / count
+    variance = sum(float((v - mean).square().sum()) for v in values) / count
+    return mean, variance**0.5
 
 
 class Crops(Dataset[Example]):
@@ -327,6 +345,7 @@ class Crops(Dataset[Example]):
             mask[None],
             torch.tensor(grid.b0_direction),
             torch.tensor(grid.voxel_mm),
+            torch.tensor(1.0),
         )
 
 

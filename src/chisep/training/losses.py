@@ -16,6 +16,7 @@ from chisep.physics.dipole import Dipole
 
 UNIT_PPM = 0.03
 """Losses are told in units of this: about the SD of χ_pos and χ_neg in a brain."""
+_SMALLEST_SCALE_PPM = 1e-5
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,14 @@ class LossConfig:
     """|χ̂ − χ| of χ = χ_pos − χ_neg; only where sources come out."""
     r2prime: float = 0.5
     """|s − ŝ| of s = χ_pos + χ_neg, that is R2'/D_r; only where sources come out."""
+    passes: float | None = None
+    """|x̂ − x| of what earlier passes make, on average; only for networks of several."""
+    uncertainty: float | None = None
+    """What the network says of its own error, as the likelihood of a Laplace distribution; only for networks
+    that say it. What it says of the sources is not moved by this term."""
 
     def __post_init__(self) -> None:
-        weights = vars(self).values()
+        weights = [weight or 0.0 for weight in vars(self).values()]
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise InputError(
                 "loss",
@@ -76,7 +82,7 @@ def loss_terms(
     error = (predicted_ppm - label_ppm) * mask
     terms = {}
     if config.label:
-        terms["label"] = _mean(error, mask)
+        terms["label"] = label_loss(predicted_ppm, label_ppm, mask)
     if config.gradient:
         terms["gradient"] = _gradient(error, mask)
     if outputs == SOURCES:
@@ -92,6 +98,28 @@ def loss_terms(
     if config.field:
         terms["field"] = _mean(dipole.apply(chi.squeeze(1)).unsqueeze(1) * mask, mask)
     return terms
+
+
+def label_loss(predicted_ppm: Tensor, label_ppm: Tensor, mask: Tensor) -> Tensor:
+    """Compute the term of the label alone; arguments as of `loss_terms`."""
+    return _mean((predicted_ppm - label_ppm) * mask, mask)
+
+
+def laplace_loss(predicted_ppm: Tensor, scale_ppm: Tensor, label_ppm: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of the error under Laplace distributions, in units of their scale.
+
+    Parameters
+    ----------
+    predicted_ppm, label_ppm, mask
+        As of `loss_terms`; no gradient flows into what is predicted.
+    scale_ppm
+        Scale b of each voxel's distribution, shape (batch, channel, i, j, k).
+    """
+    b = scale_ppm.clamp_min(_SMALLEST_SCALE_PPM)
+    error = (predicted_ppm.detach() - label_ppm).abs()
+    each = (error / b + (b / UNIT_PPM).log()) * mask
+    voxels = mask.flatten(1).sum(1).clamp_min(1) * each.shape[1]
+    return (each.flatten(1).sum(1) / voxels).mean()
 
 
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:

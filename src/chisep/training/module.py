@@ -15,9 +15,9 @@ from chisep.models.network import NetworkConfig, Statistics, build
 from chisep.models.unrolled import Unrolled
 from chisep.physics.separation import Separation
 from chisep.training.data import Example
-from chisep.training.losses import LossConfig, loss_terms, total_loss
+from chisep.training.losses import LossConfig, label_loss, laplace_loss, loss_terms, total_loss
 
-_PHYSICS = ("alpha", "log_weights")
+_PHYSICS = ("alpha", "log_weights", "log_errors")
 """Parameters of physics steps."""
 
 
@@ -81,9 +81,18 @@ class TrainingModule(pl.LightningModule):
 
     def _terms(self, batch: Example) -> dict[str, Tensor]:
         dipole = batch.dipole()
-        phi = Separation(dipole, mask=batch.mask.squeeze(1))
-        predicted = self.network.iterates(batch.inputs, batch.mask, phi)[-1]
-        return loss_terms(predicted, batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config)
+        phi = Separation(dipole, batch.ratio.reshape(-1, 1, 1, 1), batch.mask.squeeze(1))
+        *earlier, last = self.network.iterates(batch.inputs, batch.mask, phi)
+        count = len(self.config.outputs)
+        terms = loss_terms(
+            last[:, :count], batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config
+        )
+        if self.loss_config.passes and earlier:
+            losses = [label_loss(x, batch.targets, batch.mask) for x in earlier]
+            terms["passes"] = torch.stack(losses).mean()
+        if self.loss_config.uncertainty and last.shape[1] > count:
+            terms["uncertainty"] = laplace_loss(last[:, :count], last[:, count:], batch.targets, batch.mask)
+        return terms
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """RMSprop, parameters of the physics apart; both rates fall in steps."""

@@ -18,24 +18,29 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import chisep
 from chisep.errors import InputError
 from chisep.io.files import make_directory, write_json
 from chisep.io.weights import save_weights
-from chisep.models.network import NetworkConfig
+from chisep.models.network import build
 from chisep.networks import has_fast_bfloat16
+from chisep.training.calibration import sigma_factors
 from chisep.training.data import (
     BatchSampler,
     Crops,
+    Example,
     FoldersConfig,
     Progress,
     Scan,
     load_scans,
     statistics,
+    statistics_of_crops,
 )
 from chisep.training.module import TrainingModule
+from chisep.training.protocols import ProtocolCrops, load_heads
 from chisep.training.recipes import Recipe
 
 _Fixed = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
@@ -46,6 +51,8 @@ WEIGHTS = "weights.safetensors"
 """File in the output folder that holds the best weights."""
 _LAST, _BEST, _RECORD, _LOGS = "last.ckpt", "best.ckpt", "training.json", "logs"
 _VALIDATION_SEED = 0x5EED
+_STATISTICS_CROPS = 64
+"""Crops that means and SDs are taken from where each is scanned by a protocol of its own."""
 _EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # a training that goes on
     "The '.*_dataloader' does not have many workers",  # crops are cut in less time than a step takes
@@ -189,8 +196,20 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = _accelerator(config)
-    scans, validation = read() if read else read_scans(config.data, recipe.network, progress)
-    found = statistics(scans)
+    scans, validation = read() if read else read_scans(config.data, recipe, progress)
+    count = recipe.epochs * recipe.steps_per_epoch * recipe.batch_size
+    crops, seen = (
+        _crops(recipe, some, number, seed)
+        for some, number, seed in (
+            (scans, count, recipe.seed),
+            (validation, recipe.validation_crops, _VALIDATION_SEED),
+        )
+    )
+    found = (
+        statistics(scans)
+        if recipe.protocol is None
+        else statistics_of_crops(crops, recipe.network, min(count, _STATISTICS_CROPS))
+    )
     pl.seed_everything(recipe.seed, verbose=False)
     module = TrainingModule(recipe.network, found, recipe.loss, recipe.optimiser)
     keep = ModelCheckpoint(
@@ -228,14 +247,6 @@ def train(
         enable_model_summary=False,
     )
     steps = recipe.steps_per_epoch // parts
-    crops = Crops(
-        scans,
-        recipe.network,
-        recipe.crops,
-        recipe.epochs * recipe.steps_per_epoch * recipe.batch_size,
-        recipe.seed,
-    )
-    seen = Crops(validation, recipe.network, recipe.crops, recipe.validation_crops, _VALIDATION_SEED)
     sampler = BatchSampler(
         lambda: trainer.current_epoch * steps,
         steps,
@@ -258,20 +269,47 @@ def train(
     seconds = time.monotonic() - started
     if done < recipe.epochs:
         return Trained(None, done, best, seconds)
-    return Trained(export(config, found, best), done, best, seconds)
+    return Trained(export(config, found, best, seen), done, best, seconds)
 
 
-def read_scans(
-    data: FoldersConfig, network: NetworkConfig, progress: Progress | None = None
-) -> ScansOfTraining:
-    """Read the scans for training and those for validation; arguments and errors as of `load_scans`."""
+def read_scans(data: FoldersConfig, recipe: Recipe, progress: Progress | None = None) -> ScansOfTraining:
+    """Read the scans, or the heads, for training and those for validation.
+
+    Parameters
+    ----------
+    data
+        Where they are.
+    recipe
+        What of them is wanted.
+    progress
+        Told what is being read.
+
+    Raises
+    ------
+    InputError
+        As `load_scans` and `load_heads`.
+    """
     train_scans, validation_scans = (
-        load_scans(data, subjects, network, progress=progress) for subjects in (data.train, data.validation)
+        load_scans(data, subjects, recipe.network, progress=progress)
+        if recipe.protocol is None
+        else load_heads(data, subjects, progress)
+        for subjects in (data.train, data.validation)
     )
     return train_scans, validation_scans
 
 
-def export(config: TrainConfig, found: Mapping[str, tuple[float, float]], best_loss: float) -> Path:
+def _crops(recipe: Recipe, scans: list[Scan], count: int, seed: int) -> Crops | ProtocolCrops:
+    if recipe.protocol is None:
+        return Crops(scans, recipe.network, recipe.crops, count, seed)
+    return ProtocolCrops(scans, recipe.network, recipe.protocol, recipe.crops.size, count, seed)
+
+
+def export(
+    config: TrainConfig,
+    found: Mapping[str, tuple[float, float]],
+    best_loss: float,
+    validation: Dataset[Example],
+) -> Path:
     """Write the best weights of a training as safetensors with all that is known of them.
 
     Parameters
@@ -282,6 +320,8 @@ def export(config: TrainConfig, found: Mapping[str, tuple[float, float]], best_l
         Statistics of the channels.
     best_loss
         Lowest validation loss.
+    validation
+        Crops that scale what the network says of its error.
     """
     checkpoint = torch.load(config.out / _BEST, map_location="cpu", weights_only=True)
     prefix = "network."
@@ -300,10 +340,26 @@ def export(config: TrainConfig, found: Mapping[str, tuple[float, float]], best_l
         "training_data": _described(config.data),
         "licence_of_data": config.licence,
         "best_step": int(checkpoint["global_step"]),
+        **_sigma_factors(config.recipe, found, tensors, validation),
         "metrics": {"validation_loss": best_loss},
         "made_by": {"chisep": chisep.__version__, "commit": _commit()},
     }
     return save_weights(config.out / WEIGHTS, tensors, header)
+
+
+def _sigma_factors(
+    recipe: Recipe,
+    found: Mapping[str, tuple[float, float]],
+    tensors: Mapping[str, Tensor],
+    validation: Dataset[Example],
+) -> dict[str, dict[str, float]]:
+    proximal = recipe.network.proximal
+    if proximal is None or not proximal.uncertainty:
+        return {}
+    network = build(recipe.network, found)
+    network.load_state_dict(tensors)
+    outputs = recipe.network.outputs
+    return {"sigma_factors": sigma_factors(network, validation, recipe.validation_crops, outputs)}
 
 
 def course(out: Path, quantity: str) -> list[tuple[int, float]]:

@@ -255,14 +255,14 @@ class _TrainingScans:
 
     def __init__(self, config: AblationsConfig, progress: Progress | None) -> None:
         # The baseline reads all channels that any run reads.
-        self._network, self._progress, self._root = find("thesis-baseline").network, progress, config.root
+        self._recipe, self._progress, self._root = find("thesis-baseline"), progress, config.root
         self._known: tuple[Qsm, ScansOfTraining] | None = None
 
     def of(self, qsm: Qsm) -> ScansOfTraining:
         """Read the scans with χ maps of one method, the last of which are kept."""
         if self._known is None or self._known[0] != qsm:
             self._known = None  # frees what the next ones need
-            read = read_scans(folders(self._root, _QSM_FOLDERS[qsm]), self._network, self._progress)
+            read = read_scans(folders(self._root, _QSM_FOLDERS[qsm]), self._recipe, self._progress)
             self._known = qsm, read
         return self._known[1]
 

@@ -10,6 +10,7 @@ from chisep.models.network import NetworkConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig
+from chisep.training.protocols import ProtocolConfig
 
 SMALL_WIDTHS = (8, 16, 32, 64)
 """Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
@@ -28,6 +29,8 @@ class Recipe:
     """The paper."""
     crops: CropConfig = field(default_factory=CropConfig)
     """What an example is."""
+    protocol: ProtocolConfig | None = None
+    """Protocols by which crops of digital heads are scanned; crops of the dataset's own scans if None."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What is made small."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

@@ -1,10 +1,15 @@
 """Unrolled χ-sepnet-R2' (Kim K.W., Seoul National University, December 2023), and its successor."""
 
-from chisep.models.network import MEASURED_ROWS, PHI_ROWS, SOURCES, NetworkConfig
+from chisep.models.network import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
 from chisep.models.proximal import ProximalConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.training.data import CropConfig
+from chisep.training.losses import LossConfig
+from chisep.training.protocols import ProtocolConfig
 from chisep.training.recipes import Recipe
+
+WITH_NOISE = MEASURED_ROWS + tuple(NOISE[row] for row in MEASURED_ROWS)
+"""Rows that proximal networks take, and the noise of each."""
 
 RECIPES = {
     "thesis-unrolled": Recipe(
@@ -13,10 +18,27 @@ RECIPES = {
         "Kim K.W., Seoul National University, 2023",
         crops=CropConfig(size=64),
     ),
-    "proximal": Recipe(
-        NetworkConfig(MEASURED_ROWS, SOURCES, proximal=ProximalConfig(), b0_along_z=True),
-        "from R2' and field to sources: three exact data steps and U-nets in turn",
-        "chisep, docs/networks.md",
+    "unrolled": Recipe(
+        NetworkConfig(WITH_NOISE, SOURCES, proximal=ProximalConfig()),
+        "from R2', field and their noise to sources and how sure they are, under any protocol",
+        "chisep, docs/decisions/0009-proximal.md",
         crops=CropConfig(size=64),
+        protocol=ProtocolConfig(),
+        loss=LossConfig(passes=0.5, uncertainty=0.1),
+    ),
+    "unrolled-baseline": Recipe(
+        NetworkConfig(PHI_ROWS, SOURCES),
+        "χ-sepnet-R2' trained as `unrolled` is: what that is measured against",
+        "Kim M. et al., Human Brain Mapping 2025",
+        crops=CropConfig(size=64),
+        protocol=ProtocolConfig(),
+    ),
+    "unrolled-qsm": Recipe(
+        NetworkConfig(("field", "field_sigma"), ("chi",), proximal=ProximalConfig(passes=2)),
+        "from the field and its noise to χ and how sure it is, under any protocol",
+        "chisep, docs/decisions/0009-proximal.md",
+        crops=CropConfig(size=64),
+        protocol=ProtocolConfig(),
+        loss=LossConfig(passes=0.5, uncertainty=0.1),
     ),
 }

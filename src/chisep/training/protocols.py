@@ -1,0 +1,391 @@
+"""Crops of digital heads, each scanned by a protocol of its own: field strength, voxels, echoes, D_r, errors.
+
+Only the sources and R2 of the heads are read; field, R2' and the noise of both are made for every crop anew,
+as `chisep.simulation.measured` makes them for a whole head. The field is that of the crop's own sources, so
+nothing outside has to be explained, and heads of any make will do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from chisep.brain_box import BrainBox
+from chisep.errors import InputError
+from chisep.io import bids, nifti
+from chisep.models.network import NetworkConfig
+from chisep.physics.dipole import Dipole
+from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
+from chisep.preprocessing.relaxometry import pseudo_r2_hz
+from chisep.simulation.measured import rate_sigma_hz
+from chisep.solvers import tikhonov
+from chisep.training.data import Example, FoldersConfig, Progress, Scan
+from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
+
+SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
+"""Channels of the heads: sources in ppm, R2 in 1/s at 3 T."""
+PSEUDO_R2_SD = 0.2
+"""SD of R2 between the tissues of a brain over its mean: the error of one R2 for all."""
+_SMOOTH_MM = 4.0
+"""Between the values that smooth errors are drawn at."""
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Ranges that the protocol of every crop is drawn from, evenly, or evenly in their logarithms."""
+
+    b0_t: tuple[float, float] = (1.5, 7.0)
+    """Field strength."""
+    tilt_deg: float = 45.0
+    """Largest angle between B0 and the head's long axis."""
+    voxel_mm: tuple[float, float] = (0.6, 2.0)
+    """Edge of a voxel in its plane."""
+    slice_ratio: float = 3.0
+    """Largest thickness of a slice over the edge in its plane, 3.2 mm at most."""
+    dr_hz_per_ppm: tuple[float, float] = (90.0, 330.0)
+    """D_r,pos at 3 T; it grows with the field."""
+    dr_ratio: tuple[float, float] = (0.3, 1.3)
+    """D_r,neg over D_r,pos."""
+    dr_error: float = 0.15
+    """Largest relative error of the D_r that the network is told, of each source."""
+    snr: tuple[float, float] = (20.0, 150.0)
+    """Mean magnitude of the first echo over the noise."""
+    standard_share: float = 0.3
+    """Share of crops with the standard protocol instead: 3 T, 1 mm, B0 along the head, D_r = 114 for both,
+    told without error; SNR and all other errors are drawn."""
+    erosion_mm: float = 8.0
+    """Largest depth of a rim in which the field is not known."""
+    holes: int = 2
+    """Most holes in the field's mask."""
+    background_ppb: float = 4.0
+    """Largest SD of the background field that is left over."""
+    unexplained_ppb: float = 3.0
+    """Largest SD of a smooth error of the field: anisotropy, motion."""
+    shift_voxels: float = 0.5
+    """Largest shift of the spin echo along each axis."""
+    r2_error: float = 0.06
+    """SD of the relative error of R2 by its fit, the same in the whole crop."""
+    gre_only_share: float = 0.2
+    """Share of crops without spin echo, where R2' is R2* minus one R2 for all tissue."""
+
+    def __post_init__(self) -> None:
+        pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
+        shares = (self.standard_share, self.gre_only_share)
+        if not all(0 < low <= high < math.inf for low, high in pairs) or not all(0 <= s <= 1 for s in shares):
+            raise InputError(
+                "protocol",
+                found=f"{self}",
+                wanted="ranges from low to high, above 0, and shares from 0 to 1",
+                remedy="Correct the options.",
+            )
+
+
+def load_heads(
+    folders: FoldersConfig, subjects: Sequence[str], progress: Progress | None = None
+) -> list[Scan]:
+    """Read sources and R2 of some heads.
+
+    Parameters
+    ----------
+    folders
+        Where labels and masks are; `chisep simulate` writes both, and R2, to the folder `truth`.
+    subjects
+        Labels without `sub-`.
+    progress
+        Told which head is being read.
+
+    Raises
+    ------
+    InputError
+        If a map is missing, unreadable or on another grid.
+    """
+    names = {
+        "chi_pos": ("Chimap", "paramagnetic"),
+        "chi_neg": ("Chimap", "diamagnetic"),
+        "r2": ("R2map", None),
+    }
+    found = []
+    for done, subject in enumerate(subjects):
+        if progress is not None:
+            progress(f"sub-{subject}", done, len(subjects))
+        brain = nifti.load_mask(bids.derivative_path(folders.folder("masks"), subject, "mask", desc="brain"))
+        box = BrainBox(torch.from_numpy(brain.data), nifti.grid_of(brain))
+        channels = {}
+        for name, (suffix, desc) in names.items():
+            image = nifti.load(bids.derivative_path(folders.folder("labels"), subject, suffix, desc=desc))
+            nifti.require_same_grid(brain, image)
+            channels[name] = box.cut(torch.from_numpy(image.data)) * box.mask
+        found.append(Scan(f"sub-{subject}", box.grid, box.mask, channels))
+    if progress is not None:
+        progress("heads", len(subjects), len(subjects))
+    return found
+
+
+class _Protocol(NamedTuple):
+    """One protocol."""
+
+    grid: Grid
+    b0_t: float
+    relaxivity: Relaxivity
+    stated: Relaxivity
+    te_gre_s: Sequence[float]
+    te_se_s: Sequence[float]
+    snr: float
+    gre_only: bool
+
+
+class ProtocolCrops(Dataset[Example]):
+    """Random crops of heads under random protocols: crop n is the same whenever it is asked for.
+
+    Parameters
+    ----------
+    scans
+        Heads with the channels `SOURCES_AND_R2`.
+    network
+        Which channels go in and come out.
+    config
+        Ranges of the protocols.
+    size
+        Edge of a crop in voxels.
+    count
+        How many there are.
+    seed
+        Of places, protocols and noise.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        network: NetworkConfig,
+        config: ProtocolConfig,
+        size: int,
+        count: int,
+        seed: int,
+    ) -> None:
+        self.scans, self.network, self.config = scans, network, config
+        self.size, self.count, self.seed = size, count, seed
+        self._inside = [torch.nonzero(scan.mask.flatten()).squeeze(1).int() for scan in scans]
+
+    def __len__(self) -> int:
+        """Count of crops."""
+        return self.count
+
+    def __getitem__(self, number: int) -> Example:
+        """Scan a crop.
+
+        Parameters
+        ----------
+        number
+            Which one; all about it depends on this number and the seed only.
+        """
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        rng = np.random.default_rng((self.seed, number))
+        which = int(rng.integers(len(self.scans)))
+        scan, inside = self.scans[which], self._inside[which]
+        protocol = _drawn(rng, self.config, self.size)
+        centre = np.unravel_index(int(inside[int(rng.integers(len(inside)))]), scan.mask.shape)
+        head = _resampled(scan, centre, protocol.grid)
+        flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
+        return _scanned(head.flip(flips), protocol, self.network, self.config, rng)
+
+
+def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Protocol:
+    def log_uniform(low: float, high: float) -> float:
+        return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+    shape = (size, size, size)
+    snr = log_uniform(*config.snr)
+    gre_only = bool(rng.random() < config.gre_only_share)
+    if rng.random() < config.standard_share:
+        known = default_relaxivity(3.0)
+        echoes = [0.005 + 0.006 * n for n in range(5)]
+        spin_echoes = [0.015 * n for n in range(1, 7)]
+        return _Protocol(Grid(shape, (1.0, 1.0, 1.0)), 3.0, known, known, echoes, spin_echoes, snr, gre_only)
+    b0_t = log_uniform(*config.b0_t)
+    edge = log_uniform(*config.voxel_mm)
+    slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, 3.2))
+    edges = [edge, edge, edge]
+    edges[int(rng.integers(3))] = slice_mm
+    tilt, turn = math.radians(rng.uniform(0, config.tilt_deg)), rng.uniform(0, 2 * math.pi)
+    b0 = (math.sin(tilt) * math.cos(turn), math.sin(tilt) * math.sin(turn), math.cos(tilt))
+    pos = log_uniform(*config.dr_hz_per_ppm) * b0_t / 3
+    neg = pos * log_uniform(*config.dr_ratio)
+    told = [dr * (1 + rng.uniform(-config.dr_error, config.dr_error)) for dr in (pos, neg)]
+    # Echo times are chosen by T2*, which falls with the field.
+    scale = math.sqrt(3.0 / b0_t)
+    first, step = scale * rng.uniform(0.003, 0.007), scale * rng.uniform(0.003, 0.007)
+    echoes = [first + step * n for n in range(int(rng.integers(4, 9)))]
+    spacing = scale * rng.uniform(0.010, 0.018)
+    spin_echoes = [spacing * n for n in range(1, int(rng.integers(5, 9)))]
+    return _Protocol(
+        Grid(shape, (edges[0], edges[1], edges[2]), b0),
+        b0_t,
+        Relaxivity(pos, neg),
+        Relaxivity(*told),
+        echoes,
+        spin_echoes,
+        snr,
+        gre_only,
+    )
+
+
+def _resampled(scan: Scan, centre: Sequence[np.intp], grid: Grid) -> Tensor:
+    """Cut a box of the grid's extent and average it to the grid's voxels: (mask, χ_pos, χ_neg, R2)."""
+    size = [
+        max(1, round(n * edge / own))
+        for n, edge, own in zip(grid.shape, grid.voxel_mm, scan.grid.voxel_mm, strict=True)
+    ]
+    first = [int(c) - n // 2 for c, n in zip(centre, size, strict=True)]
+    span = tuple(
+        slice(max(0, a), min(a + n, whole)) for a, n, whole in zip(first, size, scan.mask.shape, strict=True)
+    )
+    box = torch.stack([scan.mask.float()[span], *(scan.channels[name][span] for name in SOURCES_AND_R2)])
+    before = [s.start - a for s, a in zip(span, first, strict=True)]
+    after = [n - b - (s.stop - s.start) for n, b, s in zip(size, before, span, strict=True)]
+    box = functional.pad(box, [n for b, a in zip(before[::-1], after[::-1], strict=True) for n in (b, a)])
+    i, j, k = (min(n, m) for n, m in zip(grid.shape, size, strict=True))
+    if [i, j, k] != size:
+        box = functional.adaptive_avg_pool3d(box, (i, j, k))
+    if (i, j, k) != grid.shape:
+        box = functional.interpolate(box[None], grid.shape, mode="trilinear", align_corners=False)[0]
+    return box
+
+
+def _scanned(
+    head: Tensor,
+    protocol: _Protocol,
+    network: NetworkConfig,
+    config: ProtocolConfig,
+    rng: np.random.Generator,
+) -> Example:
+    mask = head[0] > 0.5
+    pos, neg, r2 = head[1:] * mask
+    grid = protocol.grid
+    dipole = Dipole(grid)
+    r2 = r2 * (protocol.b0_t / 3) ** 0.4
+    r2prime = r2prime_of_sources(pos, neg, protocol.relaxivity)
+
+    def noise() -> Volume:
+        return torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))
+
+    ones = torch.ones(mask.shape)
+    gre_sigma, se_sigma = (
+        rate_sigma_hz(se_signal(ones, rate, te_s), mask, te_s, protocol.snr)
+        if bool(mask.any())
+        else torch.zeros(mask.shape)
+        for rate, te_s in ((r2 + r2prime, protocol.te_gre_s), (r2, protocol.te_se_s))
+    )
+    field_sigma = gre_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
+    field = dipole.apply(pos - neg) + field_sigma * noise() + _field_errors(mask, grid, dipole, config, rng)
+    known = _known(mask, grid, config, rng)
+
+    r2star = r2 + r2prime + gre_sigma * noise()
+    if protocol.gre_only:
+        pseudo = pseudo_r2_hz(protocol.b0_t)
+        made, sigma = r2star - pseudo, torch.hypot(gre_sigma, ones * (PSEUDO_R2_SD * pseudo))
+    else:
+        spin_echo = _shifted(r2, rng.uniform(-config.shift_voxels, config.shift_voxels, 3).tolist())
+        spin_echo = spin_echo * (1 + config.r2_error * rng.standard_normal()) + se_sigma * noise()
+        made, sigma = r2star - spin_echo, torch.hypot(gre_sigma, se_sigma)
+    stated = protocol.stated.pos_hz_per_ppm
+    channels = {
+        "field": field * known,
+        "field_sigma": field_sigma * known,
+        "r2prime": made.clamp_min(0) * mask / stated,
+        "r2prime_sigma": sigma * mask / stated,
+        "chi_pos": pos,
+        "chi_neg": neg,
+        "chi": pos - neg,
+    }
+    if "qsm" in network.inputs:
+        maps = Maps(field_ppm=channels["field"], mask=known, grid=grid)
+        channels["qsm"] = (
+            tikhonov.solve(maps, tikhonov.TikhonovConfig()).chi_ppm if bool(known.any()) else field * 0
+        )
+    return Example(
+        torch.stack([channels[name] for name in network.inputs]),
+        torch.stack([channels[name] for name in network.outputs]),
+        mask[None],
+        torch.tensor(grid.b0_direction),
+        torch.tensor(grid.voxel_mm),
+        torch.tensor(protocol.stated.ratio),
+    )
+
+
+def _field_errors(
+    mask: MaskVolume, grid: Grid, dipole: Dipole, config: ProtocolConfig, rng: np.random.Generator
+) -> Volume:
+    """Background left over, harmonic in the brain, and a smooth error that no source explains."""
+    outside = _smooth(grid, rng) * ~mask
+    background = _harmonic(grid, rng)
+    if bool(outside.any()):
+        near = dipole.apply(outside)
+        background = background + near / near[mask].std().clamp_min(1e-6) if bool(mask.any()) else background
+    errors = torch.zeros(mask.shape)
+    for error, most in ((background, config.background_ppb), (_smooth(grid, rng), config.unexplained_ppb)):
+        inside = error[mask]
+        if inside.numel() > 1:
+            errors += error * (1e-3 * rng.uniform(0, most) / float(inside.std().clamp_min(1e-6)))
+    return errors
+
+
+def _harmonic(grid: Grid, rng: np.random.Generator) -> Volume:
+    """Random harmonic polynomials up to the third degree: what far sources make."""
+    extent = max(n * edge for n, edge in zip(grid.shape, grid.voxel_mm, strict=True))
+    x, y, z = (
+        (torch.linspace(-1, 1, n) * (n * edge / extent)).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, (n, edge) in enumerate(zip(grid.shape, grid.voxel_mm, strict=True))
+    )
+    terms = (
+        *(x, y, z, x * y, y * z, z * x, x**2 - y**2, 2 * z**2 - x**2 - y**2),
+        *(x * y * z, z * (x**2 - y**2), x * (x**2 - 3 * y**2), y * (3 * x**2 - y**2)),
+        *(z * (2 * z**2 - 3 * x**2 - 3 * y**2), x * (4 * z**2 - x**2 - y**2), y * (4 * z**2 - x**2 - y**2)),
+    )
+    total = torch.zeros(grid.shape)
+    for term, weight in zip(terms, rng.standard_normal(len(terms)), strict=True):
+        total += float(weight) * term
+    return total
+
+
+def _smooth(grid: Grid, rng: np.random.Generator) -> Volume:
+    """Noise that is smooth over a few millimetres."""
+    coarse = [max(2, round(n * edge / _SMOOTH_MM)) for n, edge in zip(grid.shape, grid.voxel_mm, strict=True)]
+    values = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32))
+    return functional.interpolate(values[None, None], grid.shape, mode="trilinear", align_corners=True)[0, 0]
+
+
+def _known(mask: MaskVolume, grid: Grid, config: ProtocolConfig, rng: np.random.Generator) -> MaskVolume:
+    """Where the field is known: the brain without a rim and holes."""
+    depth_mm = rng.uniform(0, config.erosion_mm)
+    outside = (~mask).float()[None, None]
+    for axis, edge in enumerate(grid.voxel_mm):
+        reach = round(depth_mm / edge)
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * reach + 1, reach
+        outside = functional.max_pool3d(outside, kernel, 1, padding)
+    known = mask & (outside[0, 0] == 0)
+    for _ in range(int(rng.integers(config.holes + 1))):
+        centre, radius_mm = [rng.integers(n) for n in grid.shape], rng.uniform(1, 8)
+        square = torch.zeros(())
+        for axis, (n, edge) in enumerate(zip(grid.shape, grid.voxel_mm, strict=True)):
+            distance = (torch.arange(n) - int(centre[axis])) * edge
+            square = square + (distance**2).reshape([-1 if a == axis else 1 for a in range(3)])
+        known &= square > radius_mm**2
+    return known
+
+
+def _shifted(volume: Volume, voxels: Sequence[float]) -> Volume:
+    """Move a volume by a part of a voxel along each axis, linearly interpolated."""
+    for axis, shift in enumerate(voxels):
+        part = abs(float(shift))
+        volume = (1 - part) * volume + part * volume.roll(1 if shift > 0 else -1, axis)
+    return volume
