@@ -17,7 +17,8 @@ from chisep import methods
 from chisep.errors import InputError
 from chisep.io.weights import load_weights, save_weights
 from chisep.methods import METHODS
-from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.models.network import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.models.proximal import ProximalConfig
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import (
@@ -49,7 +50,16 @@ CONFIGS = {
     "chi-sepnet-r2p": NetworkConfig(PHI_ROWS, SOURCES, UNET),
     "chi-sepnet-r2s-direct": NetworkConfig(("qsm", "r2star", "field"), SOURCES, UNET),
     "unrolled-thesis": NetworkConfig(PHI_ROWS, SOURCES, UNET, UnrolledConfig(3, 0.4)),
+    "unrolled": NetworkConfig(
+        (*MEASURED_ROWS, *NOISE.values()), SOURCES, UNET, proximal=ProximalConfig(passes=2)
+    ),
+    "unrolled-qsm": NetworkConfig(
+        ("field", "field_sigma"), ("chi",), UNET, proximal=ProximalConfig(passes=2)
+    ),
 }
+PASSES = {"unrolled-thesis": 3, "unrolled": 2, "unrolled-qsm": 2}
+FACTORS = {"chi_pos": 1.5, "chi_neg": 1.25, "chi": 2.0}
+"""From scales to standard deviations."""
 OF_METHOD = {**{name: name for name in CONFIGS if name != "r2s"}, "chi-sepnet-r2s": "chi-sepnet-r2p"}
 """Weights of every network method."""
 MAPS = make_head((15, 18, 13)).maps(Relaxivity(114.0, 91.2), field_noise_ppm=1e-3)
@@ -69,7 +79,7 @@ def folder(tmp_path_factory) -> Path:
                     tensor.uniform_(-0.1, 0.1)
                 elif "running_var" in part:
                     tensor.uniform_(0.02, 0.1)
-        header = {"name": name, "network": asdict(config), "statistics": STATISTICS}
+        header = {"name": name, "network": asdict(config), "statistics": STATISTICS, "sigma_factors": FACTORS}
         save_weights(folder / f"{name}.safetensors", network.state_dict(), header)
     return folder
 
@@ -85,10 +95,14 @@ def options(folder: Path, name: str, **changes) -> NetworkOptions:
 
 def channels(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {
+    found = {
         name: mean + sd * torch.randn(MAPS.mask.shape, generator=generator)
         for name, (mean, sd) in STATISTICS.items()
     }
+    sigmas = {
+        name: 0.002 + 0.001 * torch.rand(MAPS.mask.shape, generator=generator) for name in NOISE.values()
+    }
+    return found | sigmas
 
 
 class TestIterates:
@@ -106,9 +120,9 @@ class TestIterates:
         with torch.no_grad():
             expected = trained.network.iterates(y[None], mask[None, None], phi)
         found = iterates(trained, channels(), MAPS.mask, MAPS.grid, ratio=0.8, precision="single")
-        assert len(found) == len(expected) == (3 if name == "unrolled-thesis" else 1)
+        assert len(found) == len(expected) == PASSES.get(name, 1)
         for x, part in zip(found, expected, strict=True):
-            assert x.shape == (len(trained.config.outputs), *MAPS.mask.shape)
+            assert x.shape == (part.shape[1], *MAPS.mask.shape)
             torch.testing.assert_close(x[:, *box], part[0])
             assert not x[:, ~MAPS.mask].any()
 
@@ -219,6 +233,46 @@ class TestMethods:
         assert torch.equal(made.chi_pos_ppm, pos.clamp(min=0))
         assert torch.equal(made.chi_neg_ppm, neg.clamp(min=0))
 
+    def test_unrolled_is_its_last_pass_with_what_it_says_of_its_error(self, folder):
+        noisy = replace(MAPS, field_sigma_ppm=1e-3, r2prime_sigma_hz=1.0 + MAPS.r2prime_hz / 20)
+        trained = load(folder / "unrolled.safetensors")
+        made = methods.separate(noisy, "unrolled", options(folder, "unrolled"))
+        inputs = {
+            "field": noisy.field_ppm,
+            "r2prime": noisy.r2prime_hz / 114.0,
+            "field_sigma": 1e-3 * noisy.mask,
+            "r2prime_sigma": noisy.r2prime_sigma_hz / 114.0,
+        }
+        last = iterates(trained, inputs, noisy.mask, noisy.grid, ratio=0.8, precision="single")[-1]
+        assert torch.equal(made.chi_pos_ppm, last[0].clamp(min=0))
+        assert torch.equal(made.chi_neg_ppm, last[1].clamp(min=0))
+        torch.testing.assert_close(made.chi_pos_sigma_ppm, 1.5 * last[2])
+        torch.testing.assert_close(made.chi_neg_sigma_ppm, 1.25 * last[3])
+        assert (made.chi_pos_sigma_ppm[noisy.mask] > 0).all()
+        chi = methods.invert(noisy, "unrolled-qsm", options(folder, "unrolled-qsm"))
+        assert (chi.chi_sigma_ppm[noisy.mask] > 0).all()
+
+    def test_unrolled_takes_sources_where_the_field_is_lost(self, folder):
+        inner = torch.zeros_like(MAPS.mask)
+        inner[4:-4, 4:-4, 4:-4] = MAPS.mask[4:-4, 4:-4, 4:-4]
+        rimmed = replace(MAPS, mask=inner, support=MAPS.mask)
+        made = methods.separate(rimmed, "unrolled", options(folder, "unrolled"))
+        assert made.chi_pos_ppm[MAPS.mask & ~inner].any()
+        assert not made.chi_pos_ppm[~MAPS.mask].any()
+        # A field that is not known does not matter.
+        lost = replace(rimmed, field_ppm=torch.where(inner, MAPS.field_ppm, 9.0), field_sigma_ppm=1e-3)
+        known = replace(lost, field_ppm=MAPS.field_ppm)
+        same = [methods.separate(maps, "unrolled", options(folder, "unrolled")) for maps in (lost, known)]
+        assert torch.equal(same[0].chi_neg_ppm, same[1].chi_neg_ppm)
+
+    def test_unrolled_estimates_noise_that_it_is_not_told(self, folder):
+        channels = measured_channels(MAPS, ("field_sigma", "r2prime_sigma", "r2prime"), NetworkOptions())
+        for name in NOISE.values():
+            values = channels[name][MAPS.mask]
+            assert (values > 0).all()
+            assert (values == values[0]).all()
+            assert not channels[name][~MAPS.mask].any()
+
     def test_chi_is_made_where_it_is_not_given(self, folder):
         chi = methods.invert(MAPS, "qsmnet", options(folder, "qsmnet")).chi_ppm
         chosen = options(folder, "chi-sepnet-r2p")
@@ -326,6 +380,8 @@ class TestLoad:
             {"unet": None},
             {"unrolled": {"iterations": 3}},
             {"unrolled": 3},
+            {"proximal": {"passes": 2}},
+            {"proximal": 3},
         ],
     )
     def test_headers_that_do_not_fit_are_refused_with_the_file(self, folder, tmp_path, change):

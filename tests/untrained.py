@@ -9,7 +9,8 @@ import torch
 
 from chisep.io.weights import save_weights
 from chisep.methods import METHODS
-from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.models.network import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.models.proximal import ProximalConfig
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import NetworkOptions
@@ -21,6 +22,12 @@ CONFIGS = {
     "chi-sepnet-r2p": NetworkConfig(PHI_ROWS, SOURCES, _UNET),
     "chi-sepnet-r2s-direct": NetworkConfig(("qsm", "r2star", "field"), SOURCES, _UNET),
     "unrolled-thesis": NetworkConfig(PHI_ROWS, SOURCES, _UNET, UnrolledConfig(iterations=2, alpha=0.4)),
+    "unrolled-qsm": NetworkConfig(
+        ("field", "field_sigma"), ("chi",), _UNET, proximal=ProximalConfig(passes=2)
+    ),
+    "unrolled": NetworkConfig(
+        (*MEASURED_ROWS, *NOISE.values()), SOURCES, _UNET, proximal=ProximalConfig(passes=2)
+    ),
 }
 """What the weights are that chisep ships by these names, but for their size."""
 STATISTICS = {

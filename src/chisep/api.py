@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_json
 from chisep.networks import NetworkOptions, Precision, WeightsConfig
 from chisep.pipeline import relaxivity
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz
+from chisep.preprocessing.relaxometry import r2prime as r2prime_of
 from chisep.types import Grid, Maps
 
 ImageLike = str | Path | NDArray[Any] | nib.spatialimages.SpatialImage
@@ -35,6 +37,11 @@ SOURCE_FILES = {
     "total": "desc-total_Chimap.nii.gz",
 }
 """File names of χ_pos, χ_neg and χ; names before `desc` (subject, session) may precede them."""
+SIGMA_FILES = {
+    "paramagnetic": "desc-paramagnetic_stat-std_Chimap.nii.gz",
+    "diamagnetic": "desc-diamagnetic_stat-std_Chimap.nii.gz",
+}
+"""File names of the standard deviations of χ_pos and χ_neg, of methods that tell them."""
 
 
 _SHIPPED_TRUST = "trained on simulated subjects, not validated in vivo"
@@ -103,11 +110,16 @@ class SeparationOptions:
 
 
 class SeparatedImages(NamedTuple):
-    """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map."""
+    """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map.
+
+    The standard deviations of the first two are None for methods that do not tell them.
+    """
 
     paramagnetic: nib.Nifti1Image
     diamagnetic: nib.Nifti1Image
     total: nib.Nifti1Image
+    paramagnetic_sigma: nib.Nifti1Image | None = None
+    diamagnetic_sigma: nib.Nifti1Image | None = None
 
 
 def separate(
@@ -119,6 +131,8 @@ def separate(
     qsm: ImageLike | None = None,
     magnitude: ImageLike | None = None,
     support: ImageLike | None = None,
+    field_sigma: ImageLike | None = None,
+    r2prime_sigma: ImageLike | None = None,
     options: SeparationOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -130,7 +144,8 @@ def separate(
     field
         Local field in ppm, shape (i, j, k).
     r2prime
-        R2' in 1/s, same grid; None for methods that take R2*.
+        R2' in 1/s, same grid; None for methods that take R2*. A method that knows how uncertain R2' is takes
+        R2* minus one R2 of the whole brain instead where only `r2star` is given.
     mask
         Brain mask, same grid.
     r2star
@@ -142,6 +157,9 @@ def separate(
     support
         Where sources may be and R2' is known, e.g. the brain where `mask` is what background removal left of
         it; `mask` if None.
+    field_sigma, r2prime_sigma
+        Standard deviations of the noise of field (ppm) and R2' (1/s), 0 where nothing was measured, same
+        grid; estimated from the maps if None.
     options
         Method, field strength, B0 direction, D_r, device, weights of a network.
     voxel_mm
@@ -172,13 +190,35 @@ def separate(
         chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
         magnitude=None if magnitude is None else images.magnitude(magnitude),
         support=None if support is None else images.mask(support),
+        field_sigma_ppm=None if field_sigma is None else images.volume(field_sigma, "field_sigma"),
+        r2prime_sigma_hz=None if r2prime_sigma is None else images.volume(r2prime_sigma, "r2prime_sigma"),
     )
     _question_units(maps)
+    if methods.METHODS[options.method].takes_noise:
+        maps = _with_pseudo_r2(maps, options.b0)
     config = methods.config_for(options.method, options.network)
     sources = methods.separate(maps, options.method, config, device=options.device, progress=progress)
     return SeparatedImages(
-        images.wrap(sources.chi_pos_ppm), images.wrap(sources.chi_neg_ppm), images.wrap(sources.chi_ppm)
+        *(images.wrap(x) for x in (sources.chi_pos_ppm, sources.chi_neg_ppm, sources.chi_ppm)),
+        *(
+            None if sigma is None else images.wrap(sigma)
+            for sigma in (sources.chi_pos_sigma_ppm, sources.chi_neg_sigma_ppm)
+        ),
     )
+
+
+def _with_pseudo_r2(maps: Maps, b0_t: float) -> Maps:
+    """Make R2' of R2* where there is no R2', with the uncertainty of an R2 that was not measured."""
+    if maps.r2prime_hz is not None or maps.r2star_hz is None:
+        return maps
+    pseudo = pseudo_r2_hz(b0_t)
+    warnings.warn(
+        f"R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, an assumption",
+        ChisepWarning,
+        stacklevel=3,
+    )
+    of_difference = r2prime_of(Rate(maps.r2star_hz, maps.sources_mask.to(maps.r2star_hz.dtype)), pseudo)
+    return replace(maps, r2prime_hz=of_difference.rate_hz, r2prime_sigma_hz=of_difference.sigma_hz)
 
 
 def qsm(
@@ -328,10 +368,14 @@ class SeparateConfig:
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
     support: Path | None = None
     """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
+    field_sigma: Path | None = None
+    """Standard deviation of the field's noise in ppm (NIfTI), for methods that weigh by it."""
+    r2prime_sigma: Path | None = None
+    """Standard deviation of the noise of R2' in 1/s (NIfTI), for methods that weigh by it."""
 
 
 def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """Run `separate` on files and write the three maps with their sidecars.
+    """Run `separate` on files and write the maps with their sidecars.
 
     Raises
     ------
@@ -347,6 +391,8 @@ def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] 
         qsm=config.qsm,
         magnitude=config.magnitude,
         support=config.support,
+        field_sigma=config.field_sigma,
+        r2prime_sigma=config.r2prime_sigma,
         options=config.options,
         progress=progress,
     )
@@ -363,10 +409,8 @@ def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] 
             else config.options.b0_dir
         ),
     }
-    return [
-        _write(config.out / name, image, facts)
-        for name, image in zip(SOURCE_FILES.values(), images, strict=True)
-    ]
+    named = dict(zip((*SOURCE_FILES.values(), *SIGMA_FILES.values()), images, strict=True))
+    return [_write(config.out / name, image, facts) for name, image in named.items() if image is not None]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,9 @@ class Method:
         they are not given.
     fits_field
         Whether it fits the field itself, so that a χ map made of the same field tells it nothing new.
+    takes_noise
+        Whether it can do with an R2' that is as uncertain as R2* minus one R2 of the whole brain, if it is
+        told so.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Method:
     load: Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]
     weights: tuple[str, ...] = ()
     fits_field: bool = False
+    takes_noise: bool = False
 
     @property
     def is_network(self) -> bool:
@@ -158,6 +162,7 @@ def _network(
         lambda: (partial(solve, weights=weights[0]), NetworkOptions),
         weights,
         fits_field,
+        takes_noise=fits_field,
     )
 
 
@@ -314,6 +319,15 @@ def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
             remedy="Choose another method, or leave the weights out.",
         )
     return None
+
+
+def tells_sigma(name: str, options: NetworkOptions) -> bool:
+    """Whether a method tells the SD of its error; arguments and errors as of `weights_used`."""
+    method = METHODS[name]
+    if config_for(name, options) is None:
+        return False
+    proximal = networks.load(options.weights or method.weights[0]).config.proximal
+    return proximal is not None and proximal.uncertainty
 
 
 def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list[dict[str, str]]:

@@ -47,6 +47,8 @@ _QSM = {
     "tv": "with total variation [@milovic2018] that spares edges of the magnitude [@liu2011medi], the misfit "
     "of every voxel weighted by the noise of its field, by operator splitting [@eckstein1992]",
     "qsmnet": "by a U-net (QSMnet) [@yoon2018]",
+    "unrolled-qsm": "by an unrolled network, in which data steps weighted by the noise of the field and "
+    "U-nets alternate (chisep)",
 }
 _SEPARATION = {
     "closed-form": "voxel by voxel from the susceptibility map and R2′",
@@ -60,6 +62,8 @@ _SEPARATION = {
     "χ-sepnet [@kim2025]",
     "unrolled-thesis": "by an unrolled network, in which steps of physics and passes of a U-net alternate "
     "[@kim2023; @lai2020]",
+    "unrolled": "by an unrolled network, in which data steps weighted by the noise of field and R2′ and "
+    "U-nets alternate (chisep)",
 }
 _LIBRARIES = {
     "torch": "PyTorch [@paszke2019]",

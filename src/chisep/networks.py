@@ -23,7 +23,6 @@ from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
-from chisep.solvers.noise import noise_sigma
 from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility, Volume
 
 Progress = Callable[[int, int], None]
@@ -137,6 +136,9 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
     facts = header["network"]
     if not isinstance(header.get("training_data", {}), Mapping):
         raise ValueError("training_data that is no object")
+    factors = header.get("sigma_factors", {})
+    if not (isinstance(factors, Mapping) and all(_is_factor(value) for value in factors.values())):
+        raise ValueError("sigma_factors that are no numbers above 0")
     if not isinstance(facts.get("b0_along_z", False), bool):
         raise ValueError("b0_along_z that is neither true nor false")
     channels = tuple[Channel, ...]
@@ -154,6 +156,10 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
         None if proximal is None else _config_of(ProximalConfig, proximal),
         facts.get("b0_along_z", False),
     )
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _config_of(kind: type[C], facts: Mapping[str, Any]) -> C:
@@ -414,6 +420,8 @@ def _noise_map(
     sigma: Volume | float | None, volume: Volume, mask: MaskVolume, *, nonnegative: bool = False
 ) -> Volume:
     """Noise as a map, 0 outside the mask; estimated from the map it is of where it is not known."""
+    from chisep.solvers.noise import noise_sigma  # listing methods imports no solver
+
     if isinstance(sigma, Tensor):
         return sigma * mask
     number = noise_sigma(volume, mask, nonnegative=nonnegative) if sigma is None else sigma

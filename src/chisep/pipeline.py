@@ -353,6 +353,7 @@ class SessionRun:
         self.weights = config.weights()
         self.reads_r2prime = "r2prime" in methods.METHODS[config.method].needs
         self.fits_field = methods.METHODS[config.method].fits_field
+        self.takes_noise = methods.METHODS[config.method].takes_noise
         self.files = SessionFiles(session, config.bids, config.out, config.device)
         given = config.regions
         self.atlas = given if given is not None and given.is_file() else None
@@ -476,7 +477,7 @@ class SessionRun:
                     self.files.mask,
                     *megre.magnitude,
                 ],
-                [self.files.qsm],
+                [self.files.qsm, *([self.files.qsm_sigma] if self._qsm_tells_sigma else [])],
                 {"Method": config.qsm, **methods.settings(config.qsm), **self._with_weights("qsm"), **b0},
                 self._make_qsm,
             ),
@@ -512,7 +513,7 @@ class SessionRun:
                     *(*megre.magnitude, *self._rates_to_separate_by),
                     *([self.files.calibration] if config.calibrate_dr else []),
                 ],
-                [self.files.chi_pos, self.files.chi_neg, self.files.chi],
+                [self.files.chi_pos, self.files.chi_neg, self.files.chi, *self._source_sigmas],
                 {
                     "Method": config.method,
                     **methods.settings(config.method),
@@ -635,7 +636,19 @@ class SessionRun:
     def _rates_to_separate_by(self) -> list[Path]:
         if not self.reads_r2prime:
             return [self.files.r2star]
-        return [self.files.r2prime, *([self.files.r2, self.files.r2prime_sigma] if self.session.mese else [])]
+        if self.session.mese:
+            return [self.files.r2prime, self.files.r2, self.files.r2prime_sigma]
+        return [self.files.r2prime, *([self.files.r2prime_sigma] if self.takes_noise else [])]
+
+    @property
+    def _source_sigmas(self) -> list[Path]:
+        """Maps of the noise of χ_pos and χ_neg, if the method makes them."""
+        tells = methods.tells_sigma(self.config.method, self.config.network)
+        return [self.files.chi_pos_sigma, self.files.chi_neg_sigma] if tells else []
+
+    @property
+    def _qsm_tells_sigma(self) -> bool:
+        return methods.tells_sigma(self.config.qsm, self.config.qsm_network)
 
     def _with_weights(self, stage: str) -> dict[str, Any]:
         if not self.weights[stage]:
@@ -932,6 +945,8 @@ class SessionRun:
         options = methods.config_for(config.qsm, config.qsm_network)
         result = methods.invert(self._maps(), config.qsm, options, device=config.device)
         self.files.save(self.files.qsm, result.chi_ppm)
+        if result.chi_sigma_ppm is not None:
+            self.files.save(self.files.qsm_sigma, result.chi_sigma_ppm)
         return _convergence_facts(result.convergence)
 
     def _make_sources(self) -> dict[str, Any]:
@@ -953,6 +968,8 @@ class SessionRun:
                     r2prime_sigma_hz=sigma,
                 )
             else:
+                if self.takes_noise:
+                    maps = replace(maps, r2prime_sigma_hz=self.files.load(self.files.r2prime_sigma))
                 warnings.warn(
                     f"χ_pos and χ_neg depend on the pseudo-R2: {config.method} reads R2', and there are no "
                     "spin-echo (MESE) images; methods that take R2* do not need it",
@@ -964,6 +981,12 @@ class SessionRun:
         self.files.save(self.files.chi_pos, result.chi_pos_ppm)
         self.files.save(self.files.chi_neg, result.chi_neg_ppm)
         self.files.save(self.files.chi, result.chi_ppm)
+        for path, told in (
+            (self.files.chi_pos_sigma, result.chi_pos_sigma_ppm),
+            (self.files.chi_neg_sigma, result.chi_neg_sigma_ppm),
+        ):
+            if told is not None:
+                self.files.save(path, told)
         return _convergence_facts(result.convergence)
 
     # Report ------------------------------------------------------------------------------------------
@@ -980,7 +1003,7 @@ class SessionRun:
         parameters = {stage.name: dict(stage.parameters) for stage in stages}
 
         def work() -> dict[str, Any]:
-            images = self.files.images(has_b1=self._has_b1)
+            images = self.files.images(has_b1=self._has_b1, chi_sigmas=self._source_sigmas)
             report = SubjectReport(
                 title=f"chisep: {self.session.name}",
                 subject=self.session.subject,

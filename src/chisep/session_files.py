@@ -89,8 +89,12 @@ class SessionFiles:
         )
         self.region_values, self.region_columns = (self._path("regions", ext=e) for e in (".tsv", ".json"))
         self.qsm = self._path("Chimap", desc="qsm")
+        self.qsm_sigma = self._path("Chimap", desc="qsm", stat="std")
         self.chi_pos, self.chi_neg, self.chi = (
             self._path("Chimap", desc=desc) for desc in ("paramagnetic", "diamagnetic", "total")
+        )
+        self.chi_pos_sigma, self.chi_neg_sigma = (
+            self._path("Chimap", desc=desc, stat="std") for desc in ("paramagnetic", "diamagnetic")
         )
 
     def _path(self, suffix: str, *, ext: str = ".nii.gz", **entities: str) -> Path:
@@ -135,13 +139,15 @@ class SessionFiles:
         dtype = np.uint8 if volume.dtype == torch.bool else np.float32
         nifti.save(path, volume.cpu().numpy(), self.first.affine, dtype=dtype)
 
-    def images(self, *, has_b1: bool) -> SessionImages:
+    def images(self, *, has_b1: bool, chi_sigmas: Sequence[Path] = ()) -> SessionImages:
         """Read all that the report shows; errors as of `array`.
 
         Parameters
         ----------
         has_b1
             Whether the transmit field was fitted.
+        chi_sigmas
+            Maps of the noise of χ_pos and χ_neg, if the method makes them.
         """
         megre, mese = self.session.megre, self.session.mese
         return SessionImages(
@@ -167,6 +173,7 @@ class SessionFiles:
             chi_pos_ppm=self.array(self.chi_pos),
             chi_neg_ppm=self.array(self.chi_neg),
             chi_ppm=self.array(self.chi),
+            chi_sigmas_ppm=tuple(self.array(path) for path in chi_sigmas),
             labels=self.label_array(),
         )
 

@@ -30,6 +30,8 @@ MAX_RATE_HZ = 500.0
 Above it, no usual echo time sees a signal."""
 
 REFERENCE_R2_HZ = 12.7
+PSEUDO_R2_SD = 0.2
+"""SD of R2 between the tissues of a brain, relative: the error of one R2 for all."""
 """Mean R2 of the brain at 3 T (training statistics published with χ-sepnet, Human Brain Mapping 2025)."""
 
 R2_SLOPE_HZ_PER_T = 1.8
@@ -313,7 +315,7 @@ def r2prime(r2star: Rate, r2: Rate | float) -> Rate:
     r2star
         R2* and its σ.
     r2
-        R2 and its σ, or one number for all voxels, which is taken as known.
+        R2 and its σ, or one number for all voxels, which every tissue strays from by `PSEUDO_R2_SD`.
 
     Returns
     -------
@@ -323,7 +325,8 @@ def r2prime(r2star: Rate, r2: Rate | float) -> Rate:
         like its neighbours.
     """
     if not isinstance(r2, Rate):
-        return Rate((r2star.rate_hz - r2).clamp_min(0), r2star.sigma_hz)
+        sigma = torch.hypot(r2star.sigma_hz, torch.full_like(r2star.sigma_hz, PSEUDO_R2_SD * r2))
+        return Rate((r2star.rate_hz - r2).clamp_min(0), sigma * (r2star.sigma_hz > 0))
     sigma = torch.hypot(r2star.sigma_hz, r2.sigma_hz).clamp_max(MAX_RATE_HZ)
     return Rate((r2star.rate_hz - r2.rate_hz).clamp_min(0), sigma)
 

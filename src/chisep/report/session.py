@@ -20,6 +20,7 @@ LabelArray = Int[np.ndarray, "i j k"]
 
 _PPB = 1000.0
 _BRIGHT = 1.3
+_SIGMA_WINDOW_PPB = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,8 @@ class SessionImages:
         Transmit field relative to nominal; None where it was not fitted.
     labels
         Regions, 0 outside them.
+    chi_sigmas_ppm
+        Standard deviations of χ_pos and χ_neg in ppm, if the method tells them.
     """
 
     affine: Affine
@@ -77,6 +80,7 @@ class SessionImages:
     chi_neg_ppm: VolumeArray
     chi_ppm: VolumeArray
     labels: LabelArray
+    chi_sigmas_ppm: tuple[VolumeArray, ...] = ()
 
 
 def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]:
@@ -197,6 +201,8 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
             alt="Susceptibility map in three planes.",
         ),
     ]
+    if images.chi_sigmas_ppm:
+        shown.insert(1, _uncertainty_panel(images))
     shown += _region_panels(images)
     for method, course in convergence.items():
         shown.append(
@@ -240,6 +246,24 @@ def _spin_echo_panels(images: SessionImages, gradient_echo: VolumeArray) -> Iter
             ),
             alt="Transmit field relative to nominal in three planes.",
         )
+
+
+def _uncertainty_panel(images: SessionImages) -> Panel:
+    names = (figures.CHI_POS, figures.CHI_NEG)
+    return Panel.of_figure(
+        "How sure the sources are",
+        "Standard deviation of the error that the method expects. It is large at the rim of the mask, in and "
+        "around strong sources, and wherever R2′ is noisy; what a lesion reads is worth no more than this.",
+        figures.planes(
+            [
+                figures.Row(f"SD of {name}", _PPB * sigma, "ppb", (0.0, _SIGMA_WINDOW_PPB), "gray")
+                for name, sigma in zip(names, images.chi_sigmas_ppm, strict=True)
+            ],
+            images.affine,
+            mask=images.mask,
+        ),
+        alt="Maps of the standard deviation of χ_pos and χ_neg in three planes.",
+    )
 
 
 def _region_panels(images: SessionImages) -> Iterator[Panel]:

@@ -24,7 +24,7 @@ from chisep.io import bids, nifti
 from chisep.models.network import NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
-from chisep.preprocessing.relaxometry import pseudo_r2_hz
+from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.solvers import tikhonov
 from chisep.training.data import Example, FoldersConfig, Progress, Scan
@@ -32,8 +32,6 @@ from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of the heads: sources in ppm, R2 in 1/s at 3 T."""
-PSEUDO_R2_SD = 0.2
-"""SD of R2 between the tissues of a brain over its mean: the error of one R2 for all."""
 _SMOOTH_MM = 4.0
 """Between the values that smooth errors are drawn at."""
 

@@ -28,10 +28,11 @@ RECIPES = {
     ),
     "unrolled-baseline": Recipe(
         NetworkConfig(PHI_ROWS, SOURCES),
-        "χ-sepnet-R2' trained as `unrolled` is: what that is measured against",
+        "χ-sepnet-R2' on the heads and lesions of `unrolled`: what that is measured against. A U-net is not "
+        "told of protocols, and trains on one",
         "Kim M. et al., Human Brain Mapping 2025",
         crops=CropConfig(size=64),
-        protocol=ProtocolConfig(),
+        protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),
     ),
     "unrolled-qsm": Recipe(
         NetworkConfig(("field", "field_sigma"), ("chi",), proximal=ProximalConfig(passes=2)),
