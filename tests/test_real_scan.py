@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from chisep import cli
+from chisep.errors import InputError
+from chisep.experiments.real_scan import RealScanConfig
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.unwrapping import residual_jumps
 
@@ -78,5 +80,10 @@ def test_what_the_manual_says_of_a_real_crop(shared_megre, tmp_path):
     found = json.loads((tmp_path / "real-crop-clearswi.json").read_text())
     stored = json.loads((RESULTS / "real-crop-clearswi.json").read_text())
     assert found["StepsOfATurn"] == stored["StepsOfATurn"] == [0, 0, 0]
+    assert str(tmp_path) not in json.dumps(found)
+    with pytest.raises(InputError, match="letters, digits"):
+        RealScanConfig(
+            out=tmp_path, magnitude=shared_megre, phase=shared_megre, te=(0.004,), b0=7.0, name="../x"
+        )
     for name in ("R2starHz", "LocalFieldSdPpb", "MedianFieldNoisePpb", "ReliablePartOfBrain"):
         assert found[name] == pytest.approx(stored[name], rel=0.02), name

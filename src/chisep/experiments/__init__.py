@@ -83,6 +83,13 @@ def _ablations() -> tuple[type[Any], Function]:
     return AblationsConfig, ablations
 
 
+def _beyond() -> tuple[type[Any], Function]:
+    from chisep.experiments.beyond.command import beyond
+    from chisep.experiments.beyond.scans import BeyondConfig
+
+    return BeyondConfig, beyond
+
+
 EXPERIMENTS = {
     "realism": Experiment("digital heads beside what was measured in people", _realism),
     "preprocessing": Experiment(
@@ -96,5 +103,8 @@ EXPERIMENTS = {
     "qsm": Experiment("susceptibility maps by QSMnet, total variation and Tikhonov on the test heads", _qsm),
     "ablations": Experiment(
         "ablations of the thesis: small trainings, each changed in one thing", _ablations
+    ),
+    "beyond": Experiment(
+        "the unrolled network against all others: unseen heads, lesions, other protocols, intervals", _beyond
     ),
 }

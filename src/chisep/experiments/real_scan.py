@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tyro.conf import Positional
 
 import chisep
 from chisep import figures
+from chisep.errors import InputError
 from chisep.experiments import Progress
 from chisep.io import nifti
 from chisep.io.files import make_directory, write_bytes, write_json
@@ -30,7 +32,7 @@ class RealScanConfig:
     """A multi-echo gradient echo of a person, or a crop of one, without spin echo."""
 
     out: Positional[Path]
-    """Folder for the dataset, its derivatives and the results."""
+    """Folder for the results."""
     magnitude: Path
     """4-D NIfTI: gradient-echo magnitude, echoes along the last axis."""
     phase: Path
@@ -40,7 +42,16 @@ class RealScanConfig:
     b0: float
     """Field strength in tesla."""
     name: str = "real-scan"
-    """Name of the results."""
+    """Name of the results, and of the folder in OUT with the scan and its derivatives."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise InputError(
+                "--name",
+                found=repr(self.name),
+                wanted="letters, digits, - and _",
+                remedy="Choose another name.",
+            )
 
 
 def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[Path]:
@@ -63,8 +74,8 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
     ChisepError
         If the scan cannot be read or processed, or results cannot be written.
     """
-    make_directory(config.out)
-    raw, derivatives = config.out / "bids", config.out / "derivatives"
+    own = make_directory(config.out / config.name)
+    raw, derivatives = own / "bids", own / "derivatives"
     if not raw.is_dir():
         import_session(ImportConfig(raw, config.magnitude, config.phase, config.te, config.b0))
     (result,) = run(RunConfig(raw, derivatives), progress)
@@ -76,7 +87,7 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
         "Scan": config.magnitude.name,
         "EchoTime": config.te,
         "MagneticFieldStrength": config.b0,
-        "Warnings": list(result.warnings),
+        "Warnings": [text.replace(f"{own}/", "") for text in result.warnings],
         **_measured(read, nifti.load(config.magnitude, ndim=4).data, len(config.te)),
     }
     rows = [
