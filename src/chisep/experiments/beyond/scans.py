@@ -105,7 +105,9 @@ CONDITIONS: Mapping[str, Condition] = {
             "te_se_s": (0.010, 0.020, 0.030, 0.040, 0.050, 0.060),
         },
     ),
-    "1.5t": Condition("1.5 T", {"b0_t": 1.5, "te_gre_s": (0.005, 0.013, 0.021, 0.029, 0.037)}),
+    "1.5t": Condition(
+        "1.5 T", {"b0_t": 1.5, "te_gre_s": (0.005, 0.013, 0.021, 0.029, 0.037), "tr_gre_s": 0.045}
+    ),
     "oblique": Condition("oblique by 30°", {"tilt_deg": (30.0, 0.0, 0.0)}),
     "slices": Condition("1 × 1 × 3 mm", {"voxel_mm": (1.0, 1.0, 3.0)}),
     "fine": Condition("0.7 mm", {"voxel_mm": 0.7}),

@@ -1,0 +1,131 @@
+"""The experiment beyond the thesis, end to end on a small head, with networks of no skill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from chisep import cli
+from chisep.errors import InputError
+from chisep.experiments.beyond.scans import (
+    CONDITIONS,
+    ROWS,
+    UNROLLED,
+    BeyondConfig,
+    Scan,
+    error_budget,
+    simulation,
+)
+from chisep.io import nifti
+from chisep.models.network import SOURCES
+from chisep.simulation.anatomy import packaged_labels
+from chisep.types import Sources
+from tests.untrained import save_untrained
+
+WEIGHTS = {
+    "chi-sepnet-r2p": "chi-sepnet-r2p",
+    "unrolled-baseline": "chi-sepnet-r2p",
+    "unrolled-thesis": "unrolled-thesis",
+    "unrolled": "unrolled",
+}
+"""Names of weights → kind of network."""
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    """Every sixth voxel of the packaged head at half its size, and weights."""
+    folder = tmp_path_factory.mktemp("beyond")
+    whole = packaged_labels()
+    labels = np.ascontiguousarray(whole.labels[::6, ::6, ::6])
+    head = nifti.save(
+        folder / "small_dseg.nii.gz", labels, whole.affine @ np.diag([3.0, 3.0, 3.0, 1.0]), dtype=np.int16
+    )
+    for seed, (name, kind) in enumerate(WEIGHTS.items()):
+        made = save_untrained(folder, kind, seed)
+        (folder / name).mkdir()
+        shutil.move(made, folder / name / "weights.safetensors")
+    # Large voxels have few lesions' worth of white matter.
+    return {
+        "labels": (head,),
+        "weights_folder": folder,
+        "conditions": ("standard", "oblique", "misstated"),
+        "heads_of_conditions": 1,
+        "strengths_ppb": (100.0, 300.0, 600.0),
+        "size_mm": 9.0,
+        "separation_mm": 0.0,
+        "voxel_mm": 4.0,
+    }
+
+
+def command(arguments, out):
+    call = ["reproduce", "beyond", str(out)]
+    for name, value in arguments.items():
+        values = value if isinstance(value, tuple) else (value,)
+        call += [f"--{name.replace('_', '-')}", *(str(v) for v in values)]
+    return call
+
+
+@pytest.mark.filterwarnings("ignore::chisep.errors.ChisepWarning")
+def test_from_heads_to_tables(arguments, tmp_path):
+    assert cli.main(command(arguments, tmp_path)) == 0
+    found = json.loads((tmp_path / "beyond.json").read_text())
+    assert set(found["Scores"]) == set(arguments["conditions"])
+    for rows in found["Scores"].values():
+        assert set(rows) == set(ROWS)
+        # Data steps do most of the work where networks know nothing.
+        for row in ("iterative", UNROLLED):
+            assert rows[row]["chi_pos"]["nrmse_percent"]["mean"] < 60
+    assert set(found["Held"]["standard"]) == {UNROLLED}, "others tell no interval"
+    assert 0 <= found["Held"]["standard"][UNROLLED]["chi_neg"]["mean"] <= 1
+    assert found["Lesions"]["iterative"]["hemorrhage"]["slope"] == pytest.approx(1, abs=0.4)
+    assert len(found["Passes"]["hemorrhage"]) == 2
+    page = (tmp_path / "beyond.md").read_text()
+    for row in ROWS.values():
+        assert row.title in page
+    assert str(tmp_path) not in json.dumps(found)
+    assert (tmp_path / "beyond-lesions.png").read_bytes().startswith(b"\x89PNG")
+    # Equal weights and options are not computed again.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert cli.main(command(arguments, tmp_path)) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+    assert json.loads((tmp_path / "beyond.json").read_text()) == found
+
+
+def test_each_protocol_changes_one_thing(arguments, tmp_path):
+    config = BeyondConfig(out=tmp_path, **arguments)
+    first = vars(simulation(config, "standard"))
+    for name, condition in CONDITIONS.items():
+        changed = {key for key, value in vars(simulation(config, name)).items() if value != first[key]}
+        of_tissue = {"tissue"} if condition.dr_hz_per_ppm else set()
+        assert changed == set(condition.options) | of_tissue
+        assert bool(changed) == (name not in ("standard", "misstated"))
+
+
+def test_a_misstated_d_r_is_told_and_not_scanned(arguments, tmp_path):
+    config = BeyondConfig(out=tmp_path, **arguments)
+    right, wrong = (Scan(config, name, 0, lesions=False).maps for name in ("standard", "misstated"))
+    assert torch.equal(right.r2prime_hz, wrong.r2prime_hz)
+    assert wrong.relaxivity.pos_hz_per_ppm == pytest.approx(1.2 * right.relaxivity.pos_hz_per_ppm)
+
+
+def test_what_is_right_has_no_error(arguments, tmp_path):
+    scan = Scan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
+    exact = error_budget(scan.truth, scan.truth, scan.maps)
+    assert exact["sum"] == exact["difference"] == exact["difference_in_cone"] == 0
+    assert exact["noise_of_sum"] > 0
+    shifted = Sources(scan.truth.chi_pos_ppm + 0.01 * scan.maps.mask, scan.truth.chi_neg_ppm)
+    found = error_budget(shifted, scan.truth, scan.maps)
+    assert found["sum"] == pytest.approx(10, rel=1e-4)
+    assert found["difference"] == pytest.approx(10, rel=1e-4)
+    assert found["difference_in_cone"] < found["difference"]
+    assert set(scan.truth.__dict__) >= {f"{source}_ppm" for source in SOURCES}
+
+
+def test_unknown_names_are_refused(arguments, tmp_path):
+    for option in ("rows", "conditions"):
+        with pytest.raises(InputError, match="some of"):
+            BeyondConfig(out=tmp_path, **arguments | {option: ("nonsense",)})
