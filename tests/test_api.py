@@ -224,6 +224,32 @@ class TestNetworks:
         )
         assert 0 < np.abs(single - low).max() < 0.1
 
+    def test_noise_in_and_uncertainty_out(self, maps, files, options, tmp_path):
+        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--method", "unrolled"]
+        command += ["--weights", options["unrolled"].weights, "--precision", "single"]
+        assert cli.main([*command, "--out", str(tmp_path / "estimated")]) == 0
+        sigma = nib.Nifti1Image(4.0 * (maps["mask"] > 0), nib.load(files["mask"]).affine)
+        nib.save(sigma, tmp_path / "sigma.nii.gz")
+        told = ["--r2prime-sigma", str(tmp_path / "sigma.nii.gz"), "--out", str(tmp_path / "told")]
+        assert cli.main([*command, *told]) == 0
+        inside = maps["mask"] > 0
+        made = {}
+        for name in ("estimated", "told"):
+            for source in api.SIGMA_FILES:
+                sd = nib.load(tmp_path / name / api.SIGMA_FILES[source]).get_fdata()
+                assert (sd[inside] > 0).all()
+                assert not sd[~inside].any()
+            made[name] = nib.load(tmp_path / name / api.SOURCE_FILES["total"]).get_fdata()
+        assert np.abs(made["told"] - made["estimated"]).max() > 1e-4
+        solver = api.separate(files["field"], files["r2prime"], files["mask"])
+        assert solver.paramagnetic_sigma is None
+
+    def test_r2star_will_do_for_a_method_that_knows_what_that_costs(self, files, options):
+        wanted = api.SeparationOptions("unrolled", network=options["unrolled"])
+        with pytest.warns(ChisepWarning, match=r"pseudo-R2 of 12.7 1/s"):
+            images = api.separate(files["field"], None, files["mask"], r2star=files["r2star"], options=wanted)
+        assert images.paramagnetic_sigma.get_fdata().any()
+
     @pytest.mark.parametrize(
         ("method", "given", "wanted"),
         [("iterative", "r2star", "r2prime"), ("chi-sepnet-r2s", "r2prime", "r2star")],

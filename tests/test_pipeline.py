@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -512,10 +513,48 @@ class TestNetworks:
         assert made[mask].any()
         assert not made[~mask].any()
 
+    def test_how_sure_sources_are_is_written_and_shown(self, raw, options, tmp_path):
+        name = "unrolled"
+        network = replace(options[name], chi_weights=options["unrolled-qsm"].weights)
+        (result,) = run(RunConfig(raw, tmp_path, method=name, qsm="unrolled-qsm", network=network))
+        assert result.error is None
+        inner, brain = (
+            load(tmp_path / ANAT / f"sub-01_desc-{d}_mask.nii.gz") > 0 for d in ("eroded", "brain")
+        )
+        for desc in ("paramagnetic", "diamagnetic", "qsm"):
+            sigma = load(tmp_path / ANAT / f"sub-01_desc-{desc}_stat-std_Chimap.nii.gz")
+            assert (sigma[inner] > 0).all()
+            assert not sigma[~brain].any()
+        made = load(tmp_path / ANAT / "sub-01_desc-diamagnetic_Chimap.nii.gz")
+        assert made[brain & ~inner].any(), "the rim, where the field is lost and R2' is not"
+        sidecar = json.loads((tmp_path / ANAT / "sub-01_desc-diamagnetic_stat-std_Chimap.json").read_text())
+        assert sidecar["Units"] == "ppm"
+        assert [used["Name"] for used in sidecar["Parameters"]["Weights"]] == [name]
+        qsm = json.loads((tmp_path / ANAT / "sub-01_desc-qsm_Chimap.json").read_text())
+        assert [used["Name"] for used in qsm["Parameters"]["Weights"]] == ["unrolled-qsm"]
+        assert "How sure the sources are" in (tmp_path / "sub-01.html").read_text()
+        values = read_values(tmp_path / ANAT / "sub-01_regions.tsv")
+        told = [row.sigma for row in values if row.map == "chi_neg_ppb" and row.voxels]
+        assert told
+        assert all(told)
+
+    def test_an_assumed_r2_makes_sources_less_sure(self, gradient_echo_only, options, tmp_path):
+        (result,) = run(
+            RunConfig(gradient_echo_only, tmp_path, method="unrolled", qsm="tkd", network=options["unrolled"])
+        )
+        assert result.error is None
+        mask = load(tmp_path / ANAT / "sub-01_desc-brain_mask.nii.gz") > 0
+        sigma = load(tmp_path / ANAT / "sub-01_stat-std_R2primemap.nii.gz")[mask]
+        assert np.median(sigma) > 0.2 * 12.7
+        sidecar = json.loads((tmp_path / ANAT / "sub-01_desc-total_Chimap.json").read_text())
+        assert "bids::derivatives" not in str(sidecar["Sources"])
+        assert any("stat-std_R2primemap" in source for source in sidecar["Sources"])
+
     def test_default_qsm(self, raw, tmp_path):
         """A network gets the χ that it was trained on."""
         assert RunConfig(raw, tmp_path).qsm == "tv"
         assert RunConfig(raw, tmp_path, method="unrolled-thesis").qsm == "qsmnet"
+        assert RunConfig(raw, tmp_path, method="unrolled").qsm == "tv", "it fits the field itself"
         assert RunConfig(raw, tmp_path, method="unrolled-thesis", qsm="tv").qsm == "tv"
 
     def test_weights_are_looked_for_before_anything_is_done(self, raw, tmp_path):

@@ -110,7 +110,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         method = methods.find(self.method, "sources")
-        object.__setattr__(self, "qsm", self.qsm or ("qsmnet" if method.is_network else "tv"))
+        object.__setattr__(self, "qsm", self.qsm or _default_qsm(method))
         methods.find(self.qsm, "chi")
         methods.config_for(self.method, self.network)
         if self.dr and self.calibrate_dr:
@@ -147,7 +147,8 @@ class RunConfig:
         """Options of the network that makes the QSM, should that be one."""
         if not methods.METHODS[self.qsm].is_network:
             return NetworkOptions()
-        return replace(self.network, weights=self.network.chi_weights)
+        chosen = self.network.chi_weights
+        return replace(self.network, weights="" if chosen == NetworkOptions().chi_weights else chosen)
 
     def weights(self) -> dict[str, list[dict[str, str]]]:
         """Say which weights the stages `qsm` and `separation` compute with.
@@ -161,6 +162,11 @@ class RunConfig:
             "qsm": methods.weights_used(self.qsm, self.qsm_network, chi_given=False),
             "separation": methods.weights_used(self.method, self.network, chi_given=True),
         }
+
+
+def _default_qsm(method: methods.Method) -> str:
+    """Networks get the χ that they were trained on; where it is only looked at, the best solver makes it."""
+    return "qsmnet" if method.is_network and not method.fits_field else "tv"
 
 
 def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:
