@@ -2,10 +2,11 @@
 
     python benchmarks/networks.py [--device cuda] [--threads 2]
 
-"Thesis" is the small recipe of unrolled χ-sepnet-R2' with ten iterations, "unrolled" that of its successor, as
-their shipped weights have them; "reference" is χ-sepnet-R2' of the published widths (22.6 million
-parameters). Weights are random: time does not depend on what a network learned. All fill the whole volume. Each is measured in a process of its own, since a process
-remembers only its highest peak. Results go to benchmarks/results/networks.json.
+"Thesis" is the small recipe of unrolled χ-sepnet-R2' with ten iterations, "unrolled" that of its successor,
+as their shipped weights have them; "reference" is χ-sepnet-R2' of the published widths (22.6 million
+parameters). Weights are random: time does not depend on what a network learned. All fill the whole volume.
+Each is measured in a process of its own, since a process remembers only its highest peak. Results go to
+benchmarks/results/networks.json.
 """
 
 from __future__ import annotations
