@@ -90,6 +90,12 @@ def _beyond() -> tuple[type[Any], Function]:
     return BeyondConfig, beyond
 
 
+def _parts() -> tuple[type[Any], Function]:
+    from chisep.experiments.beyond.ablations import AblationsConfig, ablations
+
+    return AblationsConfig, ablations
+
+
 EXPERIMENTS = {
     "realism": Experiment("digital heads beside what was measured in people", _realism),
     "preprocessing": Experiment(
@@ -107,4 +113,5 @@ EXPERIMENTS = {
     "beyond": Experiment(
         "the unrolled network against all others: unseen heads, lesions, other protocols, intervals", _beyond
     ),
+    "parts": Experiment("parts of the unrolled network: small trainings, each changed in one thing", _parts),
 }

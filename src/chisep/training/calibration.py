@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from chisep.models.network import Network
 from chisep.networks import has_fast_bfloat16
-from chisep.physics.separation import Separation
 from chisep.training.data import Example
 
 HELD = 0.9
@@ -48,11 +47,9 @@ def sigma_factors(
     ratios: dict[str, list[torch.Tensor]] = {name: [] for name in outputs}
     for number in range(count):
         example = crops[number]
-        inputs, mask = example.inputs[None], example.mask[None]
-        batch = Example(*(part[None] for part in example))
-        phi = Separation(batch.dipole(), batch.ratio.reshape(-1, 1, 1, 1), batch.mask.squeeze(1))
+        batch = example.as_batch()
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
-            made = network.iterates(inputs, mask, phi)[-1][0].float()
+            made = network.iterates(batch.inputs, batch.mask, batch.phi())[-1][0].float()
         if made.shape[0] == len(outputs):
             return {}
         for channel, name in enumerate(outputs):

@@ -23,6 +23,7 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.models.network import Channel, NetworkConfig
 from chisep.physics.dipole import Dipole
+from chisep.physics.separation import Separation
 from chisep.physics.signal import default_relaxivity
 from chisep.types import Grid, MaskVolume, Volume
 
@@ -117,6 +118,14 @@ class Example(NamedTuple):
             for voxel, b0 in zip(self.voxel_mm.tolist(), self.b0_direction.tolist(), strict=True)
         ]
         return Dipole.of_batch(grids, device=self.inputs.device)
+
+    def phi(self, dipole: Dipole | None = None) -> Separation:
+        """Φ of a batch, measured within its masks; with its dipole operator if that is known."""
+        return Separation(dipole or self.dipole(), self.ratio.reshape(-1, 1, 1, 1), self.mask.squeeze(1))
+
+    def as_batch(self) -> Example:
+        """Batch of this one crop."""
+        return Example(*(part[None] for part in self))
 
 
 Progress = Callable[[str, int, int], None]

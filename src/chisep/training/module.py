@@ -13,7 +13,6 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.models.network import NetworkConfig, Statistics, build
 from chisep.models.unrolled import Unrolled
-from chisep.physics.separation import Separation
 from chisep.training.data import Example
 from chisep.training.losses import LossConfig, label_loss, laplace_loss, loss_terms, total_loss
 
@@ -81,8 +80,7 @@ class TrainingModule(pl.LightningModule):
 
     def _terms(self, batch: Example) -> dict[str, Tensor]:
         dipole = batch.dipole()
-        phi = Separation(dipole, batch.ratio.reshape(-1, 1, 1, 1), batch.mask.squeeze(1))
-        *earlier, last = self.network.iterates(batch.inputs, batch.mask, phi)
+        *earlier, last = self.network.iterates(batch.inputs, batch.mask, batch.phi(dipole))
         count = len(self.config.outputs)
         terms = loss_terms(
             last[:, :count], batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config

@@ -1,0 +1,302 @@
+"""The parts of the unrolled network: small trainings of one budget, each changed in one thing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tyro.conf import Positional
+
+import chisep
+from chisep import networks
+from chisep.errors import InputError
+from chisep.experiments import Progress
+from chisep.experiments.texts import markdown, plus_minus
+from chisep.experiments.thesis.data import finite, kept, sha256
+from chisep.experiments.thesis.networks import Clock, trained_weights
+from chisep.experiments.thesis.table import NAMES
+from chisep.io.files import make_directory, write_json, write_text
+from chisep.io.weights import load_header
+from chisep.models.network import MEASURED_ROWS, SOURCES
+from chisep.models.proximal import ProximalConfig
+from chisep.training.data import FoldersConfig, Scan
+from chisep.training.protocols import ProtocolConfig, ProtocolCrops
+from chisep.training.recipes import Recipe, annealed, find
+from chisep.training.train import ScansOfTraining, TrainConfig, read_scans
+
+_TEST_SEED = 0xAB1A
+_SECOND_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationsConfig:
+    """Small trainings of one equal budget, each changed in one thing, judged on crops of other heads."""
+
+    out: Positional[Path]
+    """Folder for trainings and results; what is there of the same budget is kept."""
+    data: FoldersConfig
+    """Digital heads (`--data.labels truth`); those of validation are what results are of."""
+    only: tuple[str, ...] = ()
+    """Runs to train, by name; all, in order, if left out."""
+    minutes: float | None = None
+    """Stop after so many minutes; the same command goes on from there."""
+    widths: tuple[int, ...] = (8, 16, 32)
+    """Channels of each level; twice as many in the runs on width."""
+    crop: int = 32
+    """Edge of a crop in voxels."""
+    batch_size: int = 4
+    """Crops of a batch."""
+    epochs: int = 5
+    """Epochs."""
+    steps_per_epoch: int = 200
+    """Batches of an epoch."""
+    validation_crops: int = 32
+    """Crops that choose the best epoch."""
+    test_crops: int = 96
+    """Other crops of the same heads, that results are of."""
+    threads: int | None = None
+    """Threads of the CPU; all of them if left out."""
+
+    def __post_init__(self) -> None:
+        known = [run.name for run in runs(self)]
+        if unknown := [name for name in self.only if name not in known]:
+            raise InputError(
+                "only",
+                found=", ".join(unknown),
+                wanted=f"some of: {', '.join(known)}",
+                remedy="Correct the names.",
+            )
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What all runs have in common."""
+        names = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Parameters
+    ----------
+    name
+        Of its folder.
+    title
+        As tables have it.
+    recipe
+        What is trained.
+    """
+
+    name: str
+    title: str
+    recipe: Recipe
+
+
+def runs(config: AblationsConfig) -> list[Run]:
+    """All runs in the order in which they are trained, the most wanted first."""
+    whole, baseline = (_budgeted(find(name), config) for name in ("unrolled", "unrolled-baseline"))
+    standard = replace(baseline, protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0))
+    twice = tuple(2 * width for width in config.widths)
+    return [
+        Run("unrolled", "all parts, three passes", whole),
+        Run("baseline", "χ-sepnet-R2', one protocol", standard),
+        Run("baseline-wide", "the same, twice as wide", _wide(standard, twice)),
+        Run("one-protocol", "all parts, trained on one protocol", replace(whole, protocol=standard.protocol)),
+        Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_step=False)),
+        Run("no-last-step", "no data step after the last U-net", _changed(whole, last_step=False)),
+        Run("tied", "one U-net for all passes", _changed(whole, tied=True)),
+        Run("noise-untold", "noise not told", _without_noise(whole)),
+        Run("one-loss", "loss on the last pass only", replace(whole, loss=replace(whole.loss, passes=None))),
+        *(Run(f"passes-{n}", f"{n} pass{'es' * (n > 1)}", _changed(whole, passes=n)) for n in (1, 2, 4)),
+        Run("two-wide", "two passes, twice as wide", _wide(_changed(whole, passes=2), twice)),
+        Run("unrolled-seed-2", "all parts, second seed", replace(whole, seed=_SECOND_SEED)),
+        Run("baseline-seed-2", "χ-sepnet-R2', second seed", replace(standard, seed=_SECOND_SEED)),
+    ]
+
+
+def _budgeted(recipe: Recipe, config: AblationsConfig) -> Recipe:
+    return annealed(
+        replace(
+            _wide(recipe, config.widths),
+            crops=replace(recipe.crops, size=config.crop),
+            epochs=config.epochs,
+            steps_per_epoch=config.steps_per_epoch,
+            batch_size=config.batch_size,
+            validation_crops=config.validation_crops,
+        )
+    )
+
+
+def _wide(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
+    network = recipe.network
+    return replace(recipe, network=replace(network, unet=replace(network.unet, widths=widths)))
+
+
+def _changed(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401
+    proximal = replace(recipe.network.proximal or ProximalConfig(), **changes)
+    return replace(recipe, network=replace(recipe.network, proximal=proximal))
+
+
+def _without_noise(recipe: Recipe) -> Recipe:
+    return replace(recipe, network=replace(recipe.network, inputs=MEASURED_ROWS))
+
+
+def ablations(config: AblationsConfig, progress: Progress | None = None) -> list[Path]:
+    """Train and judge what is not done yet, until all is done or the time is up.
+
+    Parameters
+    ----------
+    config
+        Budget; where heads and results are.
+    progress
+        Told what is being trained or read.
+
+    Returns
+    -------
+    list of Path
+        ablations.md and ablations.json, of the runs done so far.
+
+    Raises
+    ------
+    InputError
+        If a head cannot be read, or a folder holds a run of another budget.
+    OutputError
+        If something cannot be written.
+
+    Warns
+    -----
+    ChisepWarning
+        If the time was up before all was done.
+    """
+    make_directory(config.out)
+    clock, heads = Clock(config.minutes), _Heads(config, progress)
+    chosen = [run for run in runs(config) if not config.only or run.name in config.only]
+    for done, run in enumerate(chosen):
+        if progress is not None:
+            progress(f"training {run.name}", done, len(chosen))
+        training = TrainConfig(
+            out=config.out / "runs" / run.name,
+            data=config.data,
+            recipe=run.recipe,
+            name=run.name,
+            threads=config.threads,
+        )
+        weights = trained_weights(training, clock, progress, heads.read)
+        if weights is None:
+            clock.warn(f"{', '.join(r.name for r in chosen[done:])} not done")
+            break
+        key = {"Weights": sha256(weights), "Crops": config.test_crops}
+        kept(_path(config, run), key, partial(_judged, config, run, weights, heads))
+    if progress is not None:
+        progress("ablations", len(chosen), len(chosen))
+    return _write(config)
+
+
+class _Heads:
+    """Heads that all runs share, read when the first one asks."""
+
+    def __init__(self, config: AblationsConfig, progress: Progress | None) -> None:
+        self._config, self._progress = config, progress
+        self._known: ScansOfTraining | None = None
+
+    def read(self) -> ScansOfTraining:
+        """Heads for training and for validation."""
+        if self._known is None:
+            self._known = read_scans(self._config.data, find("unrolled"), self._progress)
+        return self._known
+
+
+def _path(config: AblationsConfig, run: Run) -> Path:
+    return config.out / "runs" / run.name / "judged.json"
+
+
+@torch.no_grad()
+def _judged(config: AblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
+    """NRMSE of both sources over crops under the one protocol and under any."""
+    trained = networks.load(weights)
+    validation = heads.read()[1]
+    one = ProtocolConfig(standard_share=1.0, gre_only_share=0.0)
+    protocols = {"standard": one, "any": ProtocolConfig(standard_share=0.0, gre_only_share=0.0)}
+    header = load_header(weights)
+    return {
+        "run": run.name,
+        "title": run.title,
+        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        "validation_loss": header["metrics"]["validation_loss"],
+        "nrmse_percent": {
+            name: _nrmse(trained, _crops(validation, run, protocol, config))
+            for name, protocol in protocols.items()
+        },
+    }
+
+
+def _crops(heads: list[Scan], run: Run, protocol: ProtocolConfig, config: AblationsConfig) -> ProtocolCrops:
+    return ProtocolCrops(heads, run.recipe.network, protocol, config.crop, config.test_crops, _TEST_SEED)
+
+
+def _nrmse(trained: networks.Trained, crops: ProtocolCrops) -> dict[str, float | None]:
+    errors, sizes = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for number in range(len(crops)):
+        example = crops[number]
+        batch = example.as_batch()
+        made = trained.network.iterates(batch.inputs, batch.mask, batch.phi())[-1][0, :2].clamp_min(0)
+        inside = example.mask[0]
+        errors += (made - example.targets)[:, inside].double().square().sum(1)
+        sizes += example.targets[:, inside].double().square().sum(1)
+    values = 100 * (errors / sizes).sqrt()
+    return {source: finite(float(value)) for source, value in zip(SOURCES, values, strict=True)}
+
+
+def _write(config: AblationsConfig) -> list[Path]:
+    rows = [
+        json.loads(_path(config, run).read_text(encoding="utf-8"))
+        for run in runs(config)
+        if _path(config, run).is_file()
+    ]
+    for row in rows:
+        row.pop("key", None)
+    found = {
+        "GeneratedBy": f"chisep {chisep.__version__}",
+        "Budget": json.loads(json.dumps(config.budget)),
+        "TestCrops": config.test_crops,
+        "Heads": {"train": list(config.data.train), "validation": list(config.data.validation)},
+        "Runs": {run.name: json.loads(json.dumps(asdict(run.recipe))) for run in runs(config)},
+        "Rows": rows,
+    }
+    return [
+        write_text(config.out / "ablations.md", page(config, rows)),
+        write_json(config.out / "ablations.json", found),
+    ]
+
+
+def page(config: AblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the results as Markdown."""
+    protocols = {"standard": "one protocol", "any": "any protocol"}
+    head = [f"{text}: {NAMES[source]}" for text in protocols.values() for source in SOURCES]
+    lines = [
+        [
+            row["title"],
+            f"{row['parameters'] / 1e6:.2f}",
+            *(
+                plus_minus(row["nrmse_percent"][name][source], None, 1)
+                for name in protocols
+                for source in SOURCES
+            ),
+        ]
+        for row in rows
+    ]
+    steps = config.epochs * config.steps_per_epoch
+    return "\n".join(
+        (
+            "# Parts of the unrolled network\n",
+            f"Widths {'-'.join(map(str, config.widths))}, {steps} steps of {config.batch_size} crops of "
+            f"{config.crop}³. NRMSE (%) over {config.test_crops} crops of heads that were not trained on.\n",
+            markdown(["network", "parameters (10⁶)", *head], lines),
+        )
+    )

@@ -1,0 +1,75 @@
+"""Ablations of the unrolled network: what they change, and that they are trained, judged and kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from chisep import cli
+from chisep.errors import InputError
+from chisep.experiments.beyond.ablations import AblationsConfig, runs
+from chisep.io import nifti
+from chisep.simulation.anatomy import packaged_labels
+from chisep.simulation.dataset import SimulateConfig, simulate
+from chisep.training.data import FoldersConfig
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Two coarse heads."""
+    folder = tmp_path_factory.mktemp("heads")
+    whole = packaged_labels()
+    head = nifti.save(
+        folder / "third_dseg.nii.gz",
+        whole.labels[::3, ::3, ::3],
+        whole.affine @ np.diag([3.0, 3.0, 3.0, 1.0]),
+        dtype=np.int16,
+    )
+    out = folder / "bids"
+    simulate(
+        SimulateConfig(out=out, labels=(head,), subjects=2, voxel_mm=5.0, maps_only=True, dephasing=False)
+    )
+    return out
+
+
+def test_trained_judged_and_kept(heads, tmp_path):
+    call = ["reproduce", "parts", str(tmp_path), "--data.dataset", str(heads), "--data.labels", "truth"]
+    call += ["--data.train", "01", "--data.validation", "02", "--widths", "2", "4", "--crop", "16"]
+    call += ["--epochs", "1", "--steps-per-epoch", "4", "--batch-size", "1", "--test-crops", "4"]
+    call += ["--validation-crops", "2"]
+    assert cli.main([*call, "--only", "unrolled"]) == 0
+    assert cli.main([*call, "--only", "noise-untold", "baseline"]) == 0
+    found = json.loads((tmp_path / "ablations.json").read_text())
+    assert [row["run"] for row in found["Rows"]] == ["unrolled", "baseline", "noise-untold"]
+    for row in found["Rows"]:
+        for values in row["nrmse_percent"].values():
+            assert 0 < values["chi_pos"] < 1000
+    assert found["Budget"]["widths"] == [2, 4]
+    page = (tmp_path / "ablations.md").read_text()
+    assert "noise not told" in page
+    assert "4 steps of 1 crops of 16³" in page
+    before = (tmp_path / "runs" / "unrolled" / "judged.json").stat().st_mtime_ns
+    assert cli.main([*call, "--only", "unrolled"]) == 0
+    assert (tmp_path / "runs" / "unrolled" / "judged.json").stat().st_mtime_ns == before
+
+
+def test_each_run_changes_one_thing(tmp_path):
+    config = AblationsConfig(out=tmp_path, data=FoldersConfig(tmp_path, ("01",), ("02",), labels="truth"))
+    made = {run.name: asdict(run.recipe) for run in runs(config)}
+    assert len({json.dumps(recipe, default=str) for recipe in made.values()}) == len(made)
+    whole = made["unrolled"]
+    for name, recipe in made.items():
+        if name.startswith("baseline"):
+            assert recipe["network"]["proximal"] is None
+            continue
+        changed = {key for key, value in recipe.items() if value != whole[key]}
+        assert changed == {
+            "one-protocol": {"protocol"},
+            "one-loss": {"loss"},
+            "unrolled-seed-2": {"seed"},
+        }.get(name, set() if name == "unrolled" else {"network"})
+    with pytest.raises(InputError, match="some of: unrolled"):
+        AblationsConfig(out=tmp_path, data=config.data, only=("nonsense",))
