@@ -2,9 +2,11 @@
 
     python benchmarks/cohort.py [--subjects 16] [--voxel-mm 2.5] [--kill-every-s 10] [--folder FOLDER]
 
-The same simulated subjects are processed by a plain loop, on one worker and on two, one thread each, and on
-two of which one is killed every few seconds. Times are those of whole commands. All four have to leave equal
-files. Simulated scans are kept in the folder if one is given. Results go to benchmarks/results/cohort.json.
+The same simulated subjects are processed by a plain loop, by two plain loops of half of them side by side,
+on one worker and on two, one thread each, and on two of which one is killed every few seconds. Times are
+those of whole commands. The two loops tell what the machine has to give: cores that share memory and caches
+are not twice as fast. All have to leave equal files. Simulated scans are kept in the folder if one is given.
+Results go to benchmarks/results/cohort.json.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def main() -> None:
     subprocess.run([*_chisep(*simulate), "--subjects", str(arguments.subjects)], check=True)
 
     loop_s = _timed(raw, folder / "loop", "--cluster", "none")
+    halves_s = _side_by_side(raw, folder, arguments.subjects)
     one_s = _timed(raw, folder / "one", "--workers", "1")
     two_s = _timed(raw, folder / "two", "--workers", "2")
     kills: list[float] = []
@@ -62,7 +65,9 @@ def main() -> None:
         "loop_s": round(loop_s, 1),
         "one_worker_s": round(one_s, 1),
         "two_workers_s": round(two_s, 1),
+        "two_loops_s": round(halves_s, 1),
         "speed_up": round(one_s / two_s, 3),
+        "speed_up_of_two_loops": round(loop_s / halves_s, 3),
         "overhead": round(one_s / loop_s - 1, 4),
         "target_speed_up": TARGET_SPEED_UP,
         "target_overhead": TARGET_OVERHEAD,
@@ -79,6 +84,22 @@ def main() -> None:
 
 def _chisep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "chisep.cli", *arguments]
+
+
+def _side_by_side(raw: Path, folder: Path, subjects: int) -> float:
+    """Seconds of two plain loops at the same time, each over half of the subjects."""
+    start = time.perf_counter()
+    processes = []
+    for number in range(2):
+        out = folder / f"half-{number + 1}"
+        shutil.rmtree(out, ignore_errors=True)
+        own = [f"{subject:02d}" for subject in range(1 + number, subjects + 1, 2)]
+        options = ("--threads-per-worker", "1", "--cluster", "none", "--participant-label", *own)
+        command = _chisep("run", str(raw), str(out), *options)
+        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    if sum(process.wait() for process in processes):
+        raise SystemExit("a plain loop failed")
+    return time.perf_counter() - start
 
 
 def _timed(
