@@ -160,7 +160,7 @@ def complete(raw: Path, out: Path, undisturbed: dict[str, str]) -> None:
 class TestEndedRuns:
     def test_sigterm_and_ctrl_c_end_at_once(self, raw, undisturbed, tmp_path):
         out = tmp_path / "out"
-        for stage, number, status in (("field", signal.SIGTERM, 143), ("report", signal.SIGINT, 130)):
+        for stage, number, status in (("field", signal.SIGTERM, 143), ("qsm", signal.SIGINT, 130)):
             with running(raw, out) as run:
                 run.until_said(f"sub-0[12]: {stage}")
                 # Ctrl-C reaches all processes of the terminal, SIGTERM the one that it is sent to.

@@ -774,6 +774,7 @@ class _Hand:
         self._results: dict[str, SessionResult] = {}
         self._waiting: deque[str] = deque()
         self._under_way: dict[Future[Any], str] = {}
+        self._starved_workers: set[str] = set()
         self._workers, self._counted, self._since_none = 0, -math.inf, time.monotonic()
 
     def run(self, sessions: Sequence[bids.Found]) -> dict[str, SessionResult]:
@@ -842,8 +843,7 @@ class _Hand:
             state.heard = time.monotonic()
             self._watch(update)
         else:
-            for state in self._states.values():
-                state.starved |= state.last.worker == message.get("worker") != ""
+            self._starved_workers.add(str(message.get("worker")))
 
     def _take_back(self, future: Future[Any]) -> None:
         """Take in how a task ended."""
@@ -856,9 +856,8 @@ class _Hand:
             raise self._lost()
         try:
             result = future.result(timeout=_ANSWER_S)
-        except KilledWorker:
-            time.sleep(0.2)  # that a worker was ended at its limit may be told after that it is gone
-            self._take_in_events()
+        except KilledWorker as error:
+            self._wait_for_the_reason(name, error.last_worker.address)
             self._throw_back(name, "its worker died")
         except (OSError, TimeoutError) as error:
             if self._client.status != "running":
@@ -870,6 +869,19 @@ class _Hand:
             self._end(SessionResult(name, error=_unusable_worker(name, error)))
         else:
             self._end(result)
+
+    def _wait_for_the_reason(self, name: str, worker: str) -> None:
+        """Give a moment to what may be told after that a worker is gone: that it was ended at its limit.
+
+        The worker itself may not have come to say a word before.
+        """
+        for _ in range(3):
+            time.sleep(0.2)
+            self._take_in_events()
+            if worker in self._starved_workers:
+                self._starved_workers.discard(worker)
+                self._states[name].starved = True
+                return
 
     def _start_silent_workers_again(self) -> None:
         now = time.monotonic()

@@ -73,8 +73,8 @@ def _page(card: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             f"# {card['name']}\n",
-            f"**{card['trust'][:1].upper()}{card['trust'][1:]}.**\n",
-            f"{card['summary'][:1].upper()}{card['summary'][1:]} ({card['reference']}).\n",
+            f"**{_as_sentence(card['trust'])}.**\n",
+            f"{_as_sentence(card['summary'])} ({card['reference']}).\n",
             "| | |",
             "|---|---|",
             *(f"| {name} | {text} |" for name, text in rows.items()),
@@ -87,3 +87,8 @@ def _page(card: Mapping[str, Any]) -> str:
 
 def _joined(values: Iterable[Any], by: str = ", ") -> str:
     return by.join(str(value) for value in values)
+
+
+def _as_sentence(text: str) -> str:
+    """Begin with a capital, but for names such as χ-sepnet."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text

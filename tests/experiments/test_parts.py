@@ -36,8 +36,8 @@ def heads(tmp_path_factory):
 
 
 def test_trained_judged_and_kept(heads, tmp_path):
-    call = ["reproduce", "parts", str(tmp_path), "--data.dataset", str(heads), "--data.labels", "truth"]
-    call += ["--data.train", "01", "--data.validation", "02", "--widths", "2", "4", "--crop", "16"]
+    call = ["reproduce", "parts", str(tmp_path), "--dataset", str(heads), "--labels", "truth"]
+    call += ["--train", "01", "--validation", "02", "--widths", "2", "4", "--crop", "16"]
     call += ["--epochs", "1", "--steps-per-epoch", "4", "--batch-size", "1", "--test-crops", "4"]
     call += ["--validation-crops", "2"]
     assert cli.main([*call, "--only", "unrolled"]) == 0

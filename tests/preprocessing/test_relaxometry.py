@@ -17,6 +17,7 @@ from chisep.physics.epg import mese_signal, slice_profile
 from chisep.physics.signal import hz_per_ppm, se_signal
 from chisep.preprocessing.relaxometry import (
     MAX_RATE_HZ,
+    PSEUDO_R2_SD,
     R2Config,
     R2starConfig,
     Rate,
@@ -323,7 +324,8 @@ def test_r2prime_is_the_difference_and_never_negative():
     assert found.sigma_hz.flatten().tolist() == [5, 5, 3]
     found = r2prime(r2star_hz, 12.0)
     assert found.rate_hz.flatten().tolist() == [8, 0, 0]
-    assert found.sigma_hz.flatten().tolist() == [3, 3, 3]
+    uncertain = math.hypot(3, PSEUDO_R2_SD * 12)
+    assert found.sigma_hz.flatten().tolist() == pytest.approx([uncertain] * 3)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from chisep.physics.signal import default_relaxivity
 from chisep.pipeline import RunConfig, run
 from chisep.preprocessing.relaxometry import R2Config
 from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
-from chisep.types import Maps, Volume
+from chisep.types import Maps, MaskVolume, Volume
 
 _SUBJECT = "01"
 _METHOD = "iterative"
@@ -323,7 +323,9 @@ def _with_one_input_made(
     )
 
 
-def _separated(scan: SimulateConfig, read: _Reader, **maps: Volume) -> dict[str, NDArray[np.float32]]:
+def _separated(
+    scan: SimulateConfig, read: _Reader, **maps: Volume | MaskVolume
+) -> dict[str, NDArray[np.float32]]:
     grid = nifti.grid_of(nifti.load(read._path(read.truth, _FIELD)))
     sources = methods.separate(
         Maps(**maps, grid=grid, relaxivity=default_relaxivity(scan.b0_t)),

@@ -32,6 +32,10 @@ from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of the heads: sources in ppm, R2 in 1/s at 3 T."""
+_R2_GROWTH = 0.4
+"""Power of the field strength that R2 grows with."""
+_FEWEST_VOXELS = 8
+"""Of a brain in a crop, below which errors are not scaled by their SD in it."""
 _SMOOTH_MM = 4.0
 """Between the values that smooth errors are drawn at."""
 
@@ -265,52 +269,35 @@ def _scanned(
     config: ProtocolConfig,
     rng: np.random.Generator,
 ) -> Example:
+    """Make field and R2' of (mask, χ_pos, χ_neg, R2) with their noise, as the network is told of them."""
     mask = head[0] > 0.5
     pos, neg, r2 = head[1:] * mask
-    grid = protocol.grid
-    dipole = Dipole(grid)
-    r2 = r2 * (protocol.b0_t / 3) ** 0.4
-    r2prime = r2prime_of_sources(pos, neg, protocol.relaxivity)
-
-    def noise() -> Volume:
-        return torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))
-
-    ones = torch.ones(mask.shape)
-    gre_sigma, se_sigma = (
-        rate_sigma_hz(se_signal(ones, rate, te_s), mask, te_s, protocol.snr)
-        if bool(mask.any())
-        else torch.zeros(mask.shape)
-        for rate, te_s in ((r2 + r2prime, protocol.te_gre_s), (r2, protocol.te_se_s))
-    )
+    grid, dipole = protocol.grid, Dipole(protocol.grid)
+    r2 = r2 * (protocol.b0_t / 3) ** _R2_GROWTH
+    r2star = r2 + r2prime_of_sources(pos, neg, protocol.relaxivity)
+    gre_sigma = _rate_sigma_hz(r2star, mask, protocol.te_gre_s, protocol.snr)
     field_sigma = gre_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
-    field = dipole.apply(pos - neg) + field_sigma * noise() + _field_errors(mask, grid, dipole, config, rng)
+    field = dipole.apply(pos - neg) + field_sigma * _noise(rng, mask)
+    field += _field_errors(mask, grid, dipole, config, rng)
     known = _known(mask, grid, config, rng)
-
-    r2star = r2 + r2prime + gre_sigma * noise()
-    if protocol.gre_only:
-        pseudo = pseudo_r2_hz(protocol.b0_t)
-        made, sigma = r2star - pseudo, torch.hypot(gre_sigma, ones * (PSEUDO_R2_SD * pseudo))
-    else:
-        spin_echo = _shifted(r2, rng.uniform(-config.shift_voxels, config.shift_voxels, 3).tolist())
-        spin_echo = spin_echo * (1 + config.r2_error * rng.standard_normal()) + se_sigma * noise()
-        made, sigma = r2star - spin_echo, torch.hypot(gre_sigma, se_sigma)
+    r2star = r2star + gre_sigma * _noise(rng, mask)
+    r2_found, r2_sigma = _measured_r2(r2, mask, protocol, config, rng)
     stated = protocol.stated.pos_hz_per_ppm
     channels = {
         "field": field * known,
         "field_sigma": field_sigma * known,
-        "r2prime": made.clamp_min(0) * mask / stated,
-        "r2prime_sigma": sigma * mask / stated,
+        "r2prime": (r2star - r2_found).clamp_min(0) * mask / stated,
+        "r2prime_sigma": torch.hypot(gre_sigma, r2_sigma) * mask / stated,
         "chi_pos": pos,
         "chi_neg": neg,
         "chi": pos - neg,
     }
-    if "qsm" in network.inputs:
+    if "qsm" in network.inputs and bool(known.any()):
         maps = Maps(field_ppm=channels["field"], mask=known, grid=grid)
-        channels["qsm"] = (
-            tikhonov.solve(maps, tikhonov.TikhonovConfig()).chi_ppm if bool(known.any()) else field * 0
-        )
+        channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig()).chi_ppm
+    nothing = torch.zeros(mask.shape)
     return Example(
-        torch.stack([channels[name] for name in network.inputs]),
+        torch.stack([channels.get(name, nothing) for name in network.inputs]),
         torch.stack([channels[name] for name in network.outputs]),
         mask[None],
         torch.tensor(grid.b0_direction),
@@ -319,20 +306,42 @@ def _scanned(
     )
 
 
+def _noise(rng: np.random.Generator, mask: MaskVolume) -> Volume:
+    return torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))
+
+
+def _rate_sigma_hz(rate_hz: Volume, mask: MaskVolume, te_s: Sequence[float], snr: float) -> Volume:
+    """Noise of a rate by its echoes, as of tissue with equal signal at TE 0."""
+    if not bool(mask.any()):
+        return torch.zeros(mask.shape)
+    return rate_sigma_hz(se_signal(torch.ones(mask.shape), rate_hz, te_s), mask, te_s, snr)
+
+
+def _measured_r2(
+    r2: Volume, mask: MaskVolume, protocol: _Protocol, config: ProtocolConfig, rng: np.random.Generator
+) -> tuple[Volume, Volume]:
+    """R2 by a spin echo that lies a little beside, or one R2 for all tissue; and its noise."""
+    if protocol.gre_only:
+        pseudo = torch.full(mask.shape, pseudo_r2_hz(protocol.b0_t))
+        return pseudo, PSEUDO_R2_SD * pseudo
+    sigma = _rate_sigma_hz(r2, mask, protocol.te_se_s, protocol.snr)
+    beside = _shifted(r2, rng.uniform(-config.shift_voxels, config.shift_voxels, 3).tolist())
+    return beside * (1 + config.r2_error * rng.standard_normal()) + sigma * _noise(rng, mask), sigma
+
+
 def _field_errors(
     mask: MaskVolume, grid: Grid, dipole: Dipole, config: ProtocolConfig, rng: np.random.Generator
 ) -> Volume:
     """Background left over, harmonic in the brain, and a smooth error that no source explains."""
-    outside = _smooth(grid, rng) * ~mask
-    background = _harmonic(grid, rng)
+    background, unexplained, outside = _harmonic(grid, rng), _smooth(grid, rng), _smooth(grid, rng) * ~mask
+    errors = torch.zeros(mask.shape)
+    if int(mask.sum()) < _FEWEST_VOXELS:
+        return errors
     if bool(outside.any()):
         near = dipole.apply(outside)
-        background = background + near / near[mask].std().clamp_min(1e-6) if bool(mask.any()) else background
-    errors = torch.zeros(mask.shape)
-    for error, most in ((background, config.background_ppb), (_smooth(grid, rng), config.unexplained_ppb)):
-        inside = error[mask]
-        if inside.numel() > 1:
-            errors += error * (1e-3 * rng.uniform(0, most) / float(inside.std().clamp_min(1e-6)))
+        background += near / near[mask].std()
+    for error, most_ppb in ((background, config.background_ppb), (unexplained, config.unexplained_ppb)):
+        errors += error * (1e-3 * rng.uniform(0, most_ppb) / float(error[mask].std()))
     return errors
 
 

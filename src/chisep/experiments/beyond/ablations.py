@@ -40,7 +40,7 @@ class AblationsConfig:
     out: Positional[Path]
     """Folder for trainings and results; what is there of the same budget is kept."""
     data: FoldersConfig
-    """Digital heads (`--data.labels truth`); those of validation are what results are of."""
+    """Digital heads (`--labels truth`); those of validation are what results are of."""
     only: tuple[str, ...] = ()
     """Runs to train, by name; all, in order, if left out."""
     minutes: float | None = None
