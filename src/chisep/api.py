@@ -44,6 +44,8 @@ SIGMA_FILES = {
 """File names of the standard deviations of χ_pos and χ_neg, of methods that tell them."""
 
 
+_R2STAR_SIGMA_HZ = 1.0
+"""Noise of an R2* that comes without: little beside what an assumed R2 is uncertain by (2.5 1/s at 3 T)."""
 _SHIPPED_TRUST = "trained on simulated subjects, not validated in vivo"
 _OTHER_TRUST = "not part of chisep; whoever trained them knows on whom, and whether they were validated"
 
@@ -217,7 +219,8 @@ def _with_pseudo_r2(maps: Maps, b0_t: float) -> Maps:
         ChisepWarning,
         stacklevel=3,
     )
-    of_difference = r2prime_of(Rate(maps.r2star_hz, maps.sources_mask.to(maps.r2star_hz.dtype)), pseudo)
+    noise = _R2STAR_SIGMA_HZ * maps.sources_mask.to(maps.r2star_hz.dtype)
+    of_difference = r2prime_of(Rate(maps.r2star_hz, noise), pseudo)
     return replace(maps, r2prime_hz=of_difference.rate_hz, r2prime_sigma_hz=of_difference.sigma_hz)
 
 

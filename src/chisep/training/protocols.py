@@ -32,6 +32,7 @@ from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of the heads: sources in ppm, R2 in 1/s at 3 T."""
+_THICKEST_SLICE_MM = 3.2
 _R2_GROWTH = 0.4
 """Power of the field strength that R2 grows with."""
 _FEWEST_VOXELS = 8
@@ -214,7 +215,7 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
         return _Protocol(Grid(shape, (1.0, 1.0, 1.0)), 3.0, known, known, echoes, spin_echoes, snr, gre_only)
     b0_t = log_uniform(*config.b0_t)
     edge = log_uniform(*config.voxel_mm)
-    slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, 3.2))
+    slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, _THICKEST_SLICE_MM))
     edges = [edge, edge, edge]
     edges[int(rng.integers(3))] = slice_mm
     tilt, turn = math.radians(rng.uniform(0, config.tilt_deg)), rng.uniform(0, 2 * math.pi)

@@ -35,7 +35,7 @@ _CONE = 0.1
 _SOURCE_OF: Mapping[str, str] = {str(kind): source for kind, source in GRADED.items()}
 _FEWEST_VOXELS = 50
 """Of a region whose mean is read."""
-UNROLLED, BASELINE = "unrolled", "chi-sepnet-r2p-lesions"
+UNROLLED = "unrolled"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ ROWS: Mapping[str, Row] = {
     "unrolled-thesis": Row(
         "unrolled χ-sepnet-R2' (Eq. 2.5), healthy heads", "unrolled-thesis", "unrolled-thesis", "qsmnet"
     ),
-    BASELINE: Row("χ-sepnet-R2', heads with lesions", "chi-sepnet-r2p", "unrolled-baseline", "tikhonov"),
+    "chi-sepnet-r2p-lesions": Row(
+        "χ-sepnet-R2', heads with lesions", "chi-sepnet-r2p", "unrolled-baseline", "tikhonov"
+    ),
     UNROLLED: Row("unrolled", "unrolled", "unrolled"),
 }
 """Methods by name, in the order of tables."""
