@@ -72,6 +72,11 @@ _DASK_SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # What Dask does every 10 to 100 ms to watch itself takes the interpreter from the one thread that works:
+    # 200 changes of thread a second, and 4 % of a session's time.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "2s",
     # As Dask has it, but for the option that makes malloc give memory back at once: every volume would be
     # taken from the system anew, page by page, which made sessions of small volumes half as long again.
     "distributed.nanny.pre-spawn-environ": {
