@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from chisep.errors import InputError
 
+Norm = Literal["batch", "instance", "none"]
 REFERENCE_WIDTHS = (32, 64, 128, 256, 512)
 """Channels of QSMnet and χ-sepnet as published: 22.6 million parameters."""
 
@@ -23,7 +24,7 @@ class UNetConfig:
 
     widths: tuple[int, ...] = REFERENCE_WIDTHS
     """Channels of each level, from full resolution down."""
-    norm: Literal["batch", "instance", "none"] = "batch"
+    norm: Norm = "batch"
     """Normalisation after each convolution."""
 
     def __post_init__(self) -> None:

@@ -14,8 +14,8 @@ from tyro.conf import Positional
 
 import chisep
 from chisep import networks
-from chisep.errors import InputError
 from chisep.experiments import Progress
+from chisep.experiments.budget import BudgetConfig, Run, budgeted, require_known, wide
 from chisep.experiments.texts import markdown, plus_minus
 from chisep.experiments.thesis.data import finite, kept, sha256
 from chisep.experiments.thesis.networks import Clock, trained_weights
@@ -24,9 +24,10 @@ from chisep.io.files import make_directory, write_json, write_text
 from chisep.io.weights import load_header
 from chisep.models.network import MEASURED_ROWS, SOURCES
 from chisep.models.proximal import ProximalConfig
+from chisep.models.unet import Norm
 from chisep.training.data import FoldersConfig, Scan
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops
-from chisep.training.recipes import Recipe, annealed, find
+from chisep.training.recipes import Recipe, find
 from chisep.training.train import ScansOfTraining, TrainConfig, read_scans
 
 _TEST_SEED = 0xAB1A
@@ -34,108 +35,51 @@ _SECOND_SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationsConfig:
+class AblationsConfig(BudgetConfig):
     """Small trainings of one equal budget, each changed in one thing, judged on crops of other heads."""
 
     out: Positional[Path]
     """Folder for trainings and results; what is there of the same budget is kept."""
     data: FoldersConfig
     """Digital heads (`--labels truth`); those of validation are what results are of."""
-    only: tuple[str, ...] = ()
-    """Runs to train, by name; all, in order, if left out."""
-    minutes: float | None = None
-    """Stop after so many minutes; the same command goes on from there."""
-    widths: tuple[int, ...] = (8, 16, 32)
-    """Channels of each level; twice as many in the runs on width."""
-    crop: int = 32
-    """Edge of a crop in voxels."""
     batch_size: int = 4
     """Crops of a batch."""
-    epochs: int = 5
-    """Epochs."""
     steps_per_epoch: int = 200
     """Batches of an epoch."""
-    validation_crops: int = 32
-    """Crops that choose the best epoch."""
     test_crops: int = 96
     """Other crops of the same heads, that results are of."""
-    threads: int | None = None
-    """Threads of the CPU; all of them if left out."""
 
     def __post_init__(self) -> None:
-        known = [run.name for run in runs(self)]
-        if unknown := [name for name in self.only if name not in known]:
-            raise InputError(
-                "only",
-                found=", ".join(unknown),
-                wanted=f"some of: {', '.join(known)}",
-                remedy="Correct the names.",
-            )
-
-    @property
-    def budget(self) -> dict[str, Any]:
-        """What all runs have in common."""
-        names = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Parameters
-    ----------
-    name
-        Of its folder.
-    title
-        As tables have it.
-    recipe
-        What is trained.
-    """
-
-    name: str
-    title: str
-    recipe: Recipe
+        require_known(self, runs(self))
 
 
 def runs(config: AblationsConfig) -> list[Run]:
     """All runs in the order in which they are trained, the most wanted first."""
-    whole, baseline = (_budgeted(find(name), config) for name in ("unrolled", "unrolled-baseline"))
+    whole, baseline = (budgeted(find(name), config) for name in ("unrolled", "unrolled-baseline"))
     standard = replace(baseline, protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0))
     twice = tuple(2 * width for width in config.widths)
     return [
         Run("unrolled", "all parts, three passes", whole),
         Run("baseline", "χ-sepnet-R2', one protocol", standard),
-        Run("baseline-wide", "the same, twice as wide", _wide(standard, twice)),
+        Run("baseline-wide", "the same, twice as wide", wide(standard, twice)),
         Run("one-protocol", "all parts, trained on one protocol", replace(whole, protocol=standard.protocol)),
+        Run("instance-norm", "instance norm instead of batch norm", _normed(whole, "instance")),
+        Run("no-norm", "no norm", _normed(whole, "none")),
         Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_step=False)),
         Run("no-last-step", "no data step after the last U-net", _changed(whole, last_step=False)),
         Run("tied", "one U-net for all passes", _changed(whole, tied=True)),
         Run("noise-untold", "noise not told", _without_noise(whole)),
         Run("one-loss", "loss on the last pass only", replace(whole, loss=replace(whole.loss, passes=None))),
         *(Run(f"passes-{n}", f"{n} pass{'es' * (n > 1)}", _changed(whole, passes=n)) for n in (1, 2, 4)),
-        Run("two-wide", "two passes, twice as wide", _wide(_changed(whole, passes=2), twice)),
+        Run("two-wide", "two passes, twice as wide", wide(_changed(whole, passes=2), twice)),
         Run("unrolled-seed-2", "all parts, second seed", replace(whole, seed=_SECOND_SEED)),
         Run("baseline-seed-2", "χ-sepnet-R2', second seed", replace(standard, seed=_SECOND_SEED)),
     ]
 
 
-def _budgeted(recipe: Recipe, config: AblationsConfig) -> Recipe:
-    return annealed(
-        replace(
-            _wide(recipe, config.widths),
-            crops=replace(recipe.crops, size=config.crop),
-            epochs=config.epochs,
-            steps_per_epoch=config.steps_per_epoch,
-            batch_size=config.batch_size,
-            validation_crops=config.validation_crops,
-        )
-    )
-
-
-def _wide(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
+def _normed(recipe: Recipe, norm: Norm) -> Recipe:
     network = recipe.network
-    return replace(recipe, network=replace(network, unet=replace(network.unet, widths=widths)))
+    return replace(recipe, network=replace(network, unet=replace(network.unet, norm=norm)))
 
 
 def _changed(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 import chisep
 from chisep import figures, methods
 from chisep.chi_maps import make_chi_maps, missing_chi_maps
-from chisep.errors import InputError
 from chisep.experiments import Progress
+from chisep.experiments.budget import BudgetConfig, Run, budgeted, require_known, wide
 from chisep.experiments.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
@@ -57,7 +57,7 @@ from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import NetworkOptions
 from chisep.simulation.dataset import TRUTH
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
-from chisep.training.recipes import Recipe, annealed, find
+from chisep.training.recipes import Recipe, find
 from chisep.training.train import ScansOfTraining, TrainConfig, course, read_scans
 from chisep.types import Sources, Volume
 
@@ -74,127 +74,59 @@ _SECOND_SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationsConfig(AppliedConfig, LesionsConfig):
+class AblationsConfig(AppliedConfig, LesionsConfig, BudgetConfig):
     """Small trainings of one equal budget, each changed in one thing."""
-
-    only: tuple[str, ...] = ()
-    """Runs to train, by name; all, in order, if left out."""
-    minutes: float | None = None
-    """Stop after so many minutes; the same command goes on from there."""
-    widths: tuple[int, ...] = (8, 16, 32)
-    """Channels of each level; half and twice as many in the runs on width."""
-    crop: int = 32
-    """Edge of a crop in voxels."""
-    batch_size: int = 2
-    """Crops of a batch."""
-    epochs: int = 5
-    """Epochs."""
-    steps_per_epoch: int = 100
-    """Batches of an epoch."""
-    validation_crops: int = 32
-    """Crops of the validation subject, which choose the best epoch."""
-    threads: int | None = None
-    """Threads of the CPU; all of them if left out."""
 
     def __post_init__(self) -> None:
         AppliedConfig.__post_init__(self)
         LesionsConfig.__post_init__(self)
-        known = [run.name for run in runs(self)]
-        unknown = [name for name in self.only if name not in known]
-        if unknown:
-            raise InputError(
-                "only",
-                found=", ".join(unknown),
-                wanted=f"some of: {', '.join(known)}",
-                remedy="Correct the names.",
-            )
-
-    @property
-    def budget(self) -> dict[str, Any]:
-        """What all runs have in common."""
-        return {
-            name: getattr(self, name)
-            for name in ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
-        }
+        require_known(self, runs(self))
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training.
+class QsmRun(Run):
+    """One training, and what makes the χ map that goes in."""
 
-    Parameters
-    ----------
-    name
-        Of its folder.
-    title
-        As tables have it.
-    recipe
-        What is trained.
-    qsm
-        What makes the χ map that goes in.
-    """
-
-    name: str
-    title: str
-    recipe: Recipe
     qsm: Qsm = "qsmnet"
 
 
-def runs(config: AblationsConfig) -> list[Run]:
+def runs(config: AblationsConfig) -> list[QsmRun]:
     """All runs in the order in which they are trained, the most wanted first."""
-    baseline = _budgeted(find("thesis-baseline"), config)
-    unrolled = _budgeted(find("thesis-unrolled"), config)
+    baseline = budgeted(find("thesis-baseline"), config)
+    unrolled = budgeted(find("thesis-unrolled"), config)
     half = tuple(max(1, width // 2) for width in config.widths)
     twice = tuple(2 * width for width in config.widths)
     no_qsm = replace(baseline.network, inputs=("r2prime", "field"))
     found = [
-        Run("baseline", "baseline", baseline),
-        Run(_TEN, "unrolled, 10 iterations, α from 4", unrolled),
-        Run("baseline-no-qsm", "baseline without χ_QSM", replace(baseline, network=no_qsm)),
-        Run(f"{_TEN}-no-qsm", "unrolled without the χ_QSM row", _unrolled(unrolled, qsm_row=False)),
-        Run(f"{_TEN}-alpha-1", "unrolled, α from 1", _unrolled(unrolled, alpha=1.0)),
-        Run(f"{_TEN}-alpha-0.41", "unrolled, α from 0.41", _unrolled(unrolled, alpha=0.41)),
+        QsmRun("baseline", "baseline", baseline),
+        QsmRun(_TEN, "unrolled, 10 iterations, α from 4", unrolled),
+        QsmRun("baseline-no-qsm", "baseline without χ_QSM", replace(baseline, network=no_qsm)),
+        QsmRun(f"{_TEN}-no-qsm", "unrolled without the χ_QSM row", _unrolled(unrolled, qsm_row=False)),
+        QsmRun(f"{_TEN}-alpha-1", "unrolled, α from 1", _unrolled(unrolled, alpha=1.0)),
+        QsmRun(f"{_TEN}-alpha-0.41", "unrolled, α from 0.41", _unrolled(unrolled, alpha=0.41)),
     ]
     found += [
-        Run(f"unrolled-{n}", f"unrolled, {n} iteration{'s' * (n > 1)}", _unrolled(unrolled, iterations=n))
+        QsmRun(f"unrolled-{n}", f"unrolled, {n} iteration{'s' * (n > 1)}", _unrolled(unrolled, iterations=n))
         for n in ITERATIONS
         if f"unrolled-{n}" != _TEN
     ]
     pairs = (("baseline", "baseline", baseline), (_TEN, "unrolled", unrolled))
     found += [
-        Run(f"{name}-seed-2", f"{title}, second seed", replace(recipe, seed=_SECOND_SEED))
+        QsmRun(f"{name}-seed-2", f"{title}, second seed", replace(recipe, seed=_SECOND_SEED))
         for name, title, recipe in pairs
     ]
     found += [
-        Run(f"{name}-{text}-width", f"{title}, widths {'-'.join(map(str, widths))}", _wide(recipe, widths))
+        QsmRun(f"{name}-{text}-width", f"{title}, widths {'-'.join(map(str, widths))}", wide(recipe, widths))
         for text, widths in (("half", half), ("twice", twice))
         for name, title, recipe in pairs
     ]
     by: tuple[tuple[Qsm, str], ...] = (("true", "true"), ("tv", "by TV"))
     found += [
-        Run(f"{name}-qsm-{qsm}", f"{title}, χ_QSM {text}", recipe, qsm)
+        QsmRun(f"{name}-qsm-{qsm}", f"{title}, χ_QSM {text}", recipe, qsm)
         for qsm, text in by
         for name, title, recipe in pairs
     ]
     return found
-
-
-def _budgeted(recipe: Recipe, config: AblationsConfig) -> Recipe:
-    return annealed(
-        replace(
-            _wide(recipe, config.widths),
-            crops=replace(recipe.crops, size=config.crop),
-            epochs=config.epochs,
-            steps_per_epoch=config.steps_per_epoch,
-            batch_size=config.batch_size,
-            validation_crops=config.validation_crops,
-        )
-    )
-
-
-def _wide(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
-    network = recipe.network
-    return replace(recipe, network=replace(network, unet=replace(network.unet, widths=widths)))
 
 
 def _unrolled(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401
@@ -268,7 +200,7 @@ class _TrainingScans:
 
 
 def _train(
-    config: AblationsConfig, run: Run, clock: Clock, shared: _TrainingScans, progress: Progress | None
+    config: AblationsConfig, run: QsmRun, clock: Clock, shared: _TrainingScans, progress: Progress | None
 ) -> Path | None:
     where = folders(config.root, _QSM_FOLDERS[run.qsm])
     if "qsm" in run.recipe.network.inputs:
@@ -339,7 +271,7 @@ class _Scans:
             self._graded = graded_patient(self._config, self._config, TEST[0])
         return self._graded
 
-    def separated(self, name: str, case: Case, run: Run, weights: Path) -> Sources:
+    def separated(self, name: str, case: Case, run: QsmRun, weights: Path) -> Sources:
         """Apply a run's network, with the χ map that it was trained with; `name` is that of the case."""
         if (name, run.qsm) not in self._chi:
             self._chi[name, run.qsm] = chi_of(case, run.qsm, self._config.weights_folder)
@@ -356,7 +288,7 @@ def chi_of(case: Case, qsm: Qsm, folder: Path | None) -> Volume:
     return qsmnet_chi(case.maps, folder) if qsm == "qsmnet" else methods.invert(case.maps, qsm).chi_ppm
 
 
-def _result_path(config: AblationsConfig, run: Run) -> Path:
+def _result_path(config: AblationsConfig, run: QsmRun) -> Path:
     return config.out / "runs" / run.name / "result.json"
 
 
@@ -369,7 +301,7 @@ def _key(config: AblationsConfig, weights: Path) -> dict[str, Any]:
     }
 
 
-def _tested(scans: _Scans, run: Run, weights: Path) -> dict[str, Any]:
+def _tested(scans: _Scans, run: QsmRun, weights: Path) -> dict[str, Any]:
     """Scores on the test subjects and on the patient, and the course of the training."""
     subjects, seconds = {}, []
     for subject in TEST:
