@@ -9,7 +9,7 @@ from chisep.errors import InputError
 from chisep.models.network import build
 from chisep.models.unet import REFERENCE_WIDTHS
 from chisep.models.unrolled import Unrolled
-from chisep.training.recipes import SMALL_WIDTHS, annealed, find, recipes
+from chisep.training.recipes import PROXIMAL_WIDTHS, SMALL_WIDTHS, annealed, find, recipes
 
 PUBLISHED = [name for name in recipes() if not name.endswith("-small")]
 
@@ -30,7 +30,8 @@ def test_published_recipes(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_small_recipes_differ_in_size_and_learning_rate(name):
     recipe, small = find(name), find(f"{name}-small")
-    assert small.network.unet.widths == SMALL_WIDTHS
+    own = SMALL_WIDTHS if recipe.network.proximal is None else PROXIMAL_WIDTHS
+    assert small.network.unet.widths == own
     same = replace(
         recipe,
         network=small.network,
