@@ -2,12 +2,12 @@
 
     python benchmarks/cohort.py [--subjects 16] [--voxel-mm 2.5] [--kill-every-s 10] [--folder FOLDER]
 
-The same simulated subjects are processed by a plain loop, by two plain loops of half of them side by
-side, on one worker and on two, one thread each, then by all of these again in the opposite order, and at
-last on two workers of which one is killed every few seconds. Times are those of whole commands, means of
-there and back: a machine that gets slower or faster meanwhile does so to all. The two loops tell what
-the machine has to give: cores that share memory and caches are not twice as fast. All have to leave
-equal files. Simulated scans are kept in the folder if one is given.
+The same simulated subjects are processed on one worker and on two, one thread each, then again in the
+opposite order; on two workers of which one is killed every few seconds; and, for what the engine costs, by a
+plain loop and a worker side by side, each over half of them, then with the halves exchanged. Times are those
+of whole commands. A machine that is shared gets slower and faster by a tenth within minutes: what is there
+and back, or side by side, is slowed alike. All have to leave equal files. Simulated scans are kept in the
+folder if one is given.
 Results go to benchmarks/results/cohort.json.
 """
 
@@ -31,6 +31,7 @@ import torch
 
 TARGET_SPEED_UP, TARGET_OVERHEAD = 1.8, 0.05
 RESULTS = Path(__file__).parent / "results" / "cohort.json"
+_LOOK_S = 0.05
 _COSTS = {"Seconds", "PeakMemoryGB", "seconds", "peak_memory_gb"}
 
 
@@ -48,23 +49,24 @@ def main() -> None:
     simulate = ["simulate", str(raw), "--voxel-mm", str(arguments.voxel_mm), "--jobs", "2"]
     subprocess.run([*_chisep(*simulate), "--subjects", str(arguments.subjects)], check=True)
 
-    ways = {
-        "loop": lambda: _timed(raw, folder / "loop", "--cluster", "none"),
-        "two_loops": lambda: _side_by_side(raw, folder, arguments.subjects),
-        "one_worker": lambda: _timed(raw, folder / "one", "--workers", "1"),
-        "two_workers": lambda: _timed(raw, folder / "two", "--workers", "2"),
-    }
+    ways = {"one": ["--workers", "1"], "two": ["--workers", "2"]}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for name in (*ways, *reversed(ways)):
-        times[name].append(round(ways[name](), 1))
+        times[name].append(_timed(raw, folder / name, *ways[name]))
         print(name, times[name][-1], flush=True)
-    loop_s, two_loops_s, one_s, two_s = (statistics.mean(measured) for measured in times.values())
+    one_s, two_s = (statistics.mean(measured) for measured in times.values())
+    labels = [f"{subject:02d}" for subject in range(1, arguments.subjects + 1)]
+    halves = labels[::2], labels[1::2]
+    pairs = [_side_by_side(raw, folder, loop, worker) for loop, worker in (halves, halves[::-1])]
+    print(*pairs, flush=True)
+    loop_s, worker_s = (sum(pair[name] for pair in pairs) for name in ("loop", "worker"))
     kills: list[float] = []
     killed_s = _timed(
         raw, folder / "killed", "--workers", "2", kill_every_s=arguments.kill_every_s, kills=kills
     )
-    undisturbed = _contents(folder / "loop")
-    stages = [json.loads(path.read_text()) for path in (folder / "loop" / ".chisep").glob("*/*.json")]
+    undisturbed = _contents(folder / "one")
+    stages = [json.loads(path.read_text()) for path in (folder / "one" / ".chisep").glob("*/*.json")]
+    loop = {name: content for name, content in _contents(folder / "loop").items() if name.startswith("sub-")}
     found = {
         "sessions": arguments.subjects,
         "voxel_mm": arguments.voxel_mm,
@@ -74,14 +76,17 @@ def main() -> None:
         "peak_gb": max(stage["peak_memory_gb"] for stage in stages),
         "seconds_there_and_back": times,
         "speed_up": round(one_s / two_s, 3),
-        "speed_up_of_two_loops": round(loop_s / two_loops_s, 3),
-        "overhead": round(one_s / loop_s - 1, 4),
+        "seconds_side_by_side": pairs,
+        "overhead": round(worker_s / loop_s - 1, 4),
         "target_speed_up": TARGET_SPEED_UP,
         "target_overhead": TARGET_OVERHEAD,
         "workers_killed": len(kills),
         "kill_every_s": arguments.kill_every_s,
         "killed_s": round(killed_s, 1),
-        "equal": {name: _contents(folder / name) == undisturbed for name in ("one", "two", "killed")},
+        "equal": {
+            **{name: _contents(folder / name) == undisturbed for name in ("two", "killed")},
+            "loop": bool(loop) and loop.items() <= undisturbed.items(),
+        },
     }
     arguments.results.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
@@ -93,20 +98,24 @@ def _chisep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "chisep.cli", *arguments]
 
 
-def _side_by_side(raw: Path, folder: Path, subjects: int) -> float:
-    """Seconds of two plain loops at the same time, each over half of the subjects."""
+def _side_by_side(raw: Path, folder: Path, loop: list[str], worker: list[str]) -> dict[str, float]:
+    """Seconds of a plain loop and of one worker at the same time, each over its own subjects."""
     start = time.perf_counter()
-    processes = []
-    for number in range(2):
-        out = folder / f"half-{number + 1}"
-        shutil.rmtree(out, ignore_errors=True)
-        own = [f"{subject:02d}" for subject in range(1 + number, subjects + 1, 2)]
-        options = ("--threads-per-worker", "1", "--cluster", "none", "--participant-label", *own)
-        command = _chisep("run", str(raw), str(out), *options)
-        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-    if sum(process.wait() for process in processes):
-        raise SystemExit("a plain loop failed")
-    return time.perf_counter() - start
+    processes = {}
+    for name, cluster, own in (("loop", ["--cluster", "none"], loop), ("worker", ["--workers", "1"], worker)):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        options = ("--threads-per-worker", "1", *cluster, "--participant-label", *own)
+        command = _chisep("run", str(raw), str(folder / name), *options)
+        processes[name] = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    seconds: dict[str, float] = {}
+    while len(seconds) < len(processes):
+        time.sleep(_LOOK_S)
+        for name, process in processes.items():
+            if name not in seconds and process.poll() is not None:
+                seconds[name] = round(time.perf_counter() - start, 1)
+    if any(process.returncode for process in processes.values()):
+        raise SystemExit("the loop or the worker failed")
+    return seconds
 
 
 def _timed(
@@ -128,7 +137,7 @@ def _timed(
                 kills.append(time.perf_counter() - start)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - start
+    return round(time.perf_counter() - start, 1)
 
 
 def _is_worker(process: psutil.Process) -> bool:
