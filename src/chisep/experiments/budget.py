@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chisep.errors import InputError
-from chisep.training.recipes import Recipe, annealed
+from chisep.training.recipes import SMALL_EPOCH, Recipe, annealed
 
 _BUDGET = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
 
@@ -79,10 +79,19 @@ def require_known(config: BudgetConfig, runs: Sequence[Run]) -> None:
 
 
 def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
-    """Return the same within the budget."""
+    """Return the same within the budget.
+
+    α, and the weights of data steps, move by about their rate in every step: in fewer steps they are given a
+    higher one, to come as far as in the small recipe before the rate has fallen.
+    """
+    own = recipe.optimiser
+    if recipe.network.unrolled is not None or recipe.network.proximal is not None:
+        faster = SMALL_EPOCH * recipe.epochs / (config.epochs * config.steps_per_epoch)
+        own = replace(own, alpha_learning_rate=max(1.0, faster) * own.alpha_learning_rate)
     return annealed(
         replace(
             wide(recipe, config.widths),
+            optimiser=own,
             crops=replace(recipe.crops, size=config.crop),
             epochs=config.epochs,
             steps_per_epoch=config.steps_per_epoch,
