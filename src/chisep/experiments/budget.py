@@ -9,6 +9,7 @@ from typing import Any
 from chisep.errors import InputError
 from chisep.training.recipes import SMALL_EPOCH, Recipe, annealed
 
+_FASTEST_ALPHA = 0.1
 _BUDGET = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
 
 
@@ -81,13 +82,14 @@ def require_known(config: BudgetConfig, runs: Sequence[Run]) -> None:
 def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
     """Return the same within the budget.
 
-    α, and the weights of data steps, move by about their rate in every step: in fewer steps they are given a
-    higher one, to come as far as in the small recipe before the rate has fallen.
+    α moves by about its rate in every step: in fewer steps it is given a higher one, to come from its start as
+    far as in the small recipe before the rate has fallen.
     """
     own = recipe.optimiser
-    if recipe.network.unrolled is not None or recipe.network.proximal is not None:
+    if recipe.network.unrolled is not None:
         faster = SMALL_EPOCH * recipe.epochs / (config.epochs * config.steps_per_epoch)
-        own = replace(own, alpha_learning_rate=max(1.0, faster) * own.alpha_learning_rate)
+        rate = min(faster * own.alpha_learning_rate, _FASTEST_ALPHA)
+        own = replace(own, alpha_learning_rate=max(rate, own.alpha_learning_rate))
     return annealed(
         replace(
             wide(recipe, config.widths),
