@@ -82,8 +82,8 @@ def require_known(config: BudgetConfig, runs: Sequence[Run]) -> None:
 def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
     """Return the same within the budget.
 
-    α moves by about its rate in every step: in fewer steps it is given a higher one, to come from its start as
-    far as in the small recipe before the rate has fallen.
+    α moves by about its rate in every step: in fewer steps it is given a higher one, to come from its start
+    as far as in the small recipe before the rate has fallen.
     """
     own = recipe.optimiser
     if recipe.network.unrolled is not None:
