@@ -489,8 +489,11 @@ def test_runs_differ_from_their_base_in_one_thing(tmp_path):
         one, other = flat(asdict(base.recipe)), flat(asdict(run.recipe))
         changed = {key for key in one if one[key] != other[key]}
         assert len(changed) == (run is not base and run.qsm == "qsmnet"), name
-        for field in ("crops", "loss", "optimiser", "epochs", "steps_per_epoch", "batch_size"):
+        for field in ("crops", "loss", "epochs", "steps_per_epoch", "batch_size"):
             assert getattr(run.recipe, field) == getattr(found["unrolled-10"].recipe, field), field
+        assert run.recipe.optimiser == base.recipe.optimiser
+    slow, fast = (found[name].recipe.optimiser for name in ("baseline", "unrolled-10"))
+    assert fast == replace(slow, alpha_learning_rate=8 * slow.alpha_learning_rate)
     assert found["unrolled-10"].recipe.network.unrolled.alpha == 4
     assert found["unrolled-10-no-qsm"].recipe.network.unrolled.qsm_row is False
     assert found["baseline-no-qsm"].recipe.network.inputs == ("r2prime", "field")
