@@ -72,7 +72,7 @@ _DASK_SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
-    # What Dask does every 10 to 100 ms to watch itself takes the interpreter from the one thread that works:
+    # What Dask does every 10 to 500 ms to watch itself takes the interpreter from the one thread that works:
     # 200 changes of thread a second, and 4 % of a session's time.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.interval": "5s",
