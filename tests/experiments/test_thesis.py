@@ -493,7 +493,7 @@ def test_runs_differ_from_their_base_in_one_thing(tmp_path):
             assert getattr(run.recipe, field) == getattr(found["unrolled-10"].recipe, field), field
         assert run.recipe.optimiser == base.recipe.optimiser
     slow, fast = (found[name].recipe.optimiser for name in ("baseline", "unrolled-10"))
-    assert fast == replace(slow, alpha_learning_rate=8 * slow.alpha_learning_rate)
+    assert fast == replace(slow, alpha_learning_rate=3 * slow.alpha_learning_rate)
     assert found["unrolled-10"].recipe.network.unrolled.alpha == 4
     assert found["unrolled-10-no-qsm"].recipe.network.unrolled.qsm_row is False
     assert found["baseline-no-qsm"].recipe.network.inputs == ("r2prime", "field")
@@ -529,7 +529,7 @@ def test_ablations_are_trained_tested_and_kept(thesis, weights, tmp_path):
     by_name = {row["run"]: row for row in found["Rows"]}
     assert by_name["unrolled-2"]["iterations"] == 2
     assert by_name["baseline"]["alpha_end"] is None
-    assert by_name["unrolled-10-alpha-1"]["alpha_end"] == pytest.approx(1, abs=0.5)
+    assert by_name["unrolled-10-alpha-1"]["alpha_end"] == pytest.approx(1, abs=1)
     assert set(found["Alpha"]) == {"unrolled-10-alpha-1", "unrolled-2"}
     assert by_name["baseline"]["slopes"]["hemorrhage"]["lesions"] >= 2
     page = written[0].read_text()

@@ -9,7 +9,8 @@ from typing import Any
 from chisep.errors import InputError
 from chisep.training.recipes import SMALL_EPOCH, Recipe, annealed
 
-_FASTEST_ALPHA = 0.1
+_FASTEST_ALPHA = 0.03
+"""The first step of RMSprop is ten times its rate: more would throw α past where it is to start."""
 _BUDGET = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
 
 
