@@ -8,6 +8,7 @@ crop), which is known where the label is known.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,8 +283,8 @@ def _mean_and_sd(parts: Sequence[Tensor]) -> tuple[float, float]:
     return mean, variance**0.5
 
 
-class Crops(Dataset[Example]):
-    """Random crops of scans: crop n is the same whenever it is asked for.
+class RandomCrops(Dataset[Example], ABC):
+    """Examples around random voxels of brains: number n is the same whenever it is asked for.
 
     Parameters
     ----------
@@ -291,38 +292,59 @@ class Crops(Dataset[Example]):
         To cut from.
     network
         Which channels go in and come out.
-    config
-        What a crop is.
     count
         How many there are.
     seed
-        Of their places and mirrorings.
+        Of all that is random.
     """
 
-    def __init__(
-        self, scans: Sequence[Scan], network: NetworkConfig, config: CropConfig, count: int, seed: int
-    ) -> None:
-        self.scans, self.network, self.config, self.count, self.seed = scans, network, config, count, seed
+    def __init__(self, scans: Sequence[Scan], network: NetworkConfig, count: int, seed: int) -> None:
+        self.scans, self.network, self.count, self.seed = scans, network, count, seed
         self._inside = [torch.nonzero(scan.mask.flatten()).squeeze(1).int() for scan in scans]
 
     def __len__(self) -> int:
-        """Count of crops."""
+        """Count of examples."""
         return self.count
 
     def __getitem__(self, number: int) -> Example:
-        """Cut a crop.
+        """Make an example.
 
         Parameters
         ----------
         number
-            Which one; where it lies depends on this number and the seed only.
+            Which one; all about it depends on this number and the seed only.
         """
         if not 0 <= number < self.count:
             raise IndexError(number)
         rng = np.random.default_rng((self.seed, number))
         which = int(rng.integers(len(self.scans)))
         scan, inside = self.scans[which], self._inside[which]
-        centre = np.unravel_index(int(inside[int(rng.integers(len(inside)))]), scan.mask.shape)
+        i, j, k = np.unravel_index(int(inside[int(rng.integers(len(inside)))]), scan.mask.shape)
+        return self._around(scan, (int(i), int(j), int(k)), rng)
+
+    @abstractmethod
+    def _around(self, scan: Scan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
+        """Make an example around a voxel."""
+
+
+class Crops(RandomCrops):
+    """Crops of scans.
+
+    Parameters
+    ----------
+    scans, network, count, seed
+        As of `RandomCrops`.
+    config
+        What a crop is.
+    """
+
+    def __init__(
+        self, scans: Sequence[Scan], network: NetworkConfig, config: CropConfig, count: int, seed: int
+    ) -> None:
+        super().__init__(scans, network, count, seed)
+        self.config = config
+
+    def _around(self, scan: Scan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
         spans = [
             slice(start, start + min(self.config.size, n))
             for c, n in zip(centre, scan.mask.shape, strict=True)

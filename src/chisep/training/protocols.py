@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from chisep.brain_box import BrainBox
 from chisep.errors import InputError
@@ -27,7 +26,7 @@ from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sou
 from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.solvers import tikhonov
-from chisep.training.data import Example, FoldersConfig, Progress, Scan
+from chisep.training.data import Example, FoldersConfig, Progress, RandomCrops, Scan
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
@@ -145,23 +144,19 @@ class _Protocol(NamedTuple):
     gre_only: bool
 
 
-class ProtocolCrops(Dataset[Example]):
-    """Random crops of heads under random protocols: crop n is the same whenever it is asked for.
+class ProtocolCrops(RandomCrops):
+    """Crops of heads, each under a random protocol.
 
     Parameters
     ----------
     scans
         Heads with the channels `SOURCES_AND_R2`.
-    network
-        Which channels go in and come out.
+    network, count, seed
+        As of `RandomCrops`.
     config
         Ranges of the protocols.
     size
         Edge of a crop in voxels.
-    count
-        How many there are.
-    seed
-        Of places, protocols and noise.
     """
 
     def __init__(
@@ -173,29 +168,11 @@ class ProtocolCrops(Dataset[Example]):
         count: int,
         seed: int,
     ) -> None:
-        self.scans, self.network, self.config = scans, network, config
-        self.size, self.count, self.seed = size, count, seed
-        self._inside = [torch.nonzero(scan.mask.flatten()).squeeze(1).int() for scan in scans]
+        super().__init__(scans, network, count, seed)
+        self.config, self.size = config, size
 
-    def __len__(self) -> int:
-        """Count of crops."""
-        return self.count
-
-    def __getitem__(self, number: int) -> Example:
-        """Scan a crop.
-
-        Parameters
-        ----------
-        number
-            Which one; all about it depends on this number and the seed only.
-        """
-        if not 0 <= number < self.count:
-            raise IndexError(number)
-        rng = np.random.default_rng((self.seed, number))
-        which = int(rng.integers(len(self.scans)))
-        scan, inside = self.scans[which], self._inside[which]
+    def _around(self, scan: Scan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
         protocol = _drawn(rng, self.config, self.size)
-        centre = np.unravel_index(int(inside[int(rng.integers(len(inside)))]), scan.mask.shape)
         head = _resampled(scan, centre, protocol.grid)
         flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
         return _scanned(head.flip(flips), protocol, self.network, self.config, rng)
@@ -241,13 +218,13 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
     )
 
 
-def _resampled(scan: Scan, centre: Sequence[np.intp], grid: Grid) -> Tensor:
+def _resampled(scan: Scan, centre: Sequence[int], grid: Grid) -> Tensor:
     """Cut a box of the grid's extent and average it to the grid's voxels: (mask, χ_pos, χ_neg, R2)."""
     size = [
         max(1, round(n * edge / own))
         for n, edge, own in zip(grid.shape, grid.voxel_mm, scan.grid.voxel_mm, strict=True)
     ]
-    first = [int(c) - n // 2 for c, n in zip(centre, size, strict=True)]
+    first = [c - n // 2 for c, n in zip(centre, size, strict=True)]
     span = tuple(
         slice(max(0, a), min(a + n, whole)) for a, n, whole in zip(first, size, scan.mask.shape, strict=True)
     )
