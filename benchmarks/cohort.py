@@ -1,13 +1,19 @@
-"""How well many sessions share a machine, and whether killed workers change anything.
+"""How well many sessions share a machine, what the engine costs, and whether killed workers change anything.
 
     python benchmarks/cohort.py [--subjects 16] [--voxel-mm 2.5] [--kill-every-s 10] [--folder FOLDER]
+                                [--parts speed-up overhead killed]
 
-The same simulated subjects are processed on one worker and on two, one thread each, then again in the
-opposite order; on two workers of which one is killed every few seconds; and, for what the engine costs, by a
-plain loop and a worker side by side, each over half of them, then with the halves exchanged. Times are those
-of whole commands. A machine that is shared gets slower and faster by a tenth within minutes: what is there
-and back, or side by side, is slowed alike. All have to leave equal files. Simulated scans are kept in the
-folder if one is given.
+The same simulated subjects are processed
+
+- on one worker and on two, one thread each, then again in the opposite order (speed-up);
+- by a plain loop and a worker side by side, each over a quarter of them, then with the quarters exchanged,
+  twice over other quarters (overhead);
+- on two workers of which one is killed every few seconds (killed).
+
+Times are those of whole commands. A machine that is shared gets slower and faster by a tenth within minutes:
+what is there and back, or side by side, is slowed alike; each pair is told, for the spread. All have to leave
+equal files. Simulated scans and outputs are kept in the folder if one is given; what is not measured anew
+stays in the results.
 Results go to benchmarks/results/cohort.json.
 """
 
@@ -24,7 +30,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -37,75 +45,101 @@ _COSTS = {"Seconds", "PeakMemoryGB", "seconds", "peak_memory_gb"}
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--subjects", type=int, default=16)
     parser.add_argument("--voxel-mm", type=float, default=2.5)
     parser.add_argument("--kill-every-s", type=float, default=10.0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parts: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+        "speed-up": _speed_up,
+        "overhead": _overhead,
+        "killed": _killed,
+    }
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
-    raw = folder / "bids"
-    simulate = ["simulate", str(raw), "--voxel-mm", str(arguments.voxel_mm), "--jobs", "2"]
+    simulate = ["simulate", str(folder / "bids"), "--voxel-mm", str(arguments.voxel_mm), "--jobs", "2"]
     subprocess.run([*_chisep(*simulate), "--subjects", str(arguments.subjects)], check=True)
 
-    ways = {"one": ["--workers", "1"], "two": ["--workers", "2"]}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for name in (*ways, *reversed(ways)):
-        times[name].append(_timed(raw, folder / name, *ways[name]))
-        print(name, times[name][-1], flush=True)
-    one_s, two_s = (statistics.mean(measured) for measured in times.values())
-    labels = [f"{subject:02d}" for subject in range(1, arguments.subjects + 1)]
-    halves = labels[::2], labels[1::2]
-    pairs = [_side_by_side(raw, folder, loop, worker) for loop, worker in (halves, halves[::-1])]
-    print(*pairs, flush=True)
-    loop_s, worker_s = (sum(pair[name] for pair in pairs) for name in ("loop", "worker"))
-    kills: list[float] = []
-    killed_s = _timed(
-        raw, folder / "killed", "--workers", "2", kill_every_s=arguments.kill_every_s, kills=kills
-    )
-    undisturbed = _contents(folder / "one")
-    stages = [json.loads(path.read_text()) for path in (folder / "one" / ".chisep").glob("*/*.json")]
-    loop = {name: content for name, content in _contents(folder / "loop").items() if name.startswith("sub-")}
-    found = {
+    setting = {
         "sessions": arguments.subjects,
         "voxel_mm": arguments.voxel_mm,
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "stages_s_per_session": round(sum(stage["seconds"] for stage in stages) / arguments.subjects, 2),
-        "peak_gb": max(stage["peak_memory_gb"] for stage in stages),
-        "seconds_there_and_back": times,
-        "speed_up": round(one_s / two_s, 3),
-        "seconds_side_by_side": pairs,
-        "overhead": round(worker_s / loop_s - 1, 4),
         "target_speed_up": TARGET_SPEED_UP,
         "target_overhead": TARGET_OVERHEAD,
-        "workers_killed": len(kills),
-        "kill_every_s": arguments.kill_every_s,
-        "killed_s": round(killed_s, 1),
-        "equal": {
-            **{name: _contents(folder / name) == undisturbed for name in ("two", "killed")},
-            "loop": bool(loop) and loop.items() <= undisturbed.items(),
-        },
     }
+    known = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
+    if {name: known.get(name) for name in setting} != setting:
+        known = {}
+    found = setting | {name: known[name] for name in parts if name in known}
+    for name in arguments.parts:
+        found[name] = parts[name](folder, arguments)
+        print(name, json.dumps(found[name], indent=2), flush=True)
     arguments.results.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
     if arguments.folder is None:
         shutil.rmtree(folder)
+
+
+def _speed_up(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    workers = {"one": 1, "two": 2}
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for name in (*workers, *reversed(workers)):
+        times[name].append(_timed(folder, name, workers[name]))
+    one_s, two_s = (statistics.mean(measured) for measured in times.values())
+    stages = [json.loads(path.read_text()) for path in (folder / "one" / ".chisep").glob("*/*.json")]
+    return {
+        "seconds_there_and_back": times,
+        "speed_up": round(one_s / two_s, 3),
+        "stages_s_per_session": round(sum(stage["seconds"] for stage in stages) / arguments.subjects, 2),
+        "peak_gb": max(stage["peak_memory_gb"] for stage in stages),
+        "equal": _contents(folder / "two") == _contents(folder / "one"),
+    }
+
+
+def _overhead(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    labels = [f"{subject:02d}" for subject in range(1, arguments.subjects + 1)]
+    quarters = [labels[first::4] for first in range(4)]
+    pairs, equal = [], True
+    for loop, worker in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        pairs.append(_side_by_side(folder, quarters[loop], quarters[worker]))
+        undisturbed = _contents(folder / "one")
+        for name in ("loop", "worker"):
+            maps = {path: sum_ for path, sum_ in _contents(folder / name).items() if path.startswith("sub-")}
+            equal &= bool(maps) and maps.items() <= undisturbed.items()
+    loop_s, worker_s = (sum(pair[name] for pair in pairs) for name in ("loop", "worker"))
+    return {
+        "seconds_side_by_side": pairs,
+        "overhead": round(worker_s / loop_s - 1, 4),
+        "of_each_pair": [round(pair["worker"] / pair["loop"] - 1, 4) for pair in pairs],
+        "equal": equal,
+    }
+
+
+def _killed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    kills: list[float] = []
+    seconds = _timed(folder, "killed", 2, kill_every_s=arguments.kill_every_s, kills=kills)
+    return {
+        "workers_killed": len(kills),
+        "kill_every_s": arguments.kill_every_s,
+        "seconds": seconds,
+        "equal": _contents(folder / "killed") == _contents(folder / "one"),
+    }
 
 
 def _chisep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "chisep.cli", *arguments]
 
 
-def _side_by_side(raw: Path, folder: Path, loop: list[str], worker: list[str]) -> dict[str, float]:
+def _side_by_side(folder: Path, loop: list[str], worker: list[str]) -> dict[str, float]:
     """Seconds of a plain loop and of one worker at the same time, each over its own subjects."""
     start = time.perf_counter()
     processes = {}
     for name, cluster, own in (("loop", ["--cluster", "none"], loop), ("worker", ["--workers", "1"], worker)):
         shutil.rmtree(folder / name, ignore_errors=True)
         options = ("--threads-per-worker", "1", *cluster, "--participant-label", *own)
-        command = _chisep("run", str(raw), str(folder / name), *options)
+        command = _chisep("run", str(folder / "bids"), str(folder / name), *options)
         processes[name] = psutil.Popen(command, stdout=subprocess.DEVNULL)
     seconds: dict[str, float] = {}
     while len(seconds) < len(processes):
@@ -119,21 +153,27 @@ def _side_by_side(raw: Path, folder: Path, loop: list[str], worker: list[str]) -
 
 
 def _timed(
-    raw: Path, out: Path, *options: str, kill_every_s: float | None = None, kills: list[float] | None = None
+    folder: Path,
+    name: str,
+    workers: int,
+    *,
+    kill_every_s: float | None = None,
+    kills: list[float] | None = None,
 ) -> float:
     """Seconds of one run; kills one of its workers now and then, if wanted, and notes when."""
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(folder / name, ignore_errors=True)
     chance = random.Random(0)
     start = time.perf_counter()
-    command = _chisep("run", str(raw), str(out), "--threads-per-worker", "1", "--retries", "5", *options)
+    options = ("--threads-per-worker", "1", "--retries", "5", "--workers", str(workers))
+    command = _chisep("run", str(folder / "bids"), str(folder / name), *options)
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         try:
             process.wait(kill_every_s)
         except psutil.TimeoutExpired:
-            workers = [child for child in process.children() if _is_worker(child)]
-            if workers and kills is not None:
-                chance.choice(workers).kill()
+            living = [child for child in process.children() if _is_worker(child)]
+            if living and kills is not None:
+                chance.choice(living).kill()
                 kills.append(time.perf_counter() - start)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")

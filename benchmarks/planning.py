@@ -115,8 +115,8 @@ def plan(
     """
     core_s = sum(stage["processor_s"] for stage in one["stages"].values())
     # As if any two workers shared a machine, as the two that were measured did.
-    shared = min(cohort["speed_up"] / 2, 1.0)
-    seconds = one["wall_s"] * (1 + max(cohort["overhead"], 0.0)) / shared
+    shared = min(cohort["speed-up"]["speed_up"] / 2, 1.0)
+    seconds = one["wall_s"] * (1 + max(cohort["overhead"]["overhead"], 0.0)) / shared
     return {
         "derived": True,
         "from": [
@@ -133,7 +133,10 @@ def plan(
             "peak_gb": one["peak_gb"],
             **{name: round(value, 1) for name, value in session.items()},
         },
-        "engine": {"overhead": cohort["overhead"], "speed_up_of_two": cohort["speed_up"]},
+        "engine": {
+            "overhead": cohort["overhead"]["overhead"],
+            "speed_up_of_two": cohort["speed-up"]["speed_up"],
+        },
         "totals": {
             "core_hours": round(subjects * core_s / 3600),
             "terabytes": round(subjects * session["bytes"] / 1e12, 2),
