@@ -21,7 +21,7 @@ import chisep
 from chisep import methods, metrics, networks
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
-from chisep.io.files import make_directory, write_json
+from chisep.io.files import output_directory, write_json
 from chisep.networks import NetworkOptions, Precision, WeightsConfig
 from chisep.pipeline import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz
@@ -385,20 +385,20 @@ def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] 
     InputError
         As `separate`, and if the output folder cannot be written.
     """
-    make_directory(config.out)
-    images = separate(
-        config.field,
-        config.r2prime,
-        config.mask,
-        r2star=config.r2star,
-        qsm=config.qsm,
-        magnitude=config.magnitude,
-        support=config.support,
-        field_sigma=config.field_sigma,
-        r2prime_sigma=config.r2prime_sigma,
-        options=config.options,
-        progress=progress,
-    )
+    with output_directory(config.out):
+        images = separate(
+            config.field,
+            config.r2prime,
+            config.mask,
+            r2star=config.r2star,
+            qsm=config.qsm,
+            magnitude=config.magnitude,
+            support=config.support,
+            field_sigma=config.field_sigma,
+            r2prime_sigma=config.r2prime_sigma,
+            options=config.options,
+            progress=progress,
+        )
     d_r = relaxivity(config.options.dr, config.options.b0)
     facts = {
         "Method": config.options.method,
@@ -451,15 +451,15 @@ def qsm_files(config: QsmConfig, progress: Callable[[int, int], None] | None = N
     InputError
         As `qsm`, and if the output cannot be written.
     """
-    make_directory(config.out.parent)
-    image = qsm(
-        config.field,
-        config.mask,
-        magnitude=config.magnitude,
-        support=config.support,
-        options=config.options,
-        progress=progress,
-    )
+    with output_directory(config.out.parent):
+        image = qsm(
+            config.field,
+            config.mask,
+            magnitude=config.magnitude,
+            support=config.support,
+            options=config.options,
+            progress=progress,
+        )
     direction = (
         nifti.b0_direction_of(image.affine) if config.options.b0_dir is None else config.options.b0_dir
     )
@@ -587,17 +587,17 @@ def qsm_ci(config: QsmCiConfig) -> list[Path]:
     InputError
         If an input is missing or cannot be used.
     """
-    make_directory(config.output)
-    options = _qsm_ci_options(config)
-    chi, magnitude = (config.input / f"{name}.nii.gz" for name in ("chimap", "magnitude"))
-    images = separate(
-        config.input / "localfield.nii.gz",
-        config.input / "r2prime.nii.gz",
-        config.input / "mask.nii.gz",
-        qsm=chi if chi.exists() else None,
-        magnitude=magnitude if magnitude.exists() else None,
-        options=options,
-    )
+    with output_directory(config.output):
+        options = _qsm_ci_options(config)
+        chi, magnitude = (config.input / f"{name}.nii.gz" for name in ("chimap", "magnitude"))
+        images = separate(
+            config.input / "localfield.nii.gz",
+            config.input / "r2prime.nii.gz",
+            config.input / "mask.nii.gz",
+            qsm=chi if chi.exists() else None,
+            magnitude=magnitude if magnitude.exists() else None,
+            options=options,
+        )
     named = (("chi-para", images.paramagnetic), ("chi-dia", images.diamagnetic))
     return [
         nifti.save(config.output / f"{name}.nii.gz", np.asanyarray(i.dataobj), i.affine) for name, i in named

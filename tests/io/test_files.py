@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chisep.errors import ChisepWarning, InputError, OutputError
-from chisep.io.files import Lock, locked, remove_leftovers, write_bytes, write_json
+from chisep.io.files import Lock, locked, output_directory, remove_leftovers, write_bytes, write_json
 
 
 class TestWriting:
@@ -65,6 +65,41 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
+
+
+class TestOutputDirectory:
+    def test_is_there_for_the_work_and_kept_after_it(self, tmp_path):
+        with output_directory(tmp_path / "new" / "out"):
+            assert (tmp_path / "new" / "out").is_dir()
+        assert (tmp_path / "new" / "out").is_dir()
+
+    def test_leaves_nothing_new_and_empty_after_a_failure(self, tmp_path):
+        (tmp_path / "old").mkdir()
+        with pytest.raises(InputError), output_directory(tmp_path / "old" / "new" / "out"):
+            raise InputError("a map", found="nothing", wanted="a map", remedy="Give one.")
+        assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+    def test_keeps_what_was_written_or_there_before(self, tmp_path):
+        (tmp_path / "old").mkdir()
+
+        def interrupted(out: Path) -> None:
+            with output_directory(out):
+                (tmp_path / "new").mkdir(exist_ok=True)
+                (tmp_path / "new" / "kept").touch()
+                raise KeyboardInterrupt
+
+        for out in (tmp_path / "old", tmp_path / "new"):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted(out)
+        assert (tmp_path / "old").is_dir()
+        assert (tmp_path / "new" / "kept").exists()
+
+    def test_says_what_cannot_be_written(self, tmp_path):
+        with (
+            pytest.raises(OutputError, match="cannot be written"),
+            output_directory(tmp_path / ("x" * 999)),
+        ):
+            pass
 
 
 class TestLock:

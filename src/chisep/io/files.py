@@ -47,6 +47,26 @@ def make_directory(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def output_directory(path: Path) -> Iterator[None]:
+    """Create a directory before long work; where the work fails, none that is new and empty is left behind.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be created or written.
+    """
+    new = [place for place in (path, *path.parents) if not os.path.lexists(place)]
+    try:
+        make_directory(path)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in new:
+                place.rmdir()
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file under a temporary name, flush it to disk, then rename it.
 
