@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chisep import cli
@@ -114,6 +114,7 @@ def calls(draw) -> list[str]:
 
 @cases(60, 400)
 @given(call=calls())
+@example(call=["qsm-ci", "", "--", "NOTHING"])
 def test_any_call_ends_with_a_status(places, capsys, tmp_path, monkeypatch, call):
     CASES["command line"] += 1
     monkeypatch.chdir(tmp_path)
