@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chisep.experiments.thesis.ablations import AblationsConfig, runs
 from chisep.experiments.thesis.data import SUBJECTS, TEST, ThesisConfig, first_scan, scores, sha256
 from chisep.experiments.thesis.rows import RECIPES, ROWS, separated, weights_path
 from chisep.experiments.thesis.table import with_qsmnet
@@ -28,11 +29,14 @@ def test_results_are_of_the_shipped_weights(name):
         assert facts["sha256"] == sha256(weights_path(weights, None))
 
 
-def test_every_method_has_its_row():
+def test_every_method_and_ablation_has_its_row():
     assert set(RECIPES) <= set(shipped())
     assert [row["row"] for row in results("table")["Rows"]] == list(ROWS)
     assert all(row["subjects"] == len(TEST) for row in results("table")["Rows"])
     assert set(results("patients")["Rows"]) == set(ROWS)
+    config = AblationsConfig(out=Path("out"))
+    assert [row["run"] for row in results("ablations")["Rows"]] == [run.name for run in runs(config)]
+    assert results("ablations")["Budget"] == json.loads(json.dumps(config.budget))
 
 
 def test_a_row_can_be_derived_again(shared_labels, tmp_path):
