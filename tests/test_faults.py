@@ -66,11 +66,28 @@ def undisturbed(raw, tmp_path_factory) -> dict[str, str]:
 class Run:
     """The command at work in a session of its own."""
 
-    def __init__(self, command: Sequence[str], log: Path, **options: object) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        prepare: Callable[[], object] | None = None,
+        **options: object,
+    ) -> None:
+        def prepared() -> None:
+            # A shell starts what it puts into the background with Ctrl-C ignored, tests included.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if prepare is not None:
+                prepare()
+
         self.log = log
         with log.open("wb") as file:
             self.process = psutil.Popen(
-                list(command), stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options
+                list(command),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=prepared,
+                **options,
             )
         self.known: set[psutil.Process] = set()
 
@@ -255,7 +272,7 @@ class TestDisks:
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-        with running(raw, out, "--cluster", "none", preexec_fn=limit) as run:
+        with running(raw, out, "--cluster", "none", prepare=limit) as run:
             assert run.end() == 1
         assert "Free space" in run.said()
         assert "2 of 2 sessions failed" in run.said()

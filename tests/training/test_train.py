@@ -56,14 +56,15 @@ def run_script(name: str, out: Path, dataset: Path) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("name", [name for name in recipes() if not name.endswith("-small")])
 def test_the_loss_falls(name, dataset, tmp_path):
-    recipe = tiny(name, epochs=1, steps_per_epoch=40, saves_per_epoch=20)
+    """Of the same crops after every ten steps: crops differ by more than so few steps gain."""
+    recipe = tiny(name, epochs=4, steps_per_epoch=10)
     done = train(config(tmp_path, dataset, recipe))
-    assert done.epochs == 1
-    losses = np.array([value for _, value in course(tmp_path, "loss")])
-    assert len(losses) == 20
-    assert np.isfinite(losses).all()
-    assert losses[-5:].mean() < 0.92 * losses[:5].mean()
-    assert done.best_loss == pytest.approx(course(tmp_path, "val_loss")[-1][1])
+    assert done.epochs == 4
+    assert np.isfinite([value for _, value in course(tmp_path, "loss")]).all()
+    losses = [value for _, value in course(tmp_path, "val_loss")]
+    assert len(losses) == 4
+    assert done.best_loss < 0.95 * losses[0]
+    assert done.best_loss == pytest.approx(min(losses))
 
 
 @pytest.fixture(scope="module")
