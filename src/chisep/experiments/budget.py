@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chisep.errors import InputError
-from chisep.training.recipes import SMALL_EPOCH, Recipe, annealed
+from chisep.training.recipes import Recipe, annealed
 
-_FASTEST_ALPHA = 0.03
-"""The first step of RMSprop is ten times its rate: more would throw α past where it is to start."""
+_ALPHA_FASTER = 3.0
+"""More would throw α past where it is to start: the first step of RMSprop is ten times its rate."""
 _BUDGET = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
 
 
@@ -83,14 +83,12 @@ def require_known(config: BudgetConfig, runs: Sequence[Run]) -> None:
 def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
     """Return the same within the budget.
 
-    α moves by about its rate in every step: in fewer steps it is given a higher one, to come from its start
-    as far as in the small recipe before the rate has fallen.
+    α moves by about its rate in every step: in so few it is given a higher one, to come from its start to
+    where it settles before the rate has fallen.
     """
     own = recipe.optimiser
     if recipe.network.unrolled is not None:
-        faster = SMALL_EPOCH * recipe.epochs / (config.epochs * config.steps_per_epoch)
-        rate = min(faster * own.alpha_learning_rate, _FASTEST_ALPHA)
-        own = replace(own, alpha_learning_rate=max(rate, own.alpha_learning_rate))
+        own = replace(own, alpha_learning_rate=_ALPHA_FASTER * own.alpha_learning_rate)
     return annealed(
         replace(
             wide(recipe, config.widths),

@@ -19,8 +19,7 @@ from chisep.physics.dipole import Dipole
 UNIT_PPM = 0.03
 """Losses are told in units of this: about the SD of χ_pos and χ_neg in a brain."""
 _SMALLEST_SCALE_PPM = 1e-5
-_LINEAR_ABOVE = 3.0
-"""Units of `UNIT_PPM`."""
+_LINEAR_ABOVE_PPM = 0.09
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,7 @@ def laplace_loss(predicted_ppm: Tensor, scale_ppm: Tensor, label_ppm: Tensor, ma
     """
     b = scale_ppm.clamp_min(_SMALLEST_SCALE_PPM)
     error = (predicted_ppm.detach() - label_ppm).abs()
-    each = (error / b + (b / UNIT_PPM).log()) * mask
-    voxels = mask.flatten(1).sum(1).clamp_min(1) * each.shape[1]
-    return (each.flatten(1).sum(1) / voxels).mean()
+    return _over_brain((error / b + (b / UNIT_PPM).log()) * mask, mask)
 
 
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
@@ -139,17 +136,22 @@ def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
 
 
 def _mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of |error| over the brain and the channels of each volume, then over volumes."""
-    voxels = mask.flatten(1).sum(1).clamp_min(1) * error.shape[1]
-    return (error.abs().flatten(1).sum(1) / voxels).mean() / UNIT_PPM
+    return _over_brain(error.abs(), mask) / UNIT_PPM
+
+
+def _over_brain(each: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the brain and the channels of each volume, then over volumes; 0 outside."""
+    voxels = mask.flatten(1).sum(1).clamp_min(1) * each.shape[1]
+    return (each.flatten(1).sum(1) / voxels).mean()
 
 
 def _huber(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the halved squares in units², linear above `_LINEAR_ABOVE` units."""
+    """Mean of the halved squares in units², linear above `_LINEAR_ABOVE_PPM`."""
     units = error / UNIT_PPM
-    each = functional.huber_loss(units, torch.zeros_like(units), reduction="none", delta=_LINEAR_ABOVE)
-    voxels = mask.flatten(1).sum(1).clamp_min(1) * error.shape[1]
-    return (each.flatten(1).sum(1) / voxels).mean()
+    delta = _LINEAR_ABOVE_PPM / UNIT_PPM
+    return _over_brain(
+        functional.huber_loss(units, torch.zeros_like(units), reduction="none", delta=delta), mask
+    )
 
 
 def _gradient(error: Tensor, mask: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ SMALL_WIDTHS = (8, 16, 32, 64)
 """Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
 PROXIMAL_WIDTHS = (16, 24, 32, 48)
 """The same for networks whose data steps see what is far: at equal cost more channels where details are."""
-SMALL_EPOCH = 200
-"""Steps of an epoch of small recipes."""
 _HIGHER, _ANNEALING = 3.0, 20.0
 
 
@@ -63,7 +61,7 @@ class Recipe:
             )
 
 
-def small(recipe: Recipe, *, steps_per_epoch: int = SMALL_EPOCH, validation_crops: int = 16) -> Recipe:
+def small(recipe: Recipe, *, steps_per_epoch: int = 200, validation_crops: int = 16) -> Recipe:
     """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 4000 steps in all."""
     widths = SMALL_WIDTHS if recipe.network.proximal is None else PROXIMAL_WIDTHS
     return annealed(
@@ -117,4 +115,4 @@ def find(name: str) -> Recipe:
     raise unknown_name("recipe", name, known, "chisep train --help")
 
 
-__all__ = ["PROXIMAL_WIDTHS", "SMALL_EPOCH", "SMALL_WIDTHS", "Recipe", "annealed", "find", "recipes", "small"]
+__all__ = ["PROXIMAL_WIDTHS", "SMALL_WIDTHS", "Recipe", "annealed", "find", "recipes", "small"]
