@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from chisep.models.network import build
-from chisep.networks import Trained, iterates
+from chisep.networks import Trained, for_evaluation, iterates
 from chisep.training.recipes import find
 from chisep.types import Grid
 
@@ -43,7 +43,7 @@ def network(name: str) -> Trained:
     torch.manual_seed(0)
     config = find(RECIPES[name]).network
     statistics_ppm = dict.fromkeys((*config.inputs, *config.outputs), (0.0, 0.03))
-    return Trained(build(config, statistics_ppm).eval(), config, {})
+    return Trained(for_evaluation(build(config, statistics_ppm)), config, {})
 
 
 def peak_gb(device: str) -> float:

@@ -24,6 +24,7 @@ from chisep.models.unrolled import UnrolledConfig
 from chisep.networks import (
     NetworkOptions,
     find_weights,
+    for_evaluation,
     has_fast_bfloat16,
     iterates,
     load,
@@ -116,7 +117,8 @@ class TestIterates:
         mask = MAPS.mask[box]
         assert mask.shape != MAPS.mask.shape
         y = torch.stack([channels()[c][box] * mask for c in trained.config.inputs])
-        phi = Separation(Dipole(MAPS.grid.reshaped(mask.shape)), 0.8, mask[None])
+        dipole = Dipole(MAPS.grid.reshaped(mask.shape), padding=trained.config.padding)
+        phi = Separation(dipole, 0.8, mask[None])
         with torch.no_grad():
             expected = trained.network.iterates(y[None], mask[None, None], phi)
         found = iterates(trained, channels(), MAPS.mask, MAPS.grid, ratio=0.8, precision="single")
@@ -349,8 +351,11 @@ class TestLoad:
             assert trained.header["name"] == name
             assert not trained.network.training
             tensors, _ = load_weights(folder / f"{name}.safetensors")
+            saved = build(config, STATISTICS)
+            saved.load_state_dict(tensors)
+            expected = for_evaluation(saved).state_dict()
             loaded = trained.network.state_dict()
-            assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors.items())
+            assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
 
     def test_names_that_are_neither_files_nor_shipped(self, tmp_path):
         for wrong in ("no-such-network", str(tmp_path / "missing.safetensors"), str(tmp_path)):

@@ -10,8 +10,8 @@ from chisep.errors import InputError
 _LIMITS = """\
 ## What it was not tested on
 Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and
-χ_neg. It was not tested on other field strengths, voxel sizes or contrasts than those of its training data,
-nor on diseases these do not have. It is no medical device and no basis for a diagnosis."""
+χ_neg. It was not tested on other {protocols}, nor on diseases these do not have. It is no medical device and no \
+basis for a diagnosis."""
 
 
 def model_card(card: Mapping[str, Any]) -> str:
@@ -54,6 +54,7 @@ def _page(card: Mapping[str, Any]) -> str:
     optimiser, crops, made_by = recipe["optimiser"], recipe["crops"], card["made_by"]
     loss = card["metrics"]["validation_loss"]
     statistics = [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in card["statistics"].items()]
+    protocol = recipe.get("protocol")
     rows = {
         "from": _joined(network["inputs"]),
         "to": _joined(network["outputs"]),
@@ -62,6 +63,7 @@ def _page(card: Mapping[str, Any]) -> str:
         "trained on": f"{data['dataset']}: subjects {_joined(data['train'])}",
         "best epoch chosen on": f"subjects {_joined(data['validation'])}",
         "licence of the data": card["licence_of_data"],
+        **({"scanned by": _protocol(protocol)} if protocol else {}),
         "mean ± SD of the data (ppm)": _joined(statistics),
         "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
         f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
@@ -79,10 +81,35 @@ def _page(card: Mapping[str, Any]) -> str:
             "|---|---|",
             *(f"| {name} | {text} |" for name, text in rows.items()),
             "",
-            _LIMITS,
+            _LIMITS.format(
+                protocols="protocols than those above, nor on other data than digital heads"
+                if protocol
+                else "field strengths, voxel sizes or contrasts than those of its training data"
+            ),
             "",
         )
     )
+
+
+def _protocol(ranges: Mapping[str, Any]) -> str:
+    """Say what the scans of every crop were like."""
+    texts = [
+        f"3 T, 1 mm, B0 along the head, D_r 114 in {100 * ranges['standard_share']:.0f} % of crops; "
+        f"in others B0 {_range(ranges['b0_t'])} T within {ranges['tilt_deg']:g}° of the head",
+        f"voxels of {_range(ranges['voxel_mm'])} mm, slices up to {ranges['slice_ratio']:g} times as thick",
+        f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} times "
+        f"that, told with errors up to {100 * ranges['dr_error']:.0f} %",
+        f"SNR {_range(ranges['snr'])}",
+        f"no field in rims up to {ranges['erosion_mm']:g} mm and {ranges['holes']} holes",
+        f"background field up to {ranges['background_ppb']:g} ppb and other errors up to "
+        f"{ranges['unexplained_ppb']:g} ppb",
+        f"no spin echo in {100 * ranges['gre_only_share']:.0f} %",
+    ]
+    return "; ".join(texts)
+
+
+def _range(ends: Iterable[float]) -> str:
+    return "–".join(f"{end:g}" for end in ends)
 
 
 def _joined(values: Iterable[Any], by: str = ", ") -> str:

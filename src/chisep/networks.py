@@ -19,7 +19,7 @@ from chisep.io.weights import load_header, load_weights
 from chisep.models.chisepnet import OnePass
 from chisep.models.network import NOISE, SOURCES, Channel, Network, NetworkConfig, build
 from chisep.models.proximal import ProximalConfig
-from chisep.models.unet import UNetConfig
+from chisep.models.unet import UNet, UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
@@ -128,7 +128,16 @@ def load(weights: str | Path) -> Trained:
             wanted="weights that `chisep train` of this version wrote",
             remedy="Train again, or use the version of chisep that the header names.",
         ) from error
-    return Trained(network.eval(), config, header)
+    return Trained(for_evaluation(network), config, header)
+
+
+def for_evaluation(network: Network) -> Network:
+    """Put a network in evaluation mode, with batch norms folded into convolutions."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, UNet):
+            module.fuse()
+    return network
 
 
 def network_of(header: Mapping[str, Any]) -> NetworkConfig:
@@ -238,7 +247,8 @@ def iterates(
     low = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(mask.device))
     with torch.autocast(mask.device.type, torch.bfloat16, enabled=low):
         if not isinstance(trained.network, OnePass):
-            phi = Separation(Dipole(box.grid, device=mask.device), ratio, box.mask[None])
+            dipole = Dipole(box.grid, padding=trained.config.padding, device=mask.device)
+            phi = Separation(dipole, ratio, box.mask[None])
             found = trained.network.iterates(y[None], box.mask[None, None], phi)
         else:
             found = [trained.network(y[None], box.mask[None, None])]

@@ -85,7 +85,7 @@ def test_scales_are_positive_and_change_no_source():
     plain = make()
     plain.load_state_dict(
         {
-            name: value[:2] if name in ("unets.2.head.weight", "unets.2.head.bias") else value
+            name: value[:2] if name in ("unets.1.head.weight", "unets.1.head.bias") else value
             for name, value in network.state_dict().items()
         }
     )

@@ -87,6 +87,15 @@ def test_only_networks_without_norm_have_biases(norm):
     assert all((conv.bias is not None) == (norm == "none") for conv in convolutions)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_fused_it_computes_the_same(norm):
+    net, x = make(norm=norm), random(2, 3, 8, 8, 8)
+    expected = net(x)
+    net.fuse()
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in net.modules())
+    torch.testing.assert_close(net(x), expected)
+
+
 def test_instance_norm_knows_no_neighbours_in_the_batch_and_batch_norm_does():
     x = random(2, 3, 8, 8, 8)
     for norm, equal in (("instance", True), ("none", True), ("batch", False)):

@@ -137,6 +137,18 @@ def test_padding_keeps_edges_apart():
     assert near_far_edge.abs() < 0.05 * wrapped.abs()
 
 
+def test_more_padding_comes_nearer_to_open_space():
+    grid = Grid((16, 20, 24), (1.0, 1.0, 1.0), (0.0, 0.6, 0.8))
+    assert Dipole(grid, padding=1.5).padded_shape == (24, 30, 36)
+    x = torch.randn(grid.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    open_space = Dipole(grid, padding=4.0, dtype=torch.float64).apply(x)
+    errors = [
+        (Dipole(grid, padding=padding, dtype=torch.float64).apply(x) - open_space).square().mean()
+        for padding in (1.0, 1.5, 2.0)
+    ]
+    assert errors[0] > 4 * errors[1] > 16 * errors[2]
+
+
 GRIDS = [
     Grid((3, 4, 5), (1.0, 1.2, 1.5), (0.1, 0.2, 0.9)),
     Grid((3, 4, 5), (1.0, 1.2, 1.5), (0.6, 0.0, 0.8)),

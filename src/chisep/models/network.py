@@ -81,6 +81,11 @@ class NetworkConfig:
         return [] if self.unrolled is None else [(PHI_ROWS, SOURCES)]
 
     @property
+    def padding(self) -> float:
+        """Size that the dipole of its physics is padded to, over that of the volume."""
+        return 2.0 if self.proximal is None else self.proximal.padding
+
+    @property
     def scaled(self) -> tuple[Channel, ...]:
         """Channels whose statistics a network needs."""
         if self.unrolled is not None:

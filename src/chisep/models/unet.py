@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from chisep.errors import InputError
 
@@ -97,6 +98,14 @@ class UNet(nn.Module):
             x = level(torch.cat((skipped.pop(), enlarge(x)), dim=1))
         i, j, k = shape
         return self.head(x)[..., :i, :j, :k]  # type: ignore[no-any-return]
+
+    def fuse(self) -> None:
+        """Fold batch norms into the convolutions before them: the same, faster, for evaluation only."""
+        for level in (*self.down, *self.up):
+            for number, (layer, norm) in enumerate(pairwise(list(level))):
+                if isinstance(norm, nn.BatchNorm3d):
+                    level[number] = fuse_conv_bn_eval(layer, norm)
+                    level[number + 1] = nn.Identity()
 
 
 class PassBatchNorm(nn.Module):

@@ -140,9 +140,11 @@ class Dipole(LinearOperator):
     grid
         Shape, voxel size and B0 direction.
     pad
-        Whether to surround the volume with zeros to twice its size before the FFT, so that sources at
-        one edge do not act on the other; one bool, or one per axis. Without padding the operator is
-        diagonal in k-space, which closed forms need.
+        Whether to surround the volume with zeros before the FFT, so that sources at one edge do not act on
+        the other; one bool, or one per axis. Without padding the operator is diagonal in k-space, which
+        closed forms need.
+    padding
+        Size of what is padded over that of the volume.
     points
         Whether each voxel is a point dipole (`point_dipole_kernel`): for the field of sources that lie
         elsewhere.
@@ -160,6 +162,7 @@ class Dipole(LinearOperator):
         grid: Grid,
         *,
         pad: bool | tuple[bool, bool, bool] = True,
+        padding: float = 2.0,
         points: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -167,14 +170,20 @@ class Dipole(LinearOperator):
         pads = (pad,) * 3 if isinstance(pad, bool) else pad
         self.shape = grid.shape
         self.padded_shape = tuple(
-            next_fast_len(2 * n, real=True) if wide else n for n, wide in zip(grid.shape, pads, strict=True)
+            next_fast_len(math.ceil(padding * n), real=True) if wide else n
+            for n, wide in zip(grid.shape, pads, strict=True)
         )
         make = point_dipole_kernel if points else dipole_kernel
         self.kernel = make(self.padded_shape, grid.voxel_mm, grid.b0_direction, dtype=dtype, device=device)
 
     @classmethod
     def of_batch(
-        cls, grids: Sequence[Grid], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        grids: Sequence[Grid],
+        *,
+        padding: float = 2.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> Dipole:
         """One operator for volumes of equal shape, each with its own voxel size and B0 direction, padded.
 
@@ -182,7 +191,7 @@ class Dipole(LinearOperator):
         ----------
         grids
             One per volume; the operator then acts on (volume, i, j, k).
-        dtype, device
+        padding, dtype, device
             As of the constructor.
 
         Raises
@@ -192,7 +201,7 @@ class Dipole(LinearOperator):
         """
         if len({grid.shape for grid in grids}) != 1:
             raise ValueError(f"grids of one shape are wanted, not {[grid.shape for grid in grids]}")
-        dipole = cls(grids[0], dtype=dtype, device=device)
+        dipole = cls(grids[0], padding=padding, dtype=dtype, device=device)
         if len({(grid.voxel_mm, grid.b0_direction) for grid in grids}) > 1:
             kernels = [
                 dipole_kernel(

@@ -33,7 +33,7 @@ class MeasuredMaps:
         R2* and R2 with noise, ≥ 0.
     r2prime_hz
         R2' = max(R2* − R2, 0), of these two.
-    field_sigma_ppm, r2prime_sigma_hz
+    field_sigma_ppm, r2star_sigma_hz, r2prime_sigma_hz
         Standard deviation of the noise in each voxel.
     """
 
@@ -44,6 +44,7 @@ class MeasuredMaps:
     r2_hz: Volume
     r2prime_hz: Volume
     field_sigma_ppm: Volume
+    r2star_sigma_hz: Volume
     r2prime_sigma_hz: Volume
 
 
@@ -105,6 +106,7 @@ def measured_maps(
         r2star_hz=r2star.clamp_(min=0),
         r2_hz=r2.clamp_(min=0),
         field_sigma_ppm=field_sigma,
+        r2star_sigma_hz=gre_sigma,
         r2prime_sigma_hz=torch.hypot(gre_sigma, se_sigma),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from chisep.models.network import Network
+from chisep.models.network import Network, NetworkConfig
 from chisep.networks import has_fast_bfloat16
 from chisep.training.data import Example
 
@@ -23,7 +23,7 @@ _VALUES_PER_CROP = 20_000
 
 @torch.no_grad()
 def sigma_factors(
-    network: Network, crops: Dataset[Example], count: int, outputs: tuple[str, ...]
+    network: Network, config: NetworkConfig, crops: Dataset[Example], count: int
 ) -> dict[str, float]:
     """Measure the factors from scales to standard deviations, by output.
 
@@ -31,12 +31,12 @@ def sigma_factors(
     ----------
     network
         Trained; put into evaluation mode.
+    config
+        What it is.
     crops
         Examples that were not trained on.
     count
         How many of them.
-    outputs
-        What comes out, before the scales.
 
     Returns
     -------
@@ -44,12 +44,14 @@ def sigma_factors(
         Empty for a network that says nothing of its error.
     """
     network.eval()
+    outputs = config.outputs
     ratios: dict[str, list[torch.Tensor]] = {name: [] for name in outputs}
     for number in range(count):
         example = crops[number]
         batch = example.as_batch()
+        dipole = batch.dipole(config.padding)
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
-            made = network.iterates(batch.inputs, batch.mask, batch.phi())[-1][0].float()
+            made = network.iterates(batch.inputs, batch.mask, batch.phi(dipole))[-1][0].float()
         if made.shape[0] == len(outputs):
             return {}
         for channel, name in enumerate(outputs):

@@ -111,18 +111,18 @@ class Example(NamedTuple):
     ratio: Tensor
     """D_r,neg / D_r,pos, a number."""
 
-    def dipole(self) -> Dipole:
-        """Dipole operator of a batch."""
+    def dipole(self, padding: float = 2.0) -> Dipole:
+        """Dipole operator of a batch, padded to so many times its size."""
         shape = tuple(int(n) for n in self.mask.shape[-3:])
         grids = [
             Grid((shape[0], shape[1], shape[2]), tuple(voxel), tuple(b0))
             for voxel, b0 in zip(self.voxel_mm.tolist(), self.b0_direction.tolist(), strict=True)
         ]
-        return Dipole.of_batch(grids, device=self.inputs.device)
+        return Dipole.of_batch(grids, padding=padding, device=self.inputs.device)
 
-    def phi(self, dipole: Dipole | None = None) -> Separation:
-        """Φ of a batch, measured within its masks; with its dipole operator if that is known."""
-        return Separation(dipole or self.dipole(), self.ratio.reshape(-1, 1, 1, 1), self.mask.squeeze(1))
+    def phi(self, dipole: Dipole) -> Separation:
+        """Φ of a batch, measured within its masks, of its dipole operator."""
+        return Separation(dipole, self.ratio.reshape(-1, 1, 1, 1), self.mask.squeeze(1))
 
     def as_batch(self) -> Example:
         """Batch of this one crop."""

@@ -363,8 +363,7 @@ def _sigma_factors(
         return {}
     network = build(recipe.network, found)
     network.load_state_dict(tensors)
-    outputs = recipe.network.outputs
-    return {"sigma_factors": sigma_factors(network, validation, recipe.validation_crops, outputs)}
+    return {"sigma_factors": sigma_factors(network, recipe.network, validation, recipe.validation_crops)}
 
 
 def course(out: Path, quantity: str) -> list[tuple[int, float]]:

@@ -13,6 +13,7 @@ from chisep.experiments.beyond.scans import CONDITIONS, ROWS, UNROLLED, BeyondCo
 from chisep.experiments.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import finite
 from chisep.experiments.thesis.patients import GRADED, fitted, slope_text
+from chisep.experiments.thesis.qsm import COLUMNS
 from chisep.experiments.thesis.table import NAMES, mean_and_sd
 from chisep.models.network import SOURCES
 
@@ -35,24 +36,60 @@ def summarised(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict
         `Scores`: protocol → method → source → metric → mean and SD; `Held`: the share of voxels that
         intervals hold; `Budget`: the error budget under the standard protocol; `Regions`: RMS error of
         regional means; `Lesions`: lines, leak and held share by method and kind; `Passes`: lines of each.
+        `Chi`: of methods that make χ alone, `Scores`, `Held` and `Lesions` in the same form.
     """
+    sources = _of_target(config, "sources")
+    return _of_sources(config, cells, sources) | {"Chi": _of_chi(config, cells, _of_target(config, "chi"))}
+
+
+def _of_target(config: BeyondConfig, target: str) -> list[str]:
+    return [row for row in config.rows if ROWS[row].target == target]
+
+
+def _of_chi(
+    config: BeyondConfig, cells: Sequence[Mapping[str, Any]], rows: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {"Scores": {}, "Held": {}, "Lesions": {}}
+    healthy = [cell for cell in cells if "lesions" not in cell]
+    for name in config.conditions:
+        own = {
+            row: [cell for cell in healthy if (cell["condition"], cell["row"]) == (name, row)] for row in rows
+        }
+        found["Scores"][name] = {
+            row: {metric: mean_and_sd([x["scores"]["chi"][metric] for x in some]) for metric in COLUMNS}
+            for row, some in own.items()
+        }
+        found["Held"][name] = {
+            row: mean_and_sd([x["held"]["chi"] for x in some])
+            for row, some in own.items()
+            if all(x["held"] for x in some)
+        }
+    for row in rows:
+        lesions = [x for cell in cells if cell["row"] == row for x in cell.get("lesions", [])]
+        if lesions:
+            found["Lesions"][row] = {kind: _line(lesions, kind) for kind in GRADED}
+    return found
+
+
+def _of_sources(
+    config: BeyondConfig, cells: Sequence[Mapping[str, Any]], rows: Sequence[str]
+) -> dict[str, Any]:
     healthy = [cell for cell in cells if "lesions" not in cell]
     patients = [cell for cell in cells if "lesions" in cell]
 
     def of(name: str, row: str) -> list[Mapping[str, Any]]:
         return [cell for cell in healthy if (cell["condition"], cell["row"]) == (name, row)]
 
-    standard = {row: of("standard", row) for row in config.rows if of("standard", row)}
+    standard = {row: of("standard", row) for row in rows if of("standard", row)}
     lesions = {
-        row: [lesion for cell in patients if cell["row"] == row for lesion in cell["lesions"]]
-        for row in config.rows
+        row: [lesion for cell in patients if cell["row"] == row for lesion in cell["lesions"]] for row in rows
     }
     return {
-        "Scores": {name: {row: _scores(of(name, row)) for row in config.rows} for name in config.conditions},
+        "Scores": {name: {row: _scores(of(name, row)) for row in rows} for name in config.conditions},
         "Held": {
             name: {
                 row: {source: mean_and_sd([x["held"][source] for x in of(name, row)]) for source in SOURCES}
-                for row in config.rows
+                for row in rows
                 if all(cell["held"] for cell in of(name, row))
             }
             for name in config.conditions
@@ -90,15 +127,21 @@ def _region_error(cells: Sequence[Mapping[str, Any]], source: str) -> float:
 
 def _lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
     known = [lesion for lesion in lesions if lesion["kind"] == kind and lesion["predicted_ppb"] is not None]
-    assigned = [lesion["assigned_ppb"] for lesion in known]
     held = [lesion["held"] for lesion in known if lesion["held"] is not None]
     leaks = [lesion["leak_ppb"] / lesion["assigned_ppb"] for lesion in known]
     return {
-        "lesions": len(known),
-        **fitted(assigned, [lesion["predicted_ppb"] for lesion in known]),
+        **_line(known, kind),
         "leak_percent": finite(100 * float(np.mean(leaks))) if leaks else None,
         "largest_leak_percent": finite(100 * float(np.abs(leaks).max())) if leaks else None,
         "held": finite(float(np.mean(held))) if held else None,
+    }
+
+
+def _line(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
+    known = [lesion for lesion in lesions if lesion["kind"] == kind and lesion["predicted_ppb"] is not None]
+    return {
+        "lesions": len(known),
+        **fitted([lesion["assigned_ppb"] for lesion in known], [lesion["predicted_ppb"] for lesion in known]),
     }
 
 
@@ -135,8 +178,42 @@ def page(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
                     for n in range(len(summary["Passes"]["hemorrhage"]))
                 ],
             ),
+            *_chi_part(summary["Chi"]),
         )
     )
+
+
+def _chi_part(chi: Mapping[str, Any]) -> list[str]:
+    """Tables of methods that make χ alone; none if there are none."""
+    methods = list(next(iter(chi["Scores"].values()), {}))
+    if not methods:
+        return []
+    lines = [
+        [
+            CONDITIONS[name].title,
+            *(
+                "/".join(f"{number(rows[row][m]['mean']):.{digits}f}" for m, (_, digits) in COLUMNS.items())
+                for row in methods
+            ),
+            *(f"{100 * number(share['mean']):.0f}" for share in chi["Held"][name].values()),
+        ]
+        for name, rows in chi["Scores"].items()
+    ]
+    titles = [ROWS[row].title for row in methods]
+    telling = [f"held: {ROWS[row].title}" for row in next(iter(chi["Held"].values()))]
+    metrics = "/".join(title for title, _ in COLUMNS.values())
+    return [
+        f"## χ alone: {metrics}\n\nMean 0 in the brain, as a field does not tell it; held: as above.\n",
+        markdown(["protocol", *titles, *telling], lines),
+        "Slopes of lesions (−χ of calcifications):\n",
+        markdown(
+            ["method", *GRADED],
+            [
+                [ROWS[row].title, *(slope_text(found[kind]) for kind in GRADED)]
+                for row, found in chi["Lesions"].items()
+            ],
+        ),
+    ]
 
 
 def _standard_table(summary: Mapping[str, Any]) -> str:
@@ -162,7 +239,8 @@ def _protocol_table(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
             for row in telling
         ]
         lines.append([CONDITIONS[name].title, *errors, *held])
-    titles = [*(ROWS[row].title for row in config.rows), *(f"held: {ROWS[row].title}" for row in telling)]
+    sources = _of_target(config, "sources")
+    titles = [*(ROWS[row].title for row in sources), *(f"held: {ROWS[row].title}" for row in telling)]
     return markdown(["protocol", *titles], lines)
 
 

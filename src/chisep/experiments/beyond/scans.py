@@ -18,10 +18,12 @@ from chisep import methods, networks
 from chisep.errors import InputError
 from chisep.experiments.thesis.data import arrays, finite, scores, sha256
 from chisep.experiments.thesis.patients import GRADED, LesionsConfig
+from chisep.experiments.thesis.qsm import chi_scores, read_chi
 from chisep.experiments.thesis.rows import PRECISION
 from chisep.models.network import SOURCES
 from chisep.networks import NetworkOptions
 from chisep.physics.dipole import Dipole
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz, r2prime
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
 from chisep.simulation.lesions import Patient, add_lesions
 from chisep.simulation.measured import measured_maps
@@ -59,6 +61,11 @@ class Row:
     weights: str = ""
     qsm: str = ""
 
+    @property
+    def target(self) -> methods.Target:
+        """What it makes."""
+        return methods.METHODS[self.method].target
+
 
 ROWS: Mapping[str, Row] = {
     "closed-form": Row("closed form", "closed-form", qsm="tikhonov"),
@@ -67,12 +74,22 @@ ROWS: Mapping[str, Row] = {
     "unrolled-thesis": Row(
         "unrolled χ-sepnet-R2' (Eq. 2.5), healthy heads", "unrolled-thesis", "unrolled-thesis", "qsmnet"
     ),
+    "chi-sepnet-r2s": Row(
+        "χ-sepnet-R2* (no spin echo), healthy heads", "chi-sepnet-r2s", "chi-sepnet-r2p", "qsmnet"
+    ),
     "chi-sepnet-r2p-lesions": Row(
         "χ-sepnet-R2', heads with lesions", "chi-sepnet-r2p", "unrolled-baseline", "tikhonov"
     ),
+    "chi-sepnet-r2p-compute": Row(
+        "the same, trained for as long as unrolled", "chi-sepnet-r2p", "unrolled-baseline-long", "tikhonov"
+    ),
     UNROLLED: Row("unrolled", "unrolled", "unrolled"),
+    "tikhonov": Row("Tikhonov", "tikhonov"),
+    "tv": Row("total variation", "tv"),
+    "qsmnet": Row("QSMnet, healthy heads", "qsmnet", "qsmnet"),
+    "unrolled-qsm": Row("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
 }
-"""Methods by name, in the order of tables."""
+"""Methods by name, in the order of tables; those of χ alone last."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +106,15 @@ class Condition:
         D_r of both sources; that of the field strength if None.
     stated
         D_r that methods are told over the true one.
+    gre_only
+        Whether there is no spin echo, so that R2' is R2* minus one R2 for all tissue.
     """
 
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)
     dr_hz_per_ppm: float | None = None
     stated: float = 1.0
+    gre_only: bool = False
 
 
 CONDITIONS: Mapping[str, Condition] = {
@@ -117,6 +137,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "dr300": Condition("D_r 300", dr_hz_per_ppm=300.0),
     "misstated": Condition("D_r told 20 % too high", stated=1.2),
     "snr25": Condition("SNR 25", {"snr": 25.0}),
+    "gre-only": Condition("no spin echo", gre_only=True),
 }
 """Protocols by name: each is the first with one thing changed."""
 
@@ -240,27 +261,31 @@ class Scan:
         how = simulation(self.config, self.condition)
         rng = np.random.default_rng([self.config.seed, self.index, _NOISE_STREAM])
         measured, tissue = measured_maps(self.tissue, how, rng), self.tissue
-        told = CONDITIONS[self.condition].stated
-        true = tissue.relaxivity
+        condition, true = CONDITIONS[self.condition], tissue.relaxivity
+        told = condition.stated
+        found = Rate(measured.r2prime_hz, measured.r2prime_sigma_hz)
+        if condition.gre_only:
+            of_gre = Rate(measured.r2star_hz, measured.r2star_sigma_hz)
+            found = r2prime(of_gre, pseudo_r2_hz(tissue.b0_t))
         return Maps(
             field_ppm=measured.local_ppm * tissue.mask,
             mask=tissue.mask,
             grid=tissue.grid,
             relaxivity=Relaxivity(told * true.pos_hz_per_ppm, told * true.neg_hz_per_ppm),
-            r2prime_hz=measured.r2prime_hz * tissue.mask,
+            r2prime_hz=found.rate_hz * tissue.mask,
+            r2star_hz=measured.r2star_hz * tissue.mask,
             field_sigma_ppm=measured.field_sigma_ppm * tissue.mask,
-            r2prime_sigma_hz=measured.r2prime_sigma_hz * tissue.mask,
+            r2prime_sigma_hz=found.sigma_hz * tissue.mask,
         )
 
     def judged(self, name: str) -> dict[str, Any]:
         """Apply a method and measure what it makes."""
-        row = ROWS[name]
+        row, mask = ROWS[name], self.maps.mask
+        known = {"condition": self.condition, "head": self.index + 1, "row": name}
+        if row.target == "chi":
+            return known | self._judged_chi(row)
         made = self._made(row)
-        mask = self.maps.mask
-        found: dict[str, Any] = {
-            "condition": self.condition,
-            "head": self.index + 1,
-            "row": name,
+        found: dict[str, Any] = known | {
             "scores": scores(made, self.truth, mask),
             "held": {source: finite(value) for source, value in self._held(made, mask).items()},
         }
@@ -277,9 +302,25 @@ class Scan:
         if row.qsm:
             options = NetworkOptions(precision=PRECISION) if row.qsm == "qsmnet" else None
             maps = replace(maps, chi_ppm=methods.invert(maps, row.qsm, options).chi_ppm)
+        return methods.separate(maps, row.method, self._options(row))
+
+    def _options(self, row: Row) -> NetworkOptions | None:
         path = weights_of(self.config, row)
-        options = None if path is None else NetworkOptions(weights=str(path), precision=PRECISION)
-        return methods.separate(maps, row.method, options)
+        return None if path is None else NetworkOptions(weights=str(path), precision=PRECISION)
+
+    def _judged_chi(self, row: Row) -> dict[str, Any]:
+        made = methods.invert(self.maps, row.method, self._options(row))
+        mask, true = self.maps.mask, self.truth.chi_ppm
+        scored = chi_scores(made.chi_ppm.numpy(), true.numpy(), mask.numpy())
+        found: dict[str, Any] = {"scores": {"chi": scored}, "held": {}}
+        if made.chi_sigma_ppm is not None:
+            # A field does not tell the mean of χ.
+            error = made.chi_ppm - true
+            error = error - error[mask].mean()
+            found["held"] = {"chi": _share_held(error, made.chi_sigma_ppm, mask)}
+        if self.patient is not None:
+            found["lesions"] = read_chi(self.patient, true, made.chi_ppm)
+        return found
 
     def _iterates(self, row: Row) -> list[Sources]:
         trained = networks.load(weights_of(self.config, row) or "")
@@ -298,10 +339,7 @@ class Scan:
             "chi_pos": (made.chi_pos_ppm - self.truth.chi_pos_ppm, made.chi_pos_sigma_ppm),
             "chi_neg": (made.chi_neg_ppm - self.truth.chi_neg_ppm, made.chi_neg_sigma_ppm),
         }
-        return {
-            source: float((error.abs() <= SIGMAS * sigma)[inside].float().mean())
-            for source, (error, sigma) in pairs.items()
-        }
+        return {source: _share_held(error, sigma, inside) for source, (error, sigma) in pairs.items()}
 
     def _regions(self, made: Sources) -> dict[str, dict[str, list[float]]]:
         """Mean of every region, made and true, in ppb, of those with 50 voxels or more."""
@@ -344,6 +382,10 @@ class Scan:
                 }
             )
         return found
+
+
+def _share_held(error: Volume, sigma: Volume, inside: MaskVolume) -> float:
+    return float((error.abs() <= SIGMAS * sigma)[inside].float().mean())
 
 
 def error_budget(made: Sources, truth: Sources, maps: Maps) -> dict[str, float]:

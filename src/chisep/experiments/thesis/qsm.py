@@ -42,6 +42,7 @@ from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
 from chisep.experiments.thesis.table import mean_and_sd
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.simulation.lesions import Patient
 from chisep.types import Maps, Volume
 
 METHODS: Mapping[str, str] = {"tikhonov": "Tikhonov", "tv": "total variation", "qsmnet": "QSMnet"}
@@ -133,8 +134,10 @@ class _Subject:
             self.patient = graded_patient(self.config, self.config, self.subject)
         return {
             **subject_row(self.config.root, self.subject, name, self.config.weights_folder),
-            "lesions": _read(
-                self.patient, _inverted(name, self.patient.case.maps, self.config.weights_folder)
+            "lesions": read_chi(
+                self.patient.patient,
+                self.patient.case.references["truth"].chi_ppm,
+                _inverted(name, self.patient.case.maps, self.config.weights_folder),
             ),
         }
 
@@ -173,12 +176,11 @@ def subject_row(root: Path, subject: str, name: str, weights_folder: Path | None
     )
     references = {"cosmos": cosmos.data, "truth": case.references["truth"].chi_ppm.numpy()}
     inside = case.maps.mask.numpy()
-    centred = _centred(made, inside)
     return {
         "subject": subject,
         "row": name,
         "seconds": seconds,
-        **{r: _scores(centred, _centred(reference, inside), inside) for r, reference in references.items()},
+        **{r: chi_scores(made, reference, inside) for r, reference in references.items()},
     }
 
 
@@ -186,24 +188,24 @@ def _inverted(name: str, maps: Maps, folder: Path | None) -> Volume:
     return qsmnet_chi(maps, folder) if name == "qsmnet" else methods.invert(maps, name).chi_ppm
 
 
+def chi_scores(made: NDArray[Any], real: NDArray[Any], inside: NDArray[np.bool_]) -> dict[str, float | None]:
+    """Compute the metrics of `COLUMNS` of χ maps with the mean in the brain taken off; None if undefined."""
+    made, real = _centred(made, inside), _centred(real, inside)
+    return {name: finite(getattr(metrics, name)(made, real, inside)) for name in COLUMNS}
+
+
 def _centred(chi: NDArray[Any], inside: NDArray[np.bool_]) -> NDArray[Any]:
     return np.where(inside, chi - chi[inside].mean(dtype=np.float64), 0).astype(np.float32)
 
 
-def _scores(made: NDArray[Any], real: NDArray[Any], inside: NDArray[np.bool_]) -> dict[str, float | None]:
-    values = {name: getattr(metrics, name)(made, real, inside) for name in COLUMNS}
-    return {name: finite(value) for name, value in values.items()}
-
-
-def _read(patient: GradedPatient, chi_ppm: Volume) -> list[dict[str, Any]]:
+def read_chi(patient: Patient, true_ppm: Volume, made_ppm: Volume) -> list[dict[str, Any]]:
     """Mean assigned and predicted χ of each lesion in ppb, −χ of calcifications."""
-    labels, made = patient.patient.labels.numpy(), chi_ppm.numpy()
-    truth = patient.case.references["truth"].chi_ppm.numpy()
+    labels, made, true = patient.labels.numpy(), made_ppm.numpy(), true_ppm.numpy()
     lesions = []
-    for row in patient.patient.lesions:
+    for row in patient.lesions:
         here = labels == row.label
         assigned, predicted = (
-            1000 * _SIGN[row.kind] * float(chi[here].mean(dtype=np.float64)) for chi in (truth, made)
+            1000 * _SIGN[row.kind] * float(chi[here].mean(dtype=np.float64)) for chi in (true, made)
         )
         lesions.append({"kind": row.kind, "assigned_ppb": assigned, "predicted_ppb": finite(predicted)})
     return lesions

@@ -14,7 +14,7 @@ from chisep.training.protocols import ProtocolConfig
 
 SMALL_WIDTHS = (8, 16, 32, 64)
 """Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
-PROXIMAL_WIDTHS = (16, 24, 32, 48)
+PROXIMAL_WIDTHS = (16, 32, 48, 64)
 """The same for networks whose data steps see what is far: at equal cost more channels where details are."""
 _HIGHER, _ANNEALING = 3.0, 20.0
 

@@ -35,7 +35,7 @@ RECIPES = {
         protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),
     ),
     "unrolled-qsm": Recipe(
-        NetworkConfig(("field", "field_sigma"), ("chi",), proximal=ProximalConfig(passes=2)),
+        NetworkConfig(("field", "field_sigma"), ("chi",), proximal=ProximalConfig()),
         "from the field and its noise to χ and how sure it is, under any protocol",
         "chisep, docs/decisions/0009-proximal.md",
         crops=CropConfig(size=64),
