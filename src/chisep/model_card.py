@@ -10,8 +10,8 @@ from chisep.errors import InputError
 _LIMITS = """\
 ## What it was not tested on
 Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and
-χ_neg. It was not tested on other {protocols}, nor on diseases these do not have. It is no medical device and no \
-basis for a diagnosis."""
+χ_neg. It was not tested on other {protocols}, nor
+on diseases these do not have. It is no medical device and no basis for a diagnosis."""
 
 
 def model_card(card: Mapping[str, Any]) -> str:
@@ -97,8 +97,8 @@ def _protocol(ranges: Mapping[str, Any]) -> str:
         f"3 T, 1 mm, B0 along the head, D_r 114 in {100 * ranges['standard_share']:.0f} % of crops; "
         f"in others B0 {_range(ranges['b0_t'])} T within {ranges['tilt_deg']:g}° of the head",
         f"voxels of {_range(ranges['voxel_mm'])} mm, slices up to {ranges['slice_ratio']:g} times as thick",
-        f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} times "
-        f"that, told with errors up to {100 * ranges['dr_error']:.0f} %",
+        f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} "
+        f"times that, told with errors up to {100 * ranges['dr_error']:.0f} %",
         f"SNR {_range(ranges['snr'])}",
         f"no field in rims up to {ranges['erosion_mm']:g} mm and {ranges['holes']} holes",
         f"background field up to {ranges['background_ppb']:g} ppb and other errors up to "

@@ -46,7 +46,7 @@ def test_trained_judged_and_kept(heads, tmp_path):
     assert [row["run"] for row in found["Rows"]] == ["unrolled", "baseline", "noise-untold"]
     for row in found["Rows"]:
         for values in row["nrmse_percent"].values():
-            assert 0 < values["chi_pos"] < 1000
+            assert 0 < values["tissue"]["chi_pos"] < 1000
     assert found["Budget"]["widths"] == [2, 4]
     page = (tmp_path / "ablations.md").read_text()
     assert "noise not told" in page

@@ -134,7 +134,7 @@ def test_chi_of_the_field_alone():
 
 
 def test_bad_options_are_refused():
-    for options in ({"passes": 0}, {"prior_ppb": 0.0}, {"field_error_ppb": float("inf")}):
+    for options in ({"passes": 0}, {"padding": 0.5}, {"prior_ppb": 0.0}, {"field_error_ppb": float("inf")}):
         with pytest.raises(InputError, match="above 0"):
             ProximalConfig(**options)
     with pytest.raises(InputError, match="r2prime"):

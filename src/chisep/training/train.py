@@ -51,6 +51,8 @@ WEIGHTS = "weights.safetensors"
 """File in the output folder that holds the best weights."""
 _LAST, _BEST, _RECORD, _LOGS = "last.ckpt", "best.ckpt", "training.json", "logs"
 _VALIDATION_SEED = 0x5EED
+_SCALING_CROPS, _SCALING_SEED = 128, 0x5CA1E
+"""Of what scales the error that a network tells: more than choose the best epoch, since tails are rare."""
 _STATISTICS_CROPS = 64
 """Crops that means and SDs are taken from where each is scanned by a protocol of its own."""
 _EXPECTED_WARNINGS = (
@@ -269,7 +271,8 @@ def train(
     seconds = time.monotonic() - started
     if done < recipe.epochs:
         return Trained(None, done, best, seconds)
-    return Trained(export(config, found, best, seen), done, best, seconds)
+    scaling = _crops(recipe, validation, _SCALING_CROPS, _SCALING_SEED)
+    return Trained(export(config, found, best, scaling), done, best, seconds)
 
 
 def read_scans(data: FoldersConfig, recipe: Recipe, progress: Progress | None = None) -> ScansOfTraining:
@@ -308,7 +311,7 @@ def export(
     config: TrainConfig,
     found: Mapping[str, tuple[float, float]],
     best_loss: float,
-    validation: Dataset[Example],
+    scaling: Dataset[Example],
 ) -> Path:
     """Write the best weights of a training as safetensors with all that is known of them.
 
@@ -320,8 +323,8 @@ def export(
         Statistics of the channels.
     best_loss
         Lowest validation loss.
-    validation
-        Crops that scale what the network says of its error.
+    scaling
+        Crops of the validation subjects that scale what the network says of its error.
     """
     checkpoint = torch.load(config.out / _BEST, map_location="cpu", weights_only=True)
     prefix = "network."
@@ -340,7 +343,7 @@ def export(
         "training_data": _described(config.data),
         "licence_of_data": config.licence,
         "best_step": int(checkpoint["global_step"]),
-        **_sigma_factors(config.recipe, found, tensors, validation),
+        **_sigma_factors(config.recipe, found, tensors, scaling),
         "metrics": {"validation_loss": best_loss},
         "made_by": {"chisep": chisep.__version__, "commit": _commit()},
     }
@@ -356,14 +359,14 @@ def _sigma_factors(
     recipe: Recipe,
     found: Mapping[str, tuple[float, float]],
     tensors: Mapping[str, Tensor],
-    validation: Dataset[Example],
+    scaling: Dataset[Example],
 ) -> dict[str, dict[str, float]]:
     proximal = recipe.network.proximal
     if proximal is None or not proximal.uncertainty:
         return {}
     network = build(recipe.network, found)
     network.load_state_dict(tensors)
-    return {"sigma_factors": sigma_factors(network, recipe.network, validation, recipe.validation_crops)}
+    return {"sigma_factors": sigma_factors(network, recipe.network, scaling, _SCALING_CROPS)}
 
 
 def course(out: Path, quantity: str) -> list[tuple[int, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,10 +17,9 @@ import chisep
 from chisep import networks
 from chisep.experiments import Progress
 from chisep.experiments.budget import BudgetConfig, Run, budgeted, require_known, wide
-from chisep.experiments.texts import markdown, plus_minus
+from chisep.experiments.texts import markdown, number
 from chisep.experiments.thesis.data import finite, kept, sha256
 from chisep.experiments.thesis.networks import Clock, trained_weights
-from chisep.experiments.thesis.table import NAMES
 from chisep.io.files import make_directory, write_json, write_text
 from chisep.io.weights import load_header
 from chisep.models.network import MEASURED_ROWS, SOURCES
@@ -33,6 +33,9 @@ from chisep.training.train import ScansOfTraining, TrainConfig, read_scans
 
 _TEST_SEED = 0xAB1A
 _SECOND_SEED = 1
+_KINDS = {"tissue": (0.0, 0.15), "lesions": (0.15, math.inf)}
+"""What errors are told of apart, by χ_pos + χ_neg in ppm: an error of both together is that of a few strong
+lesions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,18 +193,24 @@ def _crops(heads: list[Scan], run: Run, protocol: ProtocolConfig, config: Ablati
     return ProtocolCrops(heads, run.recipe.network, protocol, config.crop, config.test_crops, _TEST_SEED)
 
 
-def _nrmse(trained: networks.Trained, crops: ProtocolCrops) -> dict[str, float | None]:
-    errors, sizes = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for number in range(len(crops)):
-        example = crops[number]
+def _nrmse(trained: networks.Trained, crops: ProtocolCrops) -> dict[str, dict[str, float | None]]:
+    """NRMSE of both sources in percent, of ordinary tissue and of strong lesions apart."""
+    errors, sizes = (torch.zeros(len(_KINDS), 2, dtype=torch.float64) for _ in range(2))
+    for index in range(len(crops)):
+        example = crops[index]
         batch = example.as_batch()
         phi = batch.phi(batch.dipole(trained.config.padding))
         made = trained.network.iterates(batch.inputs, batch.mask, phi)[-1][0, :2].clamp_min(0)
-        inside = example.mask[0]
-        errors += (made - example.targets)[:, inside].double().square().sum(1)
-        sizes += example.targets[:, inside].double().square().sum(1)
+        strength = example.targets.sum(0)
+        for kind, (low, high) in enumerate(_KINDS.values()):
+            inside = example.mask[0] & (strength >= low) & (strength < high)
+            errors[kind] += (made - example.targets)[:, inside].double().square().sum(1)
+            sizes[kind] += example.targets[:, inside].double().square().sum(1)
     values = 100 * (errors / sizes).sqrt()
-    return {source: finite(float(value)) for source, value in zip(SOURCES, values, strict=True)}
+    return {
+        kind: {source: finite(float(value)) for source, value in zip(SOURCES, row, strict=True)}
+        for kind, row in zip(_KINDS, values, strict=True)
+    }
 
 
 def _write(config: AblationsConfig) -> list[Path]:
@@ -229,15 +238,15 @@ def _write(config: AblationsConfig) -> list[Path]:
 def page(config: AblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the results as Markdown."""
     protocols = {"standard": "one protocol", "any": "any protocol"}
-    head = [f"{text}: {NAMES[source]}" for text in protocols.values() for source in SOURCES]
+    head = [f"{text}: {kind}" for text in protocols.values() for kind in _KINDS]
     lines = [
         [
             row["title"],
             f"{row['parameters'] / 1e6:.2f}",
             *(
-                plus_minus(row["nrmse_percent"][name][source], None, 1)
+                "/".join(f"{number(row['nrmse_percent'][name][kind][source]):.1f}" for source in SOURCES)
                 for name in protocols
-                for source in SOURCES
+                for kind in _KINDS
             ),
         ]
         for row in rows
@@ -247,7 +256,8 @@ def page(config: AblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
         (
             "# Parts of the unrolled network\n",
             f"Widths {'-'.join(map(str, config.widths))}, {steps} steps of {config.batch_size} crops of "
-            f"{config.crop}³. NRMSE (%) over {config.test_crops} crops of heads that were not trained on.\n",
+            f"{config.crop}³. NRMSE (%) of χ_pos/χ_neg over {config.test_crops} crops of heads that were not "
+            "trained on, in tissue and where χ_pos + χ_neg is 150 ppb or more.\n",
             markdown(["network", "parameters (10⁶)", *head], lines),
         )
     )
