@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from chisep.errors import InputError
 from chisep.models.unet import Scale, UNet, UNetConfig
@@ -26,6 +27,8 @@ _UNKNOWN_PPM = 1.0
 """Noise of what was not measured: that of no map is as large."""
 _LARGEST_LOG_SCALE = 6.0
 _SMALLEST_WEIGHT = 1e-12
+_NEIGHBOURS = 5
+_INVERSION_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class ProximalConfig:
     """One U-net for all passes instead of one each."""
     data_steps: bool = True
     """Whether there are data steps; without, U-nets follow each other."""
+    adaptive: bool = True
+    """Whether the prior of R2' is loosened where R2' is further off than its noise, as in lesions."""
+    show_inverse: bool = True
+    """Whether U-nets are shown a plain inversion of the field."""
     last_step: bool = True
     """A data step after the last U-net, which relieves underestimation."""
     uncertainty: bool = True
@@ -101,7 +108,7 @@ class Proximal(nn.Module):
         # As many sources come out as rows go in: χ_pos and χ_neg of R2' and field, or χ of the field.
         rows = self.row_count = len(mean_ppm) // 2
         self.rows, self.scale = Scale(mean_ppm[:rows], sd_ppm[:rows]), Scale(mean_ppm[rows:], sd_ppm[rows:])
-        inputs = (3 if noise else 2) * rows
+        inputs = (3 if noise else 2) * rows + config.show_inverse
         count, each = (1, config.passes) if config.tied else (config.passes, 1)
         last = 2 * rows if config.uncertainty else rows
         outputs = [rows] * (count - 1) + [last]
@@ -141,6 +148,8 @@ class Proximal(nn.Module):
         # The prior's variance over that of the noise.
         weights = (self.config.prior_ppb / 1000 / sd).square() * measured
         shown = [self.rows(rows, measured)]
+        if self.config.show_inverse:
+            shown.append(self._inverse(y_ppm, measured, phi) * mask)
         if self.noise:
             shown.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
         z = self.scale.undo(torch.zeros_like(rows), mask)
@@ -176,7 +185,39 @@ class Proximal(nn.Module):
         weight_field, trust = factors[-1] * best, field_weights / best
         if self.row_count == 1:
             return phi.field_step(rows[:, 0], z[:, 0], weight_field, trust).unsqueeze(1)
-        return phi.data_step(rows[:, 0], rows[:, 1], z, factors[0] * weights[:, 0], weight_field, trust)
+        weight = factors[0] * weights[:, 0]
+        if self.config.adaptive:
+            weight = weight * self._loosened(rows[:, 0] - phi.total(z), weights[:, 0])
+        return phi.data_step(rows[:, 0], rows[:, 1], z, weight, weight_field, trust)
+
+    def _loosened(self, residual: Tensor, weight: Tensor) -> Tensor:
+        """Variance of the prior of R2' by what it is off nearby beyond its noise, over that of the prior.
+
+        As Lee's filter has it (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean
+        square in a small neighbourhood, and what is left must be in the sources.
+        """
+        prior = (self.config.prior_ppb / 1000) ** 2
+        known = weight > 0
+        excess = torch.where(known, residual.square() / prior - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
+        nearby = functional.avg_pool3d(
+            torch.stack((excess, known.to(excess.dtype)), 1), _NEIGHBOURS, 1, _NEIGHBOURS // 2
+        )
+        return 1 + nearby[:, 0].div(nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)).clamp_min(0)
+
+    @torch.no_grad()
+    def _inverse(self, y_ppm: Tensor, measured: Tensor, phi: Separation) -> Tensor:
+        """χ by a fixed number of field steps from 0, in units of the sources' SD; learns nothing."""
+        last = self.row_count - 1
+        sd = torch.full_like(y_ppm[:, last], self.config.field_error_ppb / 1000)
+        if self.noise:
+            sd = torch.hypot(y_ppm[:, last + self.row_count], sd)
+        weight = (self.config.prior_ppb / 1000 / sd).square() * measured[:, -1]
+        best = weight.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
+        field = y_ppm[:, last] * measured[:, -1]
+        chi = torch.zeros_like(field)
+        for _ in range(_INVERSION_STEPS):
+            chi = phi.field_step(field, chi, best, weight / best)
+        return chi.unsqueeze(1) / self.scale.sd.square().sum().sqrt()
 
     def _scales_ppm(self, logarithms: Tensor) -> Tensor:
         """Scales from what the U-net says, in units of a tenth of the sources' SD."""

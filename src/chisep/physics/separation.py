@@ -130,6 +130,10 @@ class Separation(LinearOperator):
         )
         return self.dipole.volume(solved)
 
+    def total(self, x: Tensor) -> Tensor:
+        """χ_pos + r χ_neg, what R2'/D_r,pos is of sources of shape (..., 2, i, j, k)."""
+        return x[..., 0, :, :, :] + self.ratio * x[..., 1, :, :, :]
+
     def data_step(
         self,
         r2prime_ppm: Tensor,
@@ -167,7 +171,7 @@ class Separation(LinearOperator):
             Shape (..., 2, i, j, k); outside the mask that of z, but for what the dipole spreads there.
         """
         pos, neg = z.unbind(-4)
-        total, chi = pos + self.ratio * neg, pos - neg
+        total, chi = self.total(z), pos - neg
         gain = weight_r2prime / (weight_r2prime + 1)
         total = total + gain * self._measured(r2prime_ppm - total)
         chi = self.field_step(field_ppm, chi, weight_field, trust)
