@@ -116,11 +116,11 @@ def test_closed_forms_refuse_a_mask(phi):
 
 
 def test_data_step_is_the_proximal_step_where_that_is_closed():
-    """Lengths in (χ_pos + χ_neg, χ_pos − χ_neg) are √2 times those in (χ_pos, χ_neg)."""
+    """χ has twice the prior variance of a source."""
     phi = Separation(Dipole(GRID, pad=False, dtype=torch.float64))
     y, z = random(3, *GRID.shape), random(2, *GRID.shape, seed=3)
     made = phi.data_step(y[1], y[2], z, torch.tensor(0.7), torch.tensor(40.0))
-    torch.testing.assert_close(made, phi.proximal(y, z, (0.0, 0.7, 40.0), rho=2.0))
+    torch.testing.assert_close(made, phi.proximal(y, z, (0.0, 0.7, 20.0)))
 
 
 def test_data_step_leaves_what_agrees_with_the_data():

@@ -42,13 +42,14 @@ class ProximalConfig:
     data_steps: bool = True
     """Whether there are data steps; without, U-nets follow each other."""
     adaptive: bool = True
-    """Whether the prior of R2' is loosened where R2' is further off than its noise, as in lesions."""
+    """Whether every voxel's prior is as wide as the U-net before tells its error to be, and in the first step
+    as R2' is off beyond its noise; else one for all."""
     show_inverse: bool = True
     """Whether U-nets are shown a plain inversion of the field."""
     last_step: bool = True
     """A data step after the last U-net, which relieves underestimation."""
     uncertainty: bool = True
-    """Whether the last U-net tells how far off each source may be."""
+    """Whether U-nets tell how far off each source may be."""
     padding: float = 1.5
     """Size of the grid of data steps over that of the volume. What a head does to itself across the edge is
     then 0.08 ppb, far below what a field is known to, and the steps cost half of those at twice the size."""
@@ -110,9 +111,8 @@ class Proximal(nn.Module):
         self.rows, self.scale = Scale(mean_ppm[:rows], sd_ppm[:rows]), Scale(mean_ppm[rows:], sd_ppm[rows:])
         inputs = (3 if noise else 2) * rows + config.show_inverse
         count, each = (1, config.passes) if config.tied else (config.passes, 1)
-        last = 2 * rows if config.uncertainty else rows
-        outputs = [rows] * (count - 1) + [last]
-        self.unets = nn.ModuleList([UNet(inputs, n, unet, each) for n in outputs])
+        outputs = 2 * rows if config.uncertainty else rows
+        self.unets = nn.ModuleList([UNet(inputs, outputs, unet, each) for _ in range(count)])
         self.log_weights = nn.Parameter(torch.zeros(config.passes + config.last_step, rows))
         errors = (config.r2prime_error_ppb, config.field_error_ppb)[-rows:]
         self.log_errors = nn.Parameter(torch.tensor(errors).div(1000).log())
@@ -154,21 +154,22 @@ class Proximal(nn.Module):
             shown.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
         z = self.scale.undo(torch.zeros_like(rows), mask)
         found: list[Tensor] = []
-        scales: Tensor | None = None
+        told: Tensor | None = None
         for number in range(self.config.passes):
             if self.config.data_steps:
-                z = self._data_step(rows, z, weights, number, phi) * mask
+                z = self._data_step(rows, z, weights, told, number, phi) * mask
             x = self.scale(z, mask)
             tied = self.config.tied
             made = self.unets[0 if tied else number](torch.cat((x, *shown), dim=1), number if tied else 0)
             change = made[:, : self.row_count]
             z = self.scale.undo(x + change, mask)
             found.append(z)
-            scales = made[:, self.row_count :]
+            if self.config.uncertainty:
+                told = made[:, count:].to(z.dtype).clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)
         if self.config.last_step:
-            found[-1] = self._data_step(rows, z, weights, self.config.passes, phi) * mask
-        if self.config.uncertainty and scales is not None:
-            found[-1] = torch.cat((found[-1], self._scales_ppm(scales) * mask), dim=1)
+            found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi) * mask
+        if told is not None:
+            found[-1] = torch.cat((found[-1], told.exp() * (0.1 * self.scale.sd) * mask), dim=1)
         return found
 
     def _errors_ppm(self, y_ppm: Tensor, measured: Tensor) -> Tensor:
@@ -178,31 +179,43 @@ class Proximal(nn.Module):
             return beyond.expand_as(y_ppm[:, : self.row_count])
         return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), _UNKNOWN_PPM)
 
-    def _data_step(self, rows: Tensor, z: Tensor, weights: Tensor, number: int, phi: Separation) -> Tensor:
+    def _data_step(
+        self, rows: Tensor, z: Tensor, weights: Tensor, told: Tensor | None, number: int, phi: Separation
+    ) -> Tensor:
         factors = self.log_weights[number].exp()
         field_weights = weights[:, -1]
         best = field_weights.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
         weight_field, trust = factors[-1] * best, field_weights / best
         if self.row_count == 1:
             return phi.field_step(rows[:, 0], z[:, 0], weight_field, trust).unsqueeze(1)
-        weight = factors[0] * weights[:, 0]
+        prior = None
         if self.config.adaptive:
-            weight = weight * self._loosened(rows[:, 0] - phi.total(z), weights[:, 0])
-        return phi.data_step(rows[:, 0], rows[:, 1], z, weight, weight_field, trust)
+            # A U-net knows how far off it may be; before the first one the measurements have to tell.
+            if told is None:
+                loosened = self._loosened(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
+                prior = loosened.unsqueeze(1).expand_as(z)
+            else:
+                prior = (2 * told).exp()
+        weight = factors[0] * weights[:, 0]
+        return phi.data_step(rows[:, 0], rows[:, 1], z, weight, weight_field, trust, prior)
 
-    def _loosened(self, residual: Tensor, weight: Tensor) -> Tensor:
-        """Variance of the prior of R2' by what it is off nearby beyond its noise, over that of the prior.
+    def _loosened(self, residual: Tensor, weight: Tensor, ratio: float | Tensor) -> Tensor:
+        """Variance of the sources by what R2' is off nearby beyond its noise, over that of the prior.
 
         As Lee's filter has it (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean
-        square in a small neighbourhood, and what is left must be in the sources.
+        square in a small neighbourhood, and what is left must be in the sources, of which R2' has that of
+        χ_pos and r² times that of χ_neg.
         """
         prior = (self.config.prior_ppb / 1000) ** 2
         known = weight > 0
         excess = torch.where(known, residual.square() / prior - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
-        nearby = functional.avg_pool3d(
-            torch.stack((excess, known.to(excess.dtype)), 1), _NEIGHBOURS, 1, _NEIGHBOURS // 2
-        )
-        return 1 + nearby[:, 0].div(nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)).clamp_min(0)
+        nearby = torch.stack((excess, known.to(excess.dtype)), 1)
+        for axis in range(3):
+            wide = _NEIGHBOURS if nearby.shape[axis + 2] >= _NEIGHBOURS else 1
+            size = [wide if a == axis else 1 for a in range(3)]
+            nearby = functional.avg_pool3d(nearby, size, 1, [n // 2 for n in size])
+        mean = nearby[:, 0] / nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)
+        return 1 + mean.clamp_min(0) / (1 + ratio**2)
 
     @torch.no_grad()
     def _inverse(self, y_ppm: Tensor, measured: Tensor, phi: Separation) -> Tensor:
@@ -218,9 +231,3 @@ class Proximal(nn.Module):
         for _ in range(_INVERSION_STEPS):
             chi = phi.field_step(field, chi, best, weight / best)
         return chi.unsqueeze(1) / self.scale.sd.square().sum().sqrt()
-
-    def _scales_ppm(self, logarithms: Tensor) -> Tensor:
-        """Scales from what the U-net says, in units of a tenth of the sources' SD."""
-        bounded = logarithms.to(self.scale.sd.dtype).clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)
-        scales: Tensor = bounded.exp() * (0.1 * self.scale.sd)
-        return scales

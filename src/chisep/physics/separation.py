@@ -142,14 +142,14 @@ class Separation(LinearOperator):
         weight_r2prime: Tensor,
         weight_field: Tensor,
         trust: Tensor | None = None,
+        prior: Tensor | None = None,
     ) -> Tensor:
-        """Step from z to what R2' and the field say, without iterations.
+        """Step from z to what R2' and the field say, without iterations: Kalman updates by one and the other.
 
-        With s = χ_pos + r χ_neg and χ = χ_pos − χ_neg it minimises
-
-            ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖s − z_s‖² + ½ ‖χ − z_χ‖²,
-
-        the terms of s voxel by voxel, those of χ as `field_step`.
+        R2' measures s = χ_pos + r χ_neg in every voxel, which moves both sources by how uncertain each is and
+        leaves their errors correlated. The field then moves χ = χ_pos − χ_neg as `field_step` does, and both
+        sources by their share in what χ is still uncertain by: where R2' is precise s stays, and where one
+        source is certain the other takes all.
 
         Parameters
         ----------
@@ -160,23 +160,38 @@ class Separation(LinearOperator):
         z
             Where the prior wants x to be, shape (..., 2, i, j, k).
         weight_r2prime
-            w_r, the prior's variance over that of the noise; one number, one a volume, of shape
+            The prior's variance over that of the noise of R2'; one number, one a volume, of shape
             (..., 1, 1, 1), or one a voxel.
         weight_field, trust
             As of `field_step`.
+        prior
+            Variance of each source over that which the weights are of, shape (..., 2, i, j, k); 1 if None.
 
         Returns
         -------
         Tensor
             Shape (..., 2, i, j, k); outside the mask that of z, but for what the dipole spreads there.
+
+        Notes
+        -----
+        With r = 1 and one prior everywhere it minimises, as far as `field_step` is exact,
+
+            ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖x − z‖² / prior,
+
+        with w_f for twice the prior that w_r is for.
         """
         pos, neg = z.unbind(-4)
-        total, chi = self.total(z), pos - neg
-        gain = weight_r2prime / (weight_r2prime + 1)
-        total = total + gain * self._measured(r2prime_ppm - total)
-        chi = self.field_step(field_ppm, chi, weight_field, trust)
-        neg = (total - chi) / (1 + self.ratio)
-        return torch.stack((chi + neg, neg), dim=-4)
+        v_pos, v_neg = (1.0, 1.0) if prior is None else prior.unbind(-4)
+        # 1 / (variance of s + that of its noise).
+        inverse = weight_r2prime / (weight_r2prime * (v_pos + self.ratio**2 * v_neg) + 1)
+        step = inverse * self._measured(r2prime_ppm - self.total(z))
+        pos, neg = pos + v_pos * step, neg + self.ratio * v_neg * step
+        # Covariances of the sources with χ that are left.
+        asymmetry = inverse * (v_pos - self.ratio * v_neg)
+        of_pos, of_neg = v_pos * (1 - asymmetry), v_neg * (1 + self.ratio * asymmetry)
+        chi = pos - neg
+        change = (self.field_step(field_ppm, chi, weight_field, trust) - chi) / (of_pos + of_neg)
+        return torch.stack((pos + of_pos * change, neg - of_neg * change), dim=-4)
 
     def field_step(
         self, field_ppm: Tensor, chi: Tensor, weight: Tensor, trust: Tensor | None = None
