@@ -75,21 +75,46 @@ def test_parameters_and_their_gradients(tied):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_scales_are_positive_and_change_no_source():
-    network = make(uncertainty=True)
+def test_scales_are_positive_and_change_no_source_with_one_prior_for_all():
+    network = make(uncertainty=True, adaptive=False)
     made = network(Y, MASK, PHI)
     inside = MASK.expand(-1, 2, -1, -1, -1)
     assert (made[:, 2:][inside] > 0).all()
     assert not made[:, 2:][~inside].any()
-    # With the rows of its head that tell scales left out, it is a network that tells none.
-    plain = make()
+    # With the rows of its heads that tell scales left out, it is a network that tells none.
+    plain = make(adaptive=False)
     plain.load_state_dict(
-        {
-            name: value[:2] if name in ("unets.1.head.weight", "unets.1.head.bias") else value
-            for name, value in network.state_dict().items()
-        }
+        {name: value[:2] if ".head." in name else value for name, value in network.state_dict().items()}
     )
     torch.testing.assert_close(plain(Y, MASK, PHI), made[:, :2])
+
+
+def test_the_last_step_moves_what_the_u_net_is_unsure_of():
+    """A network whose U-nets add nothing and are unsure of χ_neg, or of χ_pos."""
+    moved = []
+    for unsure in (0, 1):
+        network = silent(make(passes=1, uncertainty=True))
+        network.unets[0].head.bias.data[2:] = -6.0
+        network.unets[0].head.bias.data[2 + unsure] = 1.0
+        before = silent(make(passes=1, uncertainty=True, last_step=False))(Y, MASK, PHI)
+        moved.append((network(Y, MASK, PHI) - before)[:, :2].abs().mean((0, 2, 3, 4)))
+    assert moved[0][0] > 100 * moved[0][1]
+    assert moved[1][1] > 100 * moved[1][0]
+
+
+def test_the_first_step_follows_r2prime_where_it_is_far_off_beyond_its_noise():
+    """A lesion ten times as strong as what the prior expects."""
+    lesion = torch.zeros_like(MASK)
+    lesion[:, :, 1:4, 1:3, 2:5] = True
+    rows = ROWS.clone()
+    rows[:, 0] = (rows[:, 0] + 0.6 * lesion.squeeze(1)) * MASK.squeeze(1)
+    y = torch.cat((rows, 4 * SIGMA), dim=1)
+    inside = (lesion & MASK).squeeze(1)
+    left = []
+    for adaptive in (True, False):
+        made = silent(make(passes=1, last_step=False, adaptive=adaptive))(y, MASK, PHI)
+        left.append((rows[:, 0] - PHI.total(made))[inside])
+    assert left[0].square().mean() < 0.2 * left[1].square().mean()
 
 
 def test_what_was_not_measured_does_not_matter():

@@ -123,6 +123,37 @@ def test_data_step_is_the_proximal_step_where_that_is_closed():
     torch.testing.assert_close(made, phi.proximal(y, z, (0.0, 0.7, 20.0)))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.7, 1e6])
+def test_data_step_minimises_with_a_prior_for_each_source(weight):
+    """Both priors the same everywhere, the field's weight that of the χ which R2' leaves uncertain."""
+    ratio, v_pos, v_neg, of_field = 0.6, 2.0, 0.3, 20.0
+    phi = Separation(Dipole(GRID, pad=False, dtype=torch.float64), ratio)
+    y, z = random(3, *GRID.shape), random(2, *GRID.shape, seed=3)
+    prior = torch.tensor([v_pos, v_neg], dtype=torch.float64)[:, None, None, None].expand_as(z)
+    seen = torch.tensor([1.0, ratio], dtype=torch.float64)
+    left = torch.linalg.inv(torch.diag(1 / prior[:, 0, 0, 0]) + weight * torch.outer(seen, seen))
+    difference = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    weight_field = of_field * (difference @ left @ difference)
+    made = phi.data_step(y[1], y[2], z, torch.tensor(weight), weight_field, prior=prior)
+
+    pp, pn, nn = phi.gram_symbol((0.0, weight, of_field))
+    weights = torch.tensor([0.0, weight, of_field], dtype=torch.float64)[:, None, None, None]
+    pos, neg = phi.dipole.spectrum(phi.adjoint(weights * y) + z / prior)
+    pp, nn = pp + 1 / v_pos, nn + 1 / v_neg
+    solved = torch.stack((nn * pos - pn * neg, pp * neg - pn * pos)) / (pp * nn - pn**2)
+    torch.testing.assert_close(made, phi.dipole.volume(solved))
+
+
+def test_data_step_leaves_a_source_that_is_certain():
+    phi = Separation(Dipole(SMALL, dtype=torch.float64), 0.6)
+    y, z = random(3, *SMALL.shape), random(2, *SMALL.shape, seed=3)
+    prior = torch.ones_like(z)
+    prior[1] = 0.0
+    made = phi.data_step(y[1], y[2], z, torch.tensor(0.7), torch.tensor(40.0), prior=prior)
+    assert torch.equal(made[1], z[1])
+    assert (made[0] - z[0]).abs().max() > 0.1
+
+
 def test_data_step_leaves_what_agrees_with_the_data():
     mask = some_voxels(*SMALL.shape)
     phi = Separation(Dipole(SMALL, dtype=torch.float64), 0.6, mask)
