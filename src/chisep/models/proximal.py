@@ -188,34 +188,37 @@ class Proximal(nn.Module):
         weight_field, trust = factors[-1] * best, field_weights / best
         if self.row_count == 1:
             return phi.field_step(rows[:, 0], z[:, 0], weight_field, trust).unsqueeze(1)
-        prior = None
-        if self.config.adaptive:
-            # A U-net knows how far off it may be; before the first one the measurements have to tell.
-            if told is None:
-                loosened = self._loosened(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
-                prior = loosened.unsqueeze(1).expand_as(z)
-            else:
-                prior = (2 * told).exp()
+        prior = self._prior(rows[:, 0] - phi.total(z), weights[:, 0], told, phi.ratio)
         weight = factors[0] * weights[:, 0]
         return phi.data_step(rows[:, 0], rows[:, 1], z, weight, weight_field, trust, prior)
 
-    def _loosened(self, residual: Tensor, weight: Tensor, ratio: float | Tensor) -> Tensor:
-        """Variance of the sources by what R2' is off nearby beyond its noise, over that of the prior.
+    def _prior(
+        self, residual: Tensor, weight: Tensor, told: Tensor | None, ratio: float | Tensor
+    ) -> Tensor | None:
+        """Variance of each source over that which the weights are of; None for one prior for all.
 
-        As Lee's filter has it (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean
-        square in a small neighbourhood, and what is left must be in the sources, of which R2' has that of
-        χ_pos and r² times that of χ_neg.
+        A U-net tells how far off it may be. Before the first one R2' has to tell, as Lee's filter has it
+        (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean square in a small
+        neighbourhood, and what is left must be in the sources, whose prior is their variance in the training
+        data.
         """
-        prior = (self.config.prior_ppb / 1000) ** 2
+        if not self.config.adaptive:
+            return None
+        unit = self.config.prior_ppb / 1000
+        variance = (self.scale.sd / unit).square()
+        if told is not None:
+            return variance * (2 * told).exp()
+        of_total = variance[0] + ratio**2 * variance[1]
         known = weight > 0
-        excess = torch.where(known, residual.square() / prior - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
+        square = (residual / unit).square()
+        excess = torch.where(known, square - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
         nearby = torch.stack((excess, known.to(excess.dtype)), 1)
         for axis in range(3):
             wide = _NEIGHBOURS if nearby.shape[axis + 2] >= _NEIGHBOURS else 1
             size = [wide if a == axis else 1 for a in range(3)]
             nearby = functional.avg_pool3d(nearby, size, 1, [n // 2 for n in size])
         mean = nearby[:, 0] / nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)
-        return 1 + mean.clamp_min(0) / (1 + ratio**2)
+        return variance * (1 + mean.clamp_min(0) / of_total).unsqueeze(1)
 
     @torch.no_grad()
     def _inverse(self, y_ppm: Tensor, measured: Tensor, phi: Separation) -> Tensor:
