@@ -16,6 +16,8 @@ SMALL_WIDTHS = (8, 16, 32, 64)
 """Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
 PROXIMAL_WIDTHS = (16, 32, 48, 64)
 """The same for networks whose data steps see what is far: at equal cost more channels where details are."""
+FIELD_WIDTHS = (16, 24, 32, 48)
+"""The same for networks that make χ of the field alone."""
 _HIGHER, _ANNEALING = 3.0, 20.0
 
 
@@ -98,6 +100,12 @@ def recipes() -> dict[str, Recipe]:
     narrow = {f"{name}-small": small(recipe) for name, recipe in published.items()}
     # Its validation loss stands still after half as many steps.
     narrow["qsmnet-small"] = small(published["qsmnet"], steps_per_epoch=100, validation_crops=32)
+    for name in ("unrolled", "unrolled-baseline"):
+        # Crops under any protocol differ so much that more of them have to be seen.
+        narrow[f"{name}-small"] = small(replace(published[name], epochs=40), validation_crops=32)
+    qsm = small(published["unrolled-qsm"], validation_crops=32)
+    unet = replace(qsm.network.unet, widths=FIELD_WIDTHS)
+    narrow["unrolled-qsm-small"] = replace(qsm, network=replace(qsm.network, unet=unet))
     return {**published, **narrow}
 
 
@@ -115,4 +123,13 @@ def find(name: str) -> Recipe:
     raise unknown_name("recipe", name, known, "chisep train --help")
 
 
-__all__ = ["PROXIMAL_WIDTHS", "SMALL_WIDTHS", "Recipe", "annealed", "find", "recipes", "small"]
+__all__ = [
+    "FIELD_WIDTHS",
+    "PROXIMAL_WIDTHS",
+    "SMALL_WIDTHS",
+    "Recipe",
+    "annealed",
+    "find",
+    "recipes",
+    "small",
+]
