@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.models.network import build
+from chisep.models.network import SOURCES, build
 from chisep.models.unet import REFERENCE_WIDTHS
 from chisep.models.unrolled import Unrolled
-from chisep.training.recipes import PROXIMAL_WIDTHS, SMALL_WIDTHS, annealed, find, recipes
+from chisep.training.recipes import FIELD_WIDTHS, PROXIMAL_WIDTHS, SMALL_WIDTHS, annealed, find, recipes
 
 PUBLISHED = [name for name in recipes() if not name.endswith("-small")]
 
@@ -30,12 +30,13 @@ def test_published_recipes(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_small_recipes_differ_in_size_and_learning_rate(name):
     recipe, small = find(name), find(f"{name}-small")
-    own = SMALL_WIDTHS if recipe.network.proximal is None else PROXIMAL_WIDTHS
-    assert small.network.unet.widths == own
+    of_sources = PROXIMAL_WIDTHS if recipe.network.outputs == SOURCES else FIELD_WIDTHS
+    assert small.network.unet.widths == (of_sources if recipe.network.proximal else SMALL_WIDTHS)
     same = replace(
         recipe,
         network=small.network,
         crops=replace(recipe.crops, size=small.crops.size),
+        epochs=40 if name in ("unrolled", "unrolled-baseline") else 20,
         steps_per_epoch=small.steps_per_epoch,
         batch_size=small.batch_size,
         validation_crops=small.validation_crops,
