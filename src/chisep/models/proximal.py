@@ -1,12 +1,13 @@
 """Proximal χ-sepnet: exact data steps and U-nets in turn, weighed by the noise of the scan.
 
-    xᵢ = argmin_x ½ ‖W^½ (Φx − y)‖² + ½ ‖x − zᵢ₋₁‖²,   zᵢ = xᵢ + U_θᵢ(xᵢ, y, W)
+    xᵢ = argmin_x ½ ‖W^½ (Φx − y)‖² + ½ ‖Pᵢ₋₁^−½ (x − zᵢ₋₁)‖²,  zᵢ, Pᵢ = xᵢ + U(xᵢ, y, W), V(xᵢ, y, W)
 
-with the rows R2'/D_r and field of Φ. A gradient step of one learned size (Eq. 2.5 of the thesis) is stable
-below 9/13 only and weighs both rows alike, while the field is known ten times better than R2'; the exact step
-has a weight for each row and no such limit. W is the prior's variance over that of the noise: what the scan
-states of each voxel, and what is learned of all that no noise map holds (background field left over,
-registration, D_r).
+with the rows R2'/D_r and field of Φ. P is how uncertain each source is in each voxel, as the U-net before
+tells it: healthy tissue holds on to what is likely, a lesion gives way to what was measured. A gradient step of
+one learned size (Eq. 2.5 of the thesis) is stable below 9/13 only and weighs both rows alike, while the field is
+known ten times better than R2'; the exact step has a weight for each row and no such limit. W is the inverse
+variance of the noise: what the scan states of each voxel, and what is learned of all that no noise map holds
+(background field left over, registration, D_r). U and V are the two halves of what a U-net gives.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _UNKNOWN_PPM = 1.0
 _LARGEST_LOG_SCALE = 6.0
 _SMALLEST_WEIGHT = 1e-12
 _NEIGHBOURS = 5
+"""Edge in voxels of the neighbourhood in which R2' tells how far off it is."""
 _INVERSION_STEPS = 3
 
 
