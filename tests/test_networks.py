@@ -117,7 +117,7 @@ class TestIterates:
         mask = MAPS.mask[box]
         assert mask.shape != MAPS.mask.shape
         y = torch.stack([channels()[c][box] * mask for c in trained.config.inputs])
-        dipole = Dipole(MAPS.grid.reshaped(mask.shape), padding=trained.config.padding)
+        dipole = Dipole(MAPS.grid.reshaped(mask.shape), padding=trained.config.padding(whole=True))
         phi = Separation(dipole, 0.8, mask[None])
         with torch.no_grad():
             expected = trained.network.iterates(y[None], mask[None, None], phi)

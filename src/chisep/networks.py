@@ -247,7 +247,7 @@ def iterates(
     low = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(mask.device))
     with torch.autocast(mask.device.type, torch.bfloat16, enabled=low):
         if not isinstance(trained.network, OnePass):
-            dipole = Dipole(box.grid, padding=trained.config.padding, device=mask.device)
+            dipole = Dipole(box.grid, padding=trained.config.padding(whole=True), device=mask.device)
             phi = Separation(dipole, ratio, box.mask[None])
             found = trained.network.iterates(y[None], box.mask[None, None], phi)
         else:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from chisep.errors import InputError
 from chisep.models.chisepnet import OnePass
-from chisep.models.proximal import Proximal, ProximalConfig
+from chisep.models.proximal import WHOLE_PADDING, Proximal, ProximalConfig
 from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import Unrolled, UnrolledConfig
 
@@ -80,10 +80,11 @@ class NetworkConfig:
             ]
         return [] if self.unrolled is None else [(PHI_ROWS, SOURCES)]
 
-    @property
-    def padding(self) -> float:
-        """Size that the dipole of its physics is padded to, over that of the volume."""
-        return 2.0 if self.proximal is None else self.proximal.padding
+    def padding(self, *, whole: bool) -> float:
+        """Size that the dipole of its physics is padded to, over that of a crop or of a whole volume."""
+        if self.proximal is None:
+            return 2.0
+        return WHOLE_PADDING if whole else self.proximal.padding
 
     @property
     def scaled(self) -> tuple[Channel, ...]:

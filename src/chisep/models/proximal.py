@@ -3,11 +3,11 @@
     xᵢ = argmin_x ½ ‖W^½ (Φx − y)‖² + ½ ‖Pᵢ₋₁^−½ (x − zᵢ₋₁)‖²,  zᵢ, Pᵢ = xᵢ + U(xᵢ, y, W), V(xᵢ, y, W)
 
 with the rows R2'/D_r and field of Φ. P is how uncertain each source is in each voxel, as the U-net before
-tells it: healthy tissue holds on to what is likely, a lesion gives way to what was measured. A gradient step of
-one learned size (Eq. 2.5 of the thesis) is stable below 9/13 only and weighs both rows alike, while the field is
-known ten times better than R2'; the exact step has a weight for each row and no such limit. W is the inverse
-variance of the noise: what the scan states of each voxel, and what is learned of all that no noise map holds
-(background field left over, registration, D_r). U and V are the two halves of what a U-net gives.
+tells it: healthy tissue holds on to what is likely, a lesion gives way to what was measured. A gradient step
+of one learned size (Eq. 2.5 of the thesis) is stable below 9/13 only and weighs both rows alike, while the
+field is known ten times better than R2'; the exact step has a weight for each row and no such limit. W is the
+inverse variance of the noise: what the scan states of each voxel, and what is learned of all that no noise
+map holds (background field left over, registration, D_r). U and V are the two halves of what a U-net gives.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from chisep.errors import InputError
 from chisep.models.unet import Scale, UNet, UNetConfig
 from chisep.physics.separation import Separation
 
+WHOLE_PADDING = 1.25
+"""Size of the grid of data steps over that of a whole volume. What a head does to itself across the edge is
+then 0.2 ppb, far below what a field is known to, and transforms take a quarter of the time of those at twice
+the size. A crop is full up to its edges and wants more."""
 _UNKNOWN_PPM = 1.0
 """Noise of what was not measured: that of no map is as large."""
 _LARGEST_LOG_SCALE = 6.0
@@ -53,8 +57,7 @@ class ProximalConfig:
     uncertainty: bool = True
     """Whether U-nets tell how far off each source may be."""
     padding: float = 1.5
-    """Size of the grid of data steps over that of the volume. What a head does to itself across the edge is
-    then 0.08 ppb, far below what a field is known to, and the steps cost half of those at twice the size."""
+    """Size of the grid of data steps over that of a crop."""
     prior_ppb: float = 30.0
     """SD that U-nets are taken to leave sources uncertain by, to start training from."""
     r2prime_error_ppb: float = 5.0
@@ -232,7 +235,8 @@ class Proximal(nn.Module):
         weight = (self.config.prior_ppb / 1000 / sd).square() * measured[:, -1]
         best = weight.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
         field = y_ppm[:, last] * measured[:, -1]
-        chi = torch.zeros_like(field)
-        for _ in range(_INVERSION_STEPS):
-            chi = phi.field_step(field, chi, best, weight / best)
+        trust = weight / best
+        chi = phi.field_step(field, None, best, trust)
+        for _ in range(1, _INVERSION_STEPS):
+            chi = phi.field_step(field, chi, best, trust)
         return chi.unsqueeze(1) / self.scale.sd.square().sum().sqrt()

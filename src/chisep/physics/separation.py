@@ -181,20 +181,22 @@ class Separation(LinearOperator):
         with w_f for twice the prior that w_r is for.
         """
         pos, neg = z.unbind(-4)
-        v_pos, v_neg = (1.0, 1.0) if prior is None else prior.unbind(-4)
+        v_pos, v_neg = (torch.ones_like(z) if prior is None else prior).unbind(-4)
         # 1 / (variance of s + that of its noise).
         inverse = weight_r2prime / (weight_r2prime * (v_pos + self.ratio**2 * v_neg) + 1)
         step = inverse * self._measured(r2prime_ppm - self.total(z))
-        pos, neg = pos + v_pos * step, neg + self.ratio * v_neg * step
+        pos, neg = torch.addcmul(pos, v_pos, step), torch.addcmul(neg, v_neg, self.ratio * step)
         # Covariances of the sources with χ that are left.
         asymmetry = inverse * (v_pos - self.ratio * v_neg)
-        of_pos, of_neg = v_pos * (1 - asymmetry), v_neg * (1 + self.ratio * asymmetry)
+        of_pos = torch.addcmul(v_pos, v_pos, asymmetry, value=-1)
+        of_neg = torch.addcmul(v_neg, v_neg, self.ratio * asymmetry)
         chi = pos - neg
         change = (self.field_step(field_ppm, chi, weight_field, trust) - chi) / (of_pos + of_neg)
-        return torch.stack((pos + of_pos * change, neg - of_neg * change), dim=-4)
+        pos, neg = torch.addcmul(pos, of_pos, change), torch.addcmul(neg, of_neg, change, value=-1)
+        return torch.stack((pos, neg), dim=-4)
 
     def field_step(
-        self, field_ppm: Tensor, chi: Tensor, weight: Tensor, trust: Tensor | None = None
+        self, field_ppm: Tensor, chi: Tensor | None, weight: Tensor, trust: Tensor | None = None
     ) -> Tensor:
         """Step from χ to what the field says, argmin ½ w ‖D * χ' − Δf‖² + ½ ‖χ' − χ‖² per k-space point.
 
@@ -203,7 +205,7 @@ class Separation(LinearOperator):
         field_ppm
             Local field, shape (..., i, j, k).
         chi
-            Where the prior wants χ to be, shape (..., i, j, k).
+            Where the prior wants χ to be, shape (..., i, j, k); 0 if None.
         weight
             w, the prior's variance over that of the noise where the field is known best; one number, or one a
             volume, of shape (..., 1, 1, 1).
@@ -222,6 +224,7 @@ class Separation(LinearOperator):
         in the padding is cut off.
         """
         kernel = self.dipole.kernel
-        residual = self._measured(field_ppm - self.dipole.apply(chi))
+        residual = self._measured(field_ppm if chi is None else field_ppm - self.dipole.apply(chi))
         spectrum = self.dipole.spectrum(residual if trust is None else residual * trust)
-        return chi + self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1)))
+        change = self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1)))
+        return change if chi is None else chi + change

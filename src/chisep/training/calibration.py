@@ -49,7 +49,7 @@ def sigma_factors(
     for number in range(count):
         example = crops[number]
         batch = example.as_batch()
-        dipole = batch.dipole(config.padding)
+        dipole = batch.dipole(config.padding(whole=False))
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
             made = network.iterates(batch.inputs, batch.mask, batch.phi(dipole))[-1][0].float()
         if made.shape[0] == len(outputs):

@@ -79,7 +79,7 @@ class TrainingModule(pl.LightningModule):
         self.log("val_loss", loss, prog_bar=True, batch_size=len(batch.mask), sync_dist=True)
 
     def _terms(self, batch: Example) -> dict[str, Tensor]:
-        dipole = batch.dipole(self.config.padding)
+        dipole = batch.dipole(self.config.padding(whole=False))
         *earlier, last = self.network.iterates(batch.inputs, batch.mask, batch.phi(dipole))
         count = len(self.config.outputs)
         terms = loss_terms(

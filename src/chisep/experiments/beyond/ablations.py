@@ -201,7 +201,7 @@ def _nrmse(trained: networks.Trained, crops: ProtocolCrops) -> dict[str, dict[st
     for index in range(len(crops)):
         example = crops[index]
         batch = example.as_batch()
-        phi = batch.phi(batch.dipole(trained.config.padding))
+        phi = batch.phi(batch.dipole(trained.config.padding(whole=False)))
         made = trained.network.iterates(batch.inputs, batch.mask, phi)[-1][0, :2].clamp_min(0)
         strength = example.targets.sum(0)
         for kind, (low, high) in enumerate(_KINDS.values()):
