@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from chisep.models.network import build
-from chisep.networks import Trained, for_evaluation, iterates
+from chisep.networks import Trained, fuse, iterates
 from chisep.training.recipes import find
 from chisep.types import Grid
 
@@ -43,7 +43,7 @@ def network(name: str) -> Trained:
     torch.manual_seed(0)
     config = find(RECIPES[name]).network
     statistics_ppm = dict.fromkeys((*config.inputs, *config.outputs), (0.0, 0.03))
-    return Trained(for_evaluation(build(config, statistics_ppm)), config, {})
+    return Trained(build(config, statistics_ppm).eval(), config, {})
 
 
 def peak_gb(device: str) -> float:
@@ -56,6 +56,8 @@ def peak_gb(device: str) -> float:
 def measure(name: str, device: str) -> dict[str, object]:
     """Apply a network several times to noise."""
     trained = network(name).to(device)
+    parameters = sum(p.numel() for p in trained.network.parameters())
+    fuse(trained.network)
     generator = torch.Generator().manual_seed(0)
     channels = {c: 0.03 * torch.rand(SHAPE, generator=generator).to(device) for c in trained.config.inputs}
     mask = torch.ones(SHAPE, dtype=torch.bool, device=device)
@@ -68,7 +70,7 @@ def measure(name: str, device: str) -> dict[str, object]:
             torch.cuda.synchronize()
         seconds.append(round(time.perf_counter() - start, 2))
     return {
-        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        "parameters": parameters,
         "seconds": statistics.median(seconds),
         "all_seconds": seconds,
         "peak_gb": round(peak_gb(device), 2),

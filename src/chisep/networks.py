@@ -128,12 +128,11 @@ def load(weights: str | Path) -> Trained:
             wanted="weights that `chisep train` of this version wrote",
             remedy="Train again, or use the version of chisep that the header names.",
         ) from error
-    return Trained(for_evaluation(network), config, header)
+    return Trained(network.eval(), config, header)
 
 
-def for_evaluation(network: Network) -> Network:
-    """Put a network in evaluation mode, with batch norms folded into convolutions."""
-    network.eval()
+def fuse(network: Network) -> Network:
+    """Fold the batch norms of a network into its convolutions: the same in evaluation, faster."""
     for module in network.modules():
         if isinstance(module, UNet):
             module.fuse()
@@ -452,6 +451,7 @@ def _loaded(
             wanted=f"one to {', '.join(outputs[0])}",
             remedy="Choose other weights; `chisep weights` says what each makes.",
         )
+    fuse(trained.network)
     return trained.to(maps.field_ppm.device)
 
 
