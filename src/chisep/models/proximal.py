@@ -26,8 +26,8 @@ from chisep.physics.separation import Separation
 
 WHOLE_PADDING = 1.25
 """Size of the grid of data steps over that of a whole volume. What a head does to itself across the edge is
-then 0.2 ppb, far below what a field is known to, and transforms take a quarter of the time of those at twice
-the size. A crop is full up to its edges and wants more."""
+then 0.2 ppb, far below what a field is known to, and transforms have a quarter of the points of those at
+twice the size. A crop is full up to its edges and wants more."""
 _UNKNOWN_PPM = 1.0
 """Noise of what was not measured: that of no map is as large."""
 _LARGEST_LOG_SCALE = 6.0

@@ -71,7 +71,7 @@ def runs(config: AblationsConfig) -> list[Run]:
         Run("no-norm", "no norm", _normed(whole, "none")),
         Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_step=False)),
         Run("no-last-step", "no data step after the last U-net", _changed(whole, last_step=False)),
-        Run("fixed-prior", "prior of R2' not loosened in lesions", _changed(whole, adaptive=False)),
+        Run("fixed-prior", "one prior for all voxels", _changed(whole, adaptive=False)),
         Run("inverse-unshown", "inverted field not shown", _changed(whole, show_inverse=False)),
         Run("tied", "one U-net for all passes", _changed(whole, tied=True)),
         Run("noise-untold", "noise not told", _without_noise(whole)),
