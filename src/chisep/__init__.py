@@ -6,6 +6,7 @@ nibabel images or arrays), `run` on a BIDS dataset, `simulate`, `evaluate`.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from chisep.api import EvaluateConfig, InversionOptions, SeparationOptions, evaluate, qsm, separate
     from chisep.pipeline import RunConfig, run
     from chisep.simulation.dataset import SimulateConfig, simulate
+
+# Before torch asks for its first memory: getting a volume in pages of 4 KB takes longer than computing it.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 

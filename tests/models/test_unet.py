@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from chisep.errors import InputError
+from chisep.models import unet
 from chisep.models.unet import REFERENCE_WIDTHS, PassBatchNorm, Scale, UNet, UNetConfig
 from chisep.training.recipes import SMALL_WIDTHS
 
@@ -94,6 +97,30 @@ def test_fused_it_computes_the_same(norm):
     net.fuse()
     assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in net.modules())
     torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@given(size=st.tuples(st.integers(1, 23), st.integers(1, 9), st.integers(1, 9)), voxels=st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_in_slabs_it_computes_the_same(norm, size, voxels):
+    net, x = make(norm=norm), random(2, 3, *size)
+    whole = net(x)  # what learns is never cut
+    with torch.no_grad(), mock.patch.object(unet, "_SLAB_VOXELS", voxels):
+        torch.testing.assert_close(net(x), whole)
+
+
+def test_a_large_volume_is_cut_into_slabs(monkeypatch):
+    """And what is learned from is not: its norms want the whole."""
+    monkeypatch.setattr(unet, "_SLAB_VOXELS", 64)
+    net, x = make(), random(1, 3, 12, 8, 8)
+    sizes: list[int] = []
+    net.down[0].register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[2]))
+    with torch.no_grad():
+        net(x)
+        assert sizes == [4, 6, 6, 6, 6, 4]
+        sizes.clear()
+        net.train()(x)
+    assert sizes == [12]
 
 
 def test_instance_norm_knows_no_neighbours_in_the_batch_and_batch_norm_does():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -15,6 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from chisep.errors import InputError
 
 Norm = Literal["batch", "instance", "none"]
+_SLAB_VOXELS = 400_000
+"""Of a slab, at most but for its overlaps: 26 MB for 32 channels in half precision."""
+_REACH = 2
+"""Voxels that two convolutions of 3 × 3 × 3 reach; even, as what is half as fine is cut there too."""
 REFERENCE_WIDTHS = (32, 64, 128, 256, 512)
 """Channels of QSMnet and χ-sepnet as published: 22.6 million parameters."""
 
@@ -79,25 +85,52 @@ class UNet(nn.Module):
         """
         for norm in self._norms:
             norm.number = number
-        shape = x.shape[-3:]
+        whole = x.shape[-3:]
         # Zeros at the far ends, which the crop below takes away again.
-        missing = [-size % self.divisor for size in shape]
-        if self.norm == "instance" and max(shape) <= self.divisor:
+        missing = [-size % self.divisor for size in whole]
+        if self.norm == "instance" and max(whole) <= self.divisor:
             # The coarsest level would be one voxel, which has no variance.
             missing[-1] += self.divisor
-        x = functional.pad(x, [n for zeros in reversed(missing) for n in (0, zeros)])
-        # oneDNN's convolutions are up to twice as fast with channels last.
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        skipped: list[Tensor] = []
-        for number, level in enumerate(self.down):
-            if number:
-                skipped.append(x)
-                x = functional.max_pool3d(x, 2)
-            x = level(x)
+        if any(missing):
+            x = functional.pad(x, [n for zeros in reversed(missing) for n in (0, zeros)])
+        shapes = [[size // 2**level for size in x.shape[-3:]] for level in range(len(self.down))]
+        passed = [self._in_slabs(self.down[0], shapes.pop(0), x)]
+        for level in self.down[1:]:
+            passed.append(self._in_slabs(partial(_shrunk, level), shapes.pop(0), passed[-1]))
+        x = passed.pop()
         for enlarge, level in zip(self.enlarge, self.up, strict=True):
-            x = level(torch.cat((skipped.pop(), enlarge(x)), dim=1))
-        i, j, k = shape
+            shallow = passed.pop()
+            x = self._in_slabs(partial(_enlarged, enlarge, level), shallow.shape[-3:], shallow, x)
+        i, j, k = whole
         return self.head(x)[..., :i, :j, :k]  # type: ignore[no-any-return]
+
+    def _in_slabs(self, level: Callable[..., Tensor], shape: Sequence[int], *inputs: Tensor) -> Tensor:
+        """Apply a level that makes a volume of a shape, in slabs if that is large and nothing is learned.
+
+        The memory that a layer of a large volume asks for is new to the process each time, and getting it
+        takes longer than convolutions do; that of slabs is used again. They overlap by what is reached.
+        """
+        size, area = shape[0], shape[1] * shape[2]
+        thickness = 2 * math.ceil(_SLAB_VOXELS / (2 * area))
+        learning = self.training or torch.is_grad_enabled()
+        if thickness >= size or learning or self.norm == "instance":
+            return level(*map(_channels_last, inputs))
+        found = inputs[0]
+        for start in range(0, size, thickness):
+            end = min(start + thickness, size)
+            first, last = max(start - _REACH, 0), min(end + _REACH, size)
+            # Inputs may be twice as fine or half as fine as what is made.
+            slabs = [x[:, :, first * x.shape[2] // size : last * x.shape[2] // size] for x in inputs]
+            made = level(*map(_channels_last, slabs))
+            if start == 0:
+                found = torch.empty(
+                    (*made.shape[:2], *shape),
+                    dtype=made.dtype,
+                    device=made.device,
+                    memory_format=torch.channels_last_3d,
+                )
+            found[:, :, start:end] = made[:, :, start - first : end - first]
+        return found
 
     def fuse(self) -> None:
         """Fold batch norms into the convolutions before them: the same, faster, for evaluation only."""
@@ -106,6 +139,19 @@ class UNet(nn.Module):
                 if isinstance(norm, nn.BatchNorm3d):
                     level[number] = fuse_conv_bn_eval(layer, norm)
                     level[number + 1] = nn.Identity()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    # oneDNN's convolutions are up to twice as fast with channels last.
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _shrunk(level: nn.Module, fine: Tensor) -> Tensor:
+    return level(functional.max_pool3d(fine, 2))  # type: ignore[no-any-return]
+
+
+def _enlarged(enlarge: nn.Module, level: nn.Module, shallow: Tensor, deep: Tensor) -> Tensor:
+    return level(torch.cat((shallow, enlarge(deep)), dim=1))  # type: ignore[no-any-return]
 
 
 class PassBatchNorm(nn.Module):
