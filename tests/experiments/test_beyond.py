@@ -31,6 +31,7 @@ WEIGHTS = {
     "chi-sepnet-r2p": "chi-sepnet-r2p",
     "unrolled-baseline": "chi-sepnet-r2p",
     "unrolled-baseline-long": "chi-sepnet-r2p",
+    "unrolled-gradient": "unrolled-thesis",
     "unrolled-qsm": "unrolled-qsm",
     "unrolled-thesis": "unrolled-thesis",
     "unrolled": "unrolled",

@@ -61,7 +61,7 @@ def test_every_recipe_makes_a_network(name):
     network = find(name).network
     with torch.device("meta"):
         made = build(network, dict.fromkeys((*network.inputs, *network.outputs), (0.0, 1.0)))
-    assert isinstance(made, Unrolled) == name.startswith("thesis-unrolled")
+    assert isinstance(made, Unrolled) == name.startswith(("thesis-unrolled", "unrolled-gradient"))
 
 
 def test_the_thesis_network_unrolls_ten_times_from_4():

@@ -83,6 +83,12 @@ ROWS: Mapping[str, Row] = {
     "chi-sepnet-r2p-compute": Row(
         "the same, trained for as long as unrolled", "chi-sepnet-r2p", "unrolled-baseline-long", "tikhonov"
     ),
+    "unrolled-thesis-lesions": Row(
+        "unrolled χ-sepnet-R2' (Eq. 2.5), heads with lesions",
+        "unrolled-thesis",
+        "unrolled-gradient",
+        "tikhonov",
+    ),
     UNROLLED: Row("unrolled", "unrolled", "unrolled"),
     "tikhonov": Row("Tikhonov", "tikhonov"),
     "tv": Row("total variation", "tv"),
