@@ -54,7 +54,7 @@ def test_a_complete_session_lacks_nothing(root):
     assert says(check.will_run, "4 gradient echoes", "5, 11, 17, 23 ms")
     assert says(check.will_run, "registration")
     assert says(check.will_run, "4 spin echoes", "R2'")
-    assert says(check.will_run, "iterative")
+    assert says(check.will_run, "unrolled")
     assert not says(check.will_run, "resampling")
     assert says(check.assumed, "D_r of 114")
     assert says(check.assumed, "(0.000, 0.000, 1.000)")
@@ -69,7 +69,7 @@ def test_without_spin_echo_and_units_assumptions_are_named(root):
     assert says(check.missing, "Units")
     assert says(check.assumed, "pseudo-R2", "12.7")
     assert says(check.assumed, "scale of the phase")
-    assert says(check.warnings, "iterative", "pseudo-R2")
+    assert says(check.warnings, "unrolled", "pseudo-R2")
 
 
 def test_uneven_and_few_echoes(root):

@@ -221,7 +221,7 @@ class TestOptions:
         assert {**_QSM, **_SEPARATION}.keys() == METHODS.keys()
 
     def test_recorded_settings_of_a_solver(self, raw, tmp_path):
-        note(RunConfig(raw, tmp_path))
+        note(RunConfig(raw, tmp_path, qsm="tv"))
         text = write_methods(tmp_path, raw)[0].read_text()
         file = tmp_path / ".chisep" / "sub-01" / "qsm.json"
         record = json.loads(file.read_text())

@@ -282,10 +282,13 @@ class TestRegions:
             found = (row.mean, row.sd, row.median)
             expected = (of_map[here].mean(), of_map[here].std(), np.median(of_map[here]))
             assert found == pytest.approx(expected, rel=1e-4)
-        sigma = load(out / ANAT / "sub-01_stat-std_R2starmap.nii.gz")
-        expected = sigma[(labels == 12) & mask].mean()
-        assert values[12, "r2star_hz"].sigma == pytest.approx(expected, rel=1e-4)
-        assert values[12, "qsm_ppb"].sigma is None
+        for name, file, scale, inside in (
+            ("chi_pos_ppb", "desc-paramagnetic_stat-std_Chimap", 1000, inner),
+            ("r2star_hz", "stat-std_R2starmap", 1, mask),
+        ):
+            sigma = scale * load(out / ANAT / f"sub-01_{file}.nii.gz")[(labels == 12) & inside]
+            assert values[12, name].sigma == pytest.approx(sigma.mean(), rel=1e-4)
+        assert values[12, "chi_total_ppb"].sigma is None
         assert values[12, "r2_hz"].volume_ml == pytest.approx((labels == 12).sum() * 0.064, rel=1e-4)
         columns = json.loads((out / ANAT / "sub-01_regions.json").read_text())
         header = (out / ANAT / "sub-01_regions.tsv").read_text().splitlines()[0]
@@ -457,7 +460,7 @@ class TestWithoutSpinEcho:
         assert "pseudo-R2 of 12.7 1/s" in " ".join(sidecar["Warnings"])
         assert sidecar["Parameters"]["PseudoR2"] == 12.7
         assert "pseudo-R2 of 12.7 1/s" in page
-        assert "iterative reads R2" in page
+        assert "unrolled reads R2" in page
         assert not (folder / ANAT / "sub-01_R2map.nii.gz").exists()
 
 
@@ -551,10 +554,10 @@ class TestNetworks:
         assert any("stat-std_R2primemap" in source for source in sidecar["Sources"])
 
     def test_default_qsm(self, raw, tmp_path):
-        """A network gets the χ that it was trained on."""
-        assert RunConfig(raw, tmp_path).qsm == "tv"
+        """A network gets the χ that it was trained on; methods that fit the field themselves need none."""
         assert RunConfig(raw, tmp_path, method="unrolled-thesis").qsm == "qsmnet"
-        assert RunConfig(raw, tmp_path, method="unrolled").qsm == "tv", "it fits the field itself"
+        for name in ("unrolled", "iterative"):
+            assert RunConfig(raw, tmp_path, method=name).qsm == "unrolled-qsm"
         assert RunConfig(raw, tmp_path, method="unrolled-thesis", qsm="tv").qsm == "tv"
 
     def test_weights_are_looked_for_before_anything_is_done(self, raw, tmp_path):
@@ -567,7 +570,7 @@ class TestNetworks:
             )
         assert not folder.exists()
         with pytest.raises(InputError, match="which is no network"):
-            RunConfig(raw, folder, network=NetworkOptions("qsmnet"))
+            RunConfig(raw, folder, method="iterative", network=NetworkOptions("qsmnet"))
 
 
 class TestBadInput:

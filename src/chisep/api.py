@@ -54,7 +54,7 @@ _OTHER_TRUST = "not part of chisep; whoever trained them knows on whom, and whet
 class InversionOptions:
     """How one susceptibility map is made."""
 
-    method: str = "tv"
+    method: str = methods.DEFAULTS["chi"]
     """Method of dipole inversion; `chisep methods` lists them."""
     b0_dir: tuple[float, float, float] | None = None
     """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
@@ -79,7 +79,7 @@ class InversionOptions:
 class SeparationOptions:
     """How sources are separated."""
 
-    method: str = "iterative"
+    method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     b0: float = 3.0
     """Field strength in tesla; sets the default of D_r."""

@@ -35,7 +35,7 @@ class BidsCheckConfig:
     """BIDS raw dataset with MEGRE and, if there are any, MESE images."""
     participant_label: tuple[str, ...] = ()
     """Participants, with or without `sub-`; all if left out."""
-    method: str = "iterative"
+    method: str = methods.DEFAULTS["sources"]
     """Separation method that is to run; `chisep methods` lists them."""
     json: bool = False
     """Print JSON instead of text."""
@@ -102,7 +102,7 @@ def bids_check(config: BidsCheckConfig) -> list[SessionCheck]:
 
 
 def check_dataset(
-    root: Path, participants: Sequence[str] = (), method: str = "iterative"
+    root: Path, participants: Sequence[str] = (), method: str = methods.DEFAULTS["sources"]
 ) -> list[SessionCheck]:
     """Say for every session what will run; one that is broken does not hide the others.
 

@@ -7,7 +7,7 @@ find it by itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -279,6 +279,9 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+DEFAULTS: Mapping[Target, str] = {"sources": "unrolled", "chi": "unrolled-qsm"}
+"""What makes sources, or χ, where nothing else is said."""
 
 
 def find(name: str, target: Target) -> Method:

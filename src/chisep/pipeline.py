@@ -73,10 +73,11 @@ class RunConfig:
     all sessions that were made."""
     participant_label: tuple[str, ...] = ()
     """Participants, with or without `sub-`; all if left out."""
-    method: str = "iterative"
+    method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     qsm: str = ""
-    """Method of the ordinary susceptibility map (QSM); left out: tv, or qsmnet for a network."""
+    """Method of the ordinary susceptibility map (QSM); left out: unrolled-qsm, or qsmnet for a network that
+    takes χ in."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at the field strength of the scan: one, or two (χ_pos, χ_neg). Default 114·B0/3."""
     calibrate_dr: bool = False
@@ -165,8 +166,8 @@ class RunConfig:
 
 
 def _default_qsm(method: methods.Method) -> str:
-    """Networks get the χ that they were trained on; where it is only looked at, the best solver makes it."""
-    return "qsmnet" if method.is_network and not method.fits_field else "tv"
+    """Networks that take a χ map get the one that they were trained on; elsewhere it is only looked at."""
+    return "qsmnet" if method.is_network and not method.fits_field else methods.DEFAULTS["chi"]
 
 
 def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:

@@ -36,8 +36,8 @@ RECIPES = {
     ),
     "unrolled-gradient": Recipe(
         NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledConfig(), b0_along_z=True),
-        "unrolled χ-sepnet-R2' (Eq. 2.5) on the heads and lesions of `unrolled`, under one protocol: what its "
-        "design gains over the thesis' where data are the same",
+        "unrolled χ-sepnet-R2' (Eq. 2.5) on the heads and lesions of `unrolled`, under one protocol: what "
+        "the thesis' design makes of the same data",
         "Kim K.W., Seoul National University, 2023",
         crops=CropConfig(size=64),
         protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),

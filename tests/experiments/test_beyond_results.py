@@ -1,0 +1,50 @@
+"""Committed results beyond the thesis: one made again of nothing but a head and shipped weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chisep.experiments.beyond.scans import CONDITIONS, ROWS, UNROLLED, BeyondConfig, Scan
+from chisep.experiments.thesis.data import sha256
+from chisep.models.network import SOURCES
+from chisep.networks import shipped
+
+HEADS = ("11", "12", "13", "14")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict:
+    path = Path(__file__).parents[2] / "docs" / "results" / "beyond" / "beyond.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_results_are_of_the_shipped_weights(results):
+    weights = shipped()
+    for row, facts in results["Weights"].items():
+        if ROWS[row].weights in weights:
+            assert facts["sha256"] == sha256(weights[ROWS[row].weights])
+    assert {UNROLLED, "unrolled-qsm"} <= set(weights)
+
+
+def test_every_method_and_protocol_is_there(results):
+    assert set(results["Weights"]) == set(ROWS)
+    assert set(results["Scores"]) == set(CONDITIONS)
+    assert all(len(result["standard"]) for result in (results["Scores"], results["Chi"]["Scores"]))
+
+
+def test_a_result_can_be_derived_again(results, shared_labels, tmp_path):
+    labels = tuple(shared_labels / f"head-{head}_dseg.nii.gz" for head in HEADS)
+    scan = Scan(BeyondConfig(out=tmp_path, labels=labels), "standard", 0, lesions=False)
+    found = scan.judged(UNROLLED)
+    (cell,) = (
+        cell
+        for cell in results["Cells"]
+        if (cell["condition"], cell["head"], cell["row"]) == ("standard", 1, UNROLLED)
+        and "lesions" not in cell
+    )
+    for source in SOURCES:
+        assert found["scores"][source] == pytest.approx(cell["scores"][source], rel=1e-3)
+        assert found["held"][source] == pytest.approx(cell["held"][source], abs=1e-3)
