@@ -145,7 +145,7 @@ class TestSeparate:
         """The field is known in a part, the sources lie in all of it."""
         known = np.zeros_like(maps["mask"])
         known[7:13, 4:-4, 4:-4] = 1
-        options = api.SeparationOptions(b0_dir=nifti.b0_direction_of(AFFINE))
+        options = api.SeparationOptions("iterative", b0_dir=nifti.b0_direction_of(AFFINE))
         errors = {}
         for support in (None, maps["mask"]):
             images = api.separate(
@@ -241,7 +241,8 @@ class TestNetworks:
                 assert not sd[~inside].any()
             made[name] = nib.load(tmp_path / name / api.SOURCE_FILES["total"]).get_fdata()
         assert np.abs(made["told"] - made["estimated"]).max() > 1e-4
-        solver = api.separate(files["field"], files["r2prime"], files["mask"])
+        iterative = api.SeparationOptions("iterative")
+        solver = api.separate(files["field"], files["r2prime"], files["mask"], options=iterative)
         assert solver.paramagnetic_sigma is None
 
     def test_r2star_will_do_for_a_method_that_knows_what_that_costs(self, files, options):
@@ -265,7 +266,7 @@ class TestNetworks:
         assert cli.main(["qsm", *arguments(files, "field", "mask"), "--method", "tv", *weights, *out]) == 1
         assert "which is no network" in capsys.readouterr().err
         with pytest.raises(InputError, match="which is no network"):
-            api.SeparationOptions(network=options["chi-sepnet-r2p"])
+            api.SeparationOptions("iterative", network=options["chi-sepnet-r2p"])
 
     def test_weights_of_another_kind(self, files, options, tmp_path, capsys):
         command = ["qsm", *arguments(files, "field", "mask"), "--method", "qsmnet"]

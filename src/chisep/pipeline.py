@@ -905,7 +905,7 @@ class SessionRun:
                 sigma = None if sigma_file is None else scale * files.array(sigma_file)
                 if name.startswith("chi_"):
                     known = separated
-                elif sigma is None:
+                elif sigma is None or name.endswith("_ppb"):
                     known = inner
                 else:
                     known = brain & (sigma > 0)
