@@ -13,8 +13,6 @@ from chisep.models.network import SOURCES
 from chisep.networks import shipped
 
 HEADS = ("11", "12", "13", "14")
-
-
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
