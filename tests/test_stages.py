@@ -11,7 +11,8 @@ import pytest
 import chisep
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
-from chisep.stages import COSTS, Forecast, Ledger, Stage, checksum, output_checksum
+from chisep.io.files import checksum
+from chisep.stages import COSTS, Forecast, Ledger, Stage, output_checksum
 from tests.outcome import contents
 
 

@@ -17,9 +17,10 @@ from tyro.conf import Positional
 
 from chisep.errors import InputError
 from chisep.io import bids
+from chisep.io.files import checksum
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline import RunConfig
-from chisep.stages import Record, checksum, output_checksum
+from chisep.stages import Record, output_checksum
 
 RECORDS = ".chisep"
 """Folder of the records in a derivatives dataset."""

@@ -6,7 +6,6 @@ find it by itself.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ import torch
 
 from chisep import networks
 from chisep.errors import InputError, unknown_name
+from chisep.io.files import checksum
 from chisep.networks import NetworkOptions
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
@@ -370,11 +370,9 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
 
 def _record(weights: str) -> dict[str, str]:
     path, header = networks.find_weights(weights), networks.load(weights).header
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "Name": str(header.get("name", path.stem)),
-        "SHA256": checksum,
+        "SHA256": checksum(path),
         "TrainingData": str(header.get("training_data", {}).get("dataset", "not stated")),
         "LicenceOfTrainingData": str(header.get("licence_of_data", "not stated")),
     }

@@ -61,6 +61,7 @@ def _page(card: Mapping[str, Any]) -> str:
         "network": f"{shape}; {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB",
         "B0": "along the third axis; other scans are turned" if network["b0_along_z"] else "not asked for",
         "trained on": f"{data['dataset']}: subjects {_joined(data['train'])}",
+        **({"started from": _start(start)} if (start := card.get("start")) else {}),
         "best epoch chosen on": f"subjects {_joined(data['validation'])}",
         "licence of the data": card["licence_of_data"],
         **({"scanned by": _protocol(protocol)} if protocol else {}),
@@ -88,6 +89,16 @@ def _page(card: Mapping[str, Any]) -> str:
             ),
             "",
         )
+    )
+
+
+def _start(start: Mapping[str, Any]) -> str:
+    """Say which weights the training went on from."""
+    data = start["training_data"]
+    before = f" that started from {_start(earlier)}" if (earlier := start.get("start")) else ""
+    return (
+        f"step {start['best_step']} of an earlier training on {data['dataset']}: subjects "
+        f"{_joined(data['train'])}{before}"
     )
 
 

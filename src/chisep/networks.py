@@ -17,7 +17,7 @@ from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io.weights import load_header, load_weights
 from chisep.models.chisepnet import OnePass
-from chisep.models.network import NOISE, SOURCES, Channel, Network, NetworkConfig, build
+from chisep.models.network import NOISE, SOURCES, Channel, Network, NetworkConfig, Statistics, build
 from chisep.models.proximal import ProximalConfig
 from chisep.models.unet import UNet, UNetConfig
 from chisep.models.unrolled import UnrolledConfig
@@ -54,6 +54,11 @@ class Trained:
     network: Network
     config: NetworkConfig
     header: Mapping[str, Any]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and SD in ppm of each channel in the data it was trained on."""
+        return _statistics(self.header)
 
     def to(self, device: torch.device | str) -> Trained:
         """Return the same network on another device."""
@@ -105,7 +110,7 @@ def load(weights: str | Path) -> Trained:
     tensors, header = load_weights(path)
     try:
         config = network_of(header)
-        statistics = {name: (float(mean), float(sd)) for name, (mean, sd) in header["statistics"].items()}
+        statistics = _statistics(header)
         with torch.device("meta"):  # takes no memory: a header may describe a network larger than its file
             described = build(config, statistics).state_dict()
         shapes = [{name: tensor.shape for name, tensor in some.items()} for some in (described, tensors)]
@@ -137,6 +142,10 @@ def fuse(network: Network) -> Network:
         if isinstance(module, UNet):
             module.fuse()
     return network
+
+
+def _statistics(header: Mapping[str, Any]) -> Statistics:
+    return {name: (float(mean), float(sd)) for name, (mean, sd) in header["statistics"].items()}
 
 
 def network_of(header: Mapping[str, Any]) -> NetworkConfig:

@@ -24,7 +24,7 @@ from typing import Any
 import chisep
 from chisep.errors import ChisepWarning
 from chisep.io import bids
-from chisep.io.files import remove_leftovers, write_json
+from chisep.io.files import checksum, remove_leftovers, write_json
 from chisep.io.places import require_inside
 
 log = logging.getLogger("chisep")
@@ -259,12 +259,6 @@ class Forecast(Ledger):
         if reason is not None:
             self._remade |= dict.fromkeys(stage.outputs, stage.name)
         self.records[stage.name] = record or Record("", "", {}, {}, {}, {}, [], {}, 0.0, 0.0)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def output_checksum(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chisep.experiments.beyond.scans import CONDITIONS, ROWS, UNROLLED, BeyondConfig, Scan
-from chisep.experiments.thesis.data import sha256
+from chisep.io.files import checksum
 from chisep.models.network import SOURCES
 from chisep.networks import shipped
 
@@ -32,7 +32,7 @@ def test_results_are_of_the_shipped_weights(name):
     assert {UNROLLED, "unrolled-qsm"} <= set(found)
     for row, facts in found.items():
         if ROWS[row].weights in weights:
-            assert facts["sha256"] == sha256(weights[ROWS[row].weights])
+            assert facts["sha256"] == checksum(weights[ROWS[row].weights])
 
 
 def test_every_protocol_is_there(results):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from chisep.experiments.thesis.ablations import AblationsConfig, runs
-from chisep.experiments.thesis.data import SUBJECTS, TEST, ThesisConfig, first_scan, scores, sha256
+from chisep.experiments.thesis.data import SUBJECTS, TEST, ThesisConfig, first_scan, scores
 from chisep.experiments.thesis.rows import RECIPES, ROWS, separated, weights_path
 from chisep.experiments.thesis.table import with_qsmnet
+from chisep.io.files import checksum
 from chisep.models.network import SOURCES
 from chisep.networks import shipped
 
@@ -26,7 +27,7 @@ def results(name: str) -> dict:
 @pytest.mark.parametrize("name", ["table", "patients", "qsm", "iterates-nrmse"])
 def test_results_are_of_the_shipped_weights(name):
     for weights, facts in results(name)["Weights"].items():
-        assert facts["sha256"] == sha256(weights_path(weights, None))
+        assert facts["sha256"] == checksum(weights_path(weights, None))
 
 
 def test_every_method_and_ablation_has_its_row():

@@ -47,14 +47,18 @@ def misfit(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_without_priors_every_pass_comes_nearer_to_the_measurements():
-    network = silent(make(passes=4, last_step=False))
+    network = silent(make(passes=4, last_steps=0))
     found = [misfit(x) for x in network.iterates(Y, MASK, PHI)]
     assert all(later < 0.9 * earlier for earlier, later in pairwise(found))
 
 
-def test_a_last_step_comes_nearer_to_the_measurements():
-    with_step, without = (make(last_step=last)(Y, MASK, PHI) for last in (True, False))
-    assert misfit(with_step) < misfit(without)
+def test_last_steps_come_nearer_to_the_measurements():
+    none, one, two = (misfit(make(last_steps=count)(Y, MASK, PHI)) for count in (0, 1, 2))
+    assert two < one < none
+
+
+def test_last_steps_have_one_weight():
+    assert make(last_steps=3).log_weights.shape == make(last_steps=1).log_weights.shape
 
 
 def test_nothing_outside_the_mask():
@@ -96,7 +100,7 @@ def test_the_last_step_moves_what_the_u_net_is_unsure_of():
         network = silent(make(passes=1, uncertainty=True))
         network.unets[0].head.bias.data[2:] = -6.0
         network.unets[0].head.bias.data[2 + unsure] = 1.0
-        before = silent(make(passes=1, uncertainty=True, last_step=False))(Y, MASK, PHI)
+        before = silent(make(passes=1, uncertainty=True, last_steps=0))(Y, MASK, PHI)
         moved.append((network(Y, MASK, PHI) - before)[:, :2].abs().mean((0, 2, 3, 4)))
     assert moved[0][0] > 100 * moved[0][1]
     assert moved[1][1] > 100 * moved[1][0]
@@ -112,7 +116,7 @@ def test_the_first_step_follows_r2prime_where_it_is_far_off_beyond_its_noise():
     inside = (lesion & MASK).squeeze(1)
     left = []
     for adaptive in (True, False):
-        made = silent(make(passes=1, last_step=False, adaptive=adaptive))(y, MASK, PHI)
+        made = silent(make(passes=1, last_steps=0, adaptive=adaptive))(y, MASK, PHI)
         left.append((rows[:, 0] - PHI.total(made))[inside])
     assert left[0].square().mean() < 0.2 * left[1].square().mean()
 
@@ -134,14 +138,14 @@ def test_what_was_not_measured_does_not_matter():
 def test_less_noise_weighs_more():
     """The measurements of a scan of less noise are followed more closely."""
     loud = torch.cat((ROWS, 10 * SIGMA), dim=1)
-    network = silent(make(passes=1, last_step=False))
+    network = silent(make(passes=1, last_steps=0))
     assert misfit(network(Y, MASK, PHI)) < 0.9 * misfit(network(loud, MASK, PHI))
-    without = silent(make(noise=False, passes=1, last_step=False))
+    without = silent(make(noise=False, passes=1, last_steps=0))
     assert misfit(without(ROWS, MASK, PHI)) <= misfit(network(Y, MASK, PHI))
 
 
 def test_without_data_steps_it_is_u_nets_in_turn():
-    network = silent(make(data_steps=False, last_step=False))
+    network = silent(make(data_steps=False, last_steps=0))
     found = network.iterates(Y, MASK, PHI)
     assert all(torch.equal(x, found[0]) for x in found), "nothing but U-nets, which add nothing"
 

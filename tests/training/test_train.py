@@ -17,8 +17,10 @@ import torch
 
 import chisep
 from chisep.errors import InputError
+from chisep.io.files import checksum
 from chisep.io.weights import load_weights
 from chisep.models.network import PHI_ROWS, SOURCES
+from chisep.models.unet import UNetConfig
 from chisep.models.unrolled import Unrolled
 from chisep.networks import has_fast_bfloat16, load
 from chisep.training.data import load_scans, statistics
@@ -186,6 +188,42 @@ class TestWeights:
     def test_checkpoints_hold_no_code(self, straight):
         for name in ("best.ckpt", "last.ckpt"):
             assert torch.load(straight / name, weights_only=True)["global_step"] > 0
+
+
+class TestStart:
+    """A training that goes on from the weights of another."""
+
+    def test_goes_on_from_them(self, straight, dataset, tmp_path):
+        start = straight / "weights.safetensors"
+        still = OptimiserConfig(learning_rate=1e-12, alpha_learning_rate=1e-12)
+        recipe = tiny("thesis-unrolled", epochs=1, optimiser=still)
+        train(config(tmp_path, dataset, recipe, start=str(start)))
+        moved = differences(straight, tmp_path)
+        assert max(moved["alpha"], *(size for name, size in moved.items() if name.endswith("weight"))) < 1e-6
+        before, after = (load_weights(out / "weights.safetensors")[1] for out in (straight, tmp_path))
+        assert after["statistics"] == before["statistics"]
+        assert after["start"]["sha256"] == checksum(start)
+        assert after["start"]["training_data"] == before["training_data"]
+        assert after["start"]["best_step"] == before["best_step"]
+        assert "start" not in before
+
+    def test_and_after_a_stop_from_its_own_checkpoint(self, straight, dataset, tmp_path):
+        start, recipe = str(straight / "weights.safetensors"), tiny("thesis-unrolled", epochs=2)
+        train(config(tmp_path / "whole", dataset, recipe, start=start))
+        for _ in range(4):
+            train(config(tmp_path / "parts", dataset, recipe, start=start, minutes=0.0))
+        assert set(differences(tmp_path / "whole", tmp_path / "parts").values()) == {0.0}
+
+    def test_a_folder_of_another_start_is_refused(self, straight, dataset):
+        start = str(straight / "weights.safetensors")
+        with pytest.raises(InputError, match="a training with other start"):
+            train(config(straight, dataset, tiny("thesis-unrolled", epochs=8), start=start))
+
+    def test_other_networks_are_refused(self, straight, dataset, tmp_path):
+        wider = replace(tiny("thesis-unrolled").network, unet=UNetConfig((4, 12)))
+        for other in (tiny(), tiny("thesis-unrolled", network=wider)):
+            with pytest.raises(InputError, match="weights of another network"):
+                train(config(tmp_path, dataset, other, start=str(straight / "weights.safetensors")))
 
 
 class TestAlpha:

@@ -7,7 +7,6 @@ Mapping 2025).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -33,7 +32,7 @@ from chisep.errors import ChisepWarning, InputError
 from chisep.experiments import Progress
 from chisep.experiments.texts import markdown
 from chisep.figures import MaskArray, VolumeArray
-from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.physics.dipole import Dipole
 from chisep.simulation import labelmap
 from chisep.simulation.anatomy import load_labels, packaged_labels, with_structures
@@ -444,13 +443,13 @@ class _Work:
 
     def recipe(self) -> dict[str, Any]:
         """All that the measures depend on."""
-        name, checksum = "packaged MNI152 head", None
+        name, sha256 = "packaged MNI152 head", None
         if self.labels is not None and self.labels.is_file():
-            name, checksum = self.labels.name, hashlib.sha256(self.labels.read_bytes()).hexdigest()
+            name, sha256 = self.labels.name, checksum(self.labels)
         facts = {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Head": name,
-            "HeadSha256": checksum,
+            "HeadSha256": sha256,
             "Seed": [self.config.seed, self.index],
             "VoxelMm": self.config.voxel_mm,
             "Warp": asdict(self.warp),

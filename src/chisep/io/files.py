@@ -1,10 +1,11 @@
-"""Writing so that a file is whole or not there, and so that one run at a time writes to a folder."""
+"""Files: written whole or not at all, by one run at a time in a folder; and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -23,6 +24,12 @@ from chisep.io.places import require_inside
 _TEMPORARY = ".chisep-tmp"
 _LOCK = Path(".chisep", "lock")
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_directory(path: Path) -> Path:

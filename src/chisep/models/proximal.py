@@ -34,7 +34,6 @@ _LARGEST_LOG_SCALE = 6.0
 _SMALLEST_WEIGHT = 1e-12
 _NEIGHBOURS = 5
 """Edge in voxels of the neighbourhood in which R2' tells how far off it is."""
-_INVERSION_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class ProximalConfig:
     adaptive: bool = True
     """Whether every voxel's prior is as wide as the U-net before tells its error to be, and in the first step
     as R2' is off beyond its noise; else one for all."""
-    show_inverse: bool = True
-    """Whether U-nets are shown a plain inversion of the field."""
-    last_step: bool = True
-    """A data step after the last U-net, which relieves underestimation."""
+    inverse_steps: int = 3
+    """Field steps of the plain inversion of the field that U-nets are shown; 0 for none."""
+    last_steps: int = 1
+    """Data steps after the last U-net, which relieve underestimation."""
     uncertainty: bool = True
     """Whether U-nets tell how far off each source may be."""
     padding: float = 1.5
@@ -68,11 +67,13 @@ class ProximalConfig:
     def __post_init__(self) -> None:
         sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb)
         padded = 1 <= self.padding < math.inf
-        if self.passes < 1 or not padded or not all(0 < size < math.inf for size in sizes):
+        counted = self.passes >= 1 and min(self.inverse_steps, self.last_steps) >= 0
+        if not counted or not padded or not all(0 < size < math.inf for size in sizes):
             raise InputError(
                 "proximal",
                 found=f"{self}",
-                wanted="one pass or more, a padding of 1 or more, and a prior and errors above 0",
+                wanted="one pass or more, no number of steps below 0, a padding of 1 or more, and a prior "
+                "and errors above 0",
                 remedy="Correct the options.",
             )
 
@@ -95,7 +96,8 @@ class Proximal(nn.Module):
     Attributes
     ----------
     log_weights
-        Logarithms of factors on the weights of the rows in each data step, shape (steps, rows).
+        Logarithms of factors on the weights of the rows in each data step, shape (steps, rows); the last
+        ones have one in common.
     log_errors
         Logarithms of the errors in ppm that add to the noise of the rows, shape (rows,).
     """
@@ -114,11 +116,11 @@ class Proximal(nn.Module):
         # As many sources come out as rows go in: χ_pos and χ_neg of R2' and field, or χ of the field.
         rows = self.row_count = len(mean_ppm) // 2
         self.rows, self.scale = Scale(mean_ppm[:rows], sd_ppm[:rows]), Scale(mean_ppm[rows:], sd_ppm[rows:])
-        inputs = (3 if noise else 2) * rows + config.show_inverse
+        inputs = (3 if noise else 2) * rows + (config.inverse_steps > 0)
         count, each = (1, config.passes) if config.tied else (config.passes, 1)
         outputs = 2 * rows if config.uncertainty else rows
         self.unets = nn.ModuleList([UNet(inputs, outputs, unet, each) for _ in range(count)])
-        self.log_weights = nn.Parameter(torch.zeros(config.passes + config.last_step, rows))
+        self.log_weights = nn.Parameter(torch.zeros(config.passes + (config.last_steps > 0), rows))
         errors = (config.r2prime_error_ppb, config.field_error_ppb)[-rows:]
         self.log_errors = nn.Parameter(torch.tensor(errors).div(1000).log())
 
@@ -153,7 +155,7 @@ class Proximal(nn.Module):
         # The prior's variance over that of the noise.
         weights = (self.config.prior_ppb / 1000 / sd).square() * measured
         shown = [self.rows(rows, measured)]
-        if self.config.show_inverse:
+        if self.config.inverse_steps:
             shown.append(self._inverse(y_ppm, measured, phi) * mask)
         if self.noise:
             shown.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
@@ -171,8 +173,8 @@ class Proximal(nn.Module):
             found.append(z)
             if self.config.uncertainty:
                 told = made[:, count:].to(z.dtype).clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)
-        if self.config.last_step:
-            found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi) * mask
+        for _ in range(self.config.last_steps):
+            z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi) * mask
         if told is not None:
             found[-1] = torch.cat((found[-1], told.exp() * (0.1 * self.scale.sd) * mask), dim=1)
         return found
@@ -237,6 +239,6 @@ class Proximal(nn.Module):
         field = y_ppm[:, last] * measured[:, -1]
         trust = weight / best
         chi = phi.field_step(field, None, best, trust)
-        for _ in range(1, _INVERSION_STEPS):
+        for _ in range(1, self.config.inverse_steps):
             chi = phi.field_step(field, chi, best, trust)
         return chi.unsqueeze(1) / self.scale.sd.square().sum().sqrt()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import multiprocessing
 import os
@@ -29,7 +28,7 @@ from torch import Tensor
 import chisep
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
-from chisep.io.files import make_directory, write_json, write_text
+from chisep.io.files import checksum, make_directory, write_json, write_text
 from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, tilted, with_structures
 from chisep.simulation.fields import dental_implants, total_field
 from chisep.simulation.kspace import block_mean
@@ -173,10 +172,10 @@ class _Work:
         # A config may be a subclass, whose further options do not change what is made here.
         names = {f.name for f in fields(SimulateConfig)}.difference(_NOT_IN_RECIPE)
         options = {k: v for k, v in asdict(self.config).items() if k in names}
-        head, checksum = "packaged MNI152 head", None
+        head, sha256 = "packaged MNI152 head", None
         if self.labels is not None and self.labels.is_file():
-            head, checksum = self.labels.name, hashlib.sha256(self.labels.read_bytes()).hexdigest()
-        facts = {"GeneratedBy": f"chisep {chisep.__version__}", "Head": head, "HeadSha256": checksum}
+            head, sha256 = self.labels.name, checksum(self.labels)
+        facts = {"GeneratedBy": f"chisep {chisep.__version__}", "Head": head, "HeadSha256": sha256}
         # As it is read back: JSON has no tuples, paths or infinity.
         recipe = json.dumps(facts | {"Options": options}, default=str)
         return dict(json.loads(recipe, parse_constant=str))

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import chisep
+from chisep import networks
 from chisep.errors import InputError
-from chisep.io.files import make_directory, write_json
-from chisep.io.weights import save_weights
+from chisep.io.files import checksum, make_directory, write_json
+from chisep.io.weights import load_header, save_weights
 from chisep.models.network import build
-from chisep.networks import has_fast_bfloat16
 from chisep.training.calibration import sigma_factors
 from chisep.training.data import (
     BatchSampler,
@@ -72,6 +72,9 @@ class TrainConfig:
     """Labelled maps."""
     recipe: Recipe
     """What is trained, and how."""
+    start: str = ""
+    """Weights to start from instead of random ones, of a network of the same shape: a file, or the name of
+    shipped ones. The channels keep their statistics."""
     name: str = "network"
     """Name in the header of the weights."""
     licence: str = "not stated"
@@ -194,6 +197,7 @@ def train(
     """
     started = time.monotonic()
     recipe, out = config.recipe, make_directory(config.out)
+    start = _fitting(config.start, recipe) if config.start else None
     _remember(config)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -207,13 +211,16 @@ def train(
             (validation, recipe.validation_crops, _VALIDATION_SEED),
         )
     )
-    found = (
-        statistics(scans)
-        if recipe.protocol is None
-        else statistics_of_crops(crops, recipe.network, min(count, _STATISTICS_CROPS))
-    )
     pl.seed_everything(recipe.seed, verbose=False)
+    if start is not None:
+        found = start.statistics
+    elif recipe.protocol is None:
+        found = statistics(scans)
+    else:
+        found = statistics_of_crops(crops, recipe.network, min(count, _STATISTICS_CROPS))
     module = TrainingModule(recipe.network, found, recipe.loss, recipe.optimiser)
+    if start is not None:
+        module.network.load_state_dict(start.network.state_dict())
     keep = ModelCheckpoint(
         out, filename="best", monitor="val_loss", save_last=False, enable_version_counter=False
     )
@@ -273,6 +280,21 @@ def train(
         return Trained(None, done, best, seconds)
     scaling = _crops(recipe, validation, _SCALING_CROPS, _SCALING_SEED)
     return Trained(export(config, found, best, scaling), done, best, seconds)
+
+
+def _fitting(weights: str, recipe: Recipe) -> networks.Trained:
+    """Load the weights that a training starts from, if they are of a network like its own."""
+    start = networks.load(weights)
+    try:
+        build(recipe.network, start.statistics).load_state_dict(start.network.state_dict())
+    except (InputError, RuntimeError) as error:
+        raise InputError(
+            "--start",
+            found=f"weights of another network ({' '.join(str(error).split())[:300]})",
+            wanted="weights of a network that has the channels and tensors of the recipe's",
+            remedy="Start from other weights, or give the options of the recipe that these were trained by.",
+        ) from error
+    return start
 
 
 def read_scans(data: FoldersConfig, recipe: Recipe, progress: Progress | None = None) -> ScansOfTraining:
@@ -341,6 +363,7 @@ def export(
         "statistics": {name: list(pair) for name, pair in found.items()},
         "recipe": {name: value for name, value in asdict(config.recipe).items() if name != "network"},
         "training_data": _described(config.data),
+        **_start(config),
         "licence_of_data": config.licence,
         "best_step": int(checkpoint["global_step"]),
         **_sigma_factors(config.recipe, found, tensors, scaling),
@@ -413,6 +436,16 @@ def _described(data: FoldersConfig) -> dict[str, Any]:
     return {"dataset": name, "train": list(data.train), "validation": list(data.validation)}
 
 
+def _start(config: TrainConfig) -> dict[str, Any]:
+    """Tell which weights a training starts from and what these were trained on."""
+    if not config.start:
+        return {}
+    path = networks.find_weights(config.start)
+    facts = ("training_data", "best_step", "start", "made_by")
+    header = load_header(path)
+    return {"start": {"sha256": checksum(path), **{name: header.get(name) for name in facts}}}
+
+
 def _commit() -> str | None:
     """Commit of the source tree that runs; None in an installed package."""
 
@@ -446,8 +479,8 @@ def _precision(config: TrainConfig, accelerator: str) -> _Fixed:
     if config.precision != "auto":
         return config.precision
     if accelerator == "cpu":
-        return "bf16-mixed" if has_fast_bfloat16("cpu") else "32-true"
-    return "bf16-mixed" if has_fast_bfloat16("cuda") else "16-mixed"
+        return "bf16-mixed" if networks.has_fast_bfloat16("cpu") else "32-true"
+    return "bf16-mixed" if networks.has_fast_bfloat16("cuda") else "16-mixed"
 
 
 def _strategy(accelerator: str, devices: int) -> Any:  # noqa: ANN401
@@ -458,12 +491,12 @@ def _strategy(accelerator: str, devices: int) -> Any:  # noqa: ANN401
 
 def _remember(config: TrainConfig) -> None:
     """Write recipe and data beside the checkpoints; refuse a folder that holds the training of others."""
-    wanted = plain({**asdict(config.recipe), "data": _described(config.data)})
+    wanted = plain({**asdict(config.recipe), "data": _described(config.data), **_start(config)})
     record = config.out / _RECORD
     if record.is_file():
         known = plain(json.loads(record.read_text(encoding="utf-8")))
         if known != wanted:
-            different = [name for name in wanted if known.get(name) != wanted[name]]
+            different = [name for name in {**wanted, **known} if known.get(name) != wanted.get(name)]
             raise InputError(
                 config.out,
                 found=f"a training with other {', '.join(different)}",

@@ -18,9 +18,9 @@ from chisep import networks
 from chisep.experiments import Progress
 from chisep.experiments.budget import BudgetConfig, Run, budgeted, require_known, wide
 from chisep.experiments.texts import markdown, number
-from chisep.experiments.thesis.data import finite, kept, sha256
+from chisep.experiments.thesis.data import finite, kept
 from chisep.experiments.thesis.networks import Clock, trained_weights
-from chisep.io.files import make_directory, write_json, write_text
+from chisep.io.files import checksum, make_directory, write_json, write_text
 from chisep.io.weights import load_header
 from chisep.models.network import MEASURED_ROWS, SOURCES
 from chisep.models.proximal import ProximalConfig
@@ -69,10 +69,10 @@ def runs(config: AblationsConfig) -> list[Run]:
         Run("one-protocol", "all parts, trained on one protocol", replace(whole, protocol=standard.protocol)),
         Run("instance-norm", "instance norm instead of batch norm", _normed(whole, "instance")),
         Run("no-norm", "no norm", _normed(whole, "none")),
-        Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_step=False)),
-        Run("no-last-step", "no data step after the last U-net", _changed(whole, last_step=False)),
+        Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_steps=0)),
+        Run("no-last-step", "no data step after the last U-net", _changed(whole, last_steps=0)),
         Run("fixed-prior", "one prior for all voxels", _changed(whole, adaptive=False)),
-        Run("inverse-unshown", "inverted field not shown", _changed(whole, show_inverse=False)),
+        Run("inverse-unshown", "inverted field not shown", _changed(whole, inverse_steps=0)),
         Run("tied", "one U-net for all passes", _changed(whole, tied=True)),
         Run("noise-untold", "noise not told", _without_noise(whole)),
         Run("one-loss", "loss on the last pass only", replace(whole, loss=replace(whole.loss, passes=None))),
@@ -146,7 +146,7 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
         if weights is None:
             clock.warn(f"{', '.join(r.name for r in chosen[done:])} not done")
             break
-        key = {"Weights": sha256(weights), "Crops": config.test_crops}
+        key = {"Weights": checksum(weights), "Crops": config.test_crops}
         kept(_path(config, run), key, partial(_judged, config, run, weights, heads))
     if progress is not None:
         progress("ablations", len(chosen), len(chosen))

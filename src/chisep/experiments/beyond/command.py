@@ -13,8 +13,8 @@ from chisep import figures
 from chisep.experiments import Progress
 from chisep.experiments.beyond.results import lesion_figure, page, summarised
 from chisep.experiments.beyond.scans import ROWS, BeyondConfig, Row, Scan, weights_of
-from chisep.experiments.thesis.data import kept, sha256
-from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.experiments.thesis.data import kept
+from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
 
 
@@ -85,4 +85,4 @@ def _described(config: BeyondConfig, row: Row) -> dict[str, Any] | None:
     if path is None:
         return None
     header = load_header(path)
-    return {"sha256": sha256(path), **{key: header.get(key) for key in ("metrics", "best_step", "made_by")}}
+    return {"sha256": checksum(path), **{key: header.get(key) for key in ("metrics", "best_step", "made_by")}}

@@ -16,10 +16,11 @@ from tyro.conf import Positional
 import chisep
 from chisep import methods, networks
 from chisep.errors import InputError
-from chisep.experiments.thesis.data import arrays, finite, scores, sha256
+from chisep.experiments.thesis.data import arrays, finite, scores
 from chisep.experiments.thesis.patients import GRADED, LesionsConfig
 from chisep.experiments.thesis.qsm import chi_scores, read_chi
 from chisep.experiments.thesis.rows import PRECISION
+from chisep.io.files import checksum
 from chisep.models.network import SOURCES
 from chisep.networks import NetworkOptions
 from chisep.physics.dipole import Dipole
@@ -227,11 +228,11 @@ class Scan:
     def key(self, row: str) -> dict[str, Any]:
         """All that a result depends on."""
         path, how = weights_of(self.config, ROWS[row]), simulation(self.config, self.condition)
-        options = asdict(how) | {"out": None, "labels": [sha256(label) for label in self.config.labels]}
+        options = asdict(how) | {"out": None, "labels": [checksum(label) for label in self.config.labels]}
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Row": asdict(ROWS[row]),
-            "Weights": None if path is None else sha256(path),
+            "Weights": None if path is None else checksum(path),
             "Condition": asdict(CONDITIONS[self.condition]),
             "Simulation": json.loads(json.dumps(options, default=str)),
             "Lesions": [*self.config.strengths_ppb, self.config.size_mm] if self.lesions else [],

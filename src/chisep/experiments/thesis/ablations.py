@@ -34,7 +34,6 @@ from chisep.experiments.thesis.data import (
     provenance,
     recipe_of,
     scores,
-    sha256,
 )
 from chisep.experiments.thesis.networks import Clock, trained_weights
 from chisep.experiments.thesis.patients import (
@@ -50,7 +49,7 @@ from chisep.experiments.thesis.patients import summarised as lesion_summary
 from chisep.experiments.thesis.rows import PRECISION, checksums, qsmnet_chi, weights_path
 from chisep.experiments.thesis.table import COLUMNS, NAMES, mean_and_sd
 from chisep.io import bids
-from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
 from chisep.models.network import SOURCES
 from chisep.models.unrolled import UnrolledConfig
@@ -295,7 +294,7 @@ def _result_path(config: AblationsConfig, run: QsmRun) -> Path:
 def _key(config: AblationsConfig, weights: Path) -> dict[str, Any]:
     return {
         "GeneratedBy": f"chisep {chisep.__version__}",
-        "Weights": {"own": sha256(weights), **checksums(("qsmnet",), config.weights_folder)},
+        "Weights": {"own": checksum(weights), **checksums(("qsmnet",), config.weights_folder)},
         "Dataset": {subject: recipe_of(config.root, subject) for subject in TEST},
         "Lesions": lesion_options(config),
     }

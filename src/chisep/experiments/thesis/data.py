@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -293,11 +292,6 @@ def scores(predicted: Sources, reference: Sources, mask: MaskVolume) -> dict[str
 def finite(value: float) -> float | None:
     """As JSON can hold it: None for what is not finite."""
     return float(value) if math.isfinite(value) else None
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def kept(path: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

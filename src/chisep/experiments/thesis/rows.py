@@ -9,7 +9,7 @@ from typing import Any
 
 from chisep import methods, networks
 from chisep.errors import InputError
-from chisep.experiments.thesis.data import sha256
+from chisep.io.files import checksum
 from chisep.io.weights import load_header
 from chisep.networks import NetworkOptions, Precision
 from chisep.types import Maps, Sources, Volume
@@ -112,16 +112,16 @@ def weights_path(name: str, folder: Path | None) -> Path:
 
 def checksums(names: Sequence[str], folder: Path | None) -> dict[str, str]:
     """SHA-256 of weights by their name; arguments and errors as of `weights_path`."""
-    return {name: sha256(weights_path(name, folder)) for name in names}
+    return {name: checksum(weights_path(name, folder)) for name in names}
 
 
 def described(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, Any]]:
     """Checksum, validation loss and commit of weights by their name; errors as of `weights_path`."""
     found = {}
-    for name, checksum in checksums(names, folder).items():
+    for name, sha256 in checksums(names, folder).items():
         header = load_header(weights_path(name, folder))
         facts = {key: header.get(key) for key in ("metrics", "best_step", "made_by")}
-        found[name] = {"sha256": checksum, **facts}
+        found[name] = {"sha256": sha256, **facts}
     return found
 
 
