@@ -399,7 +399,7 @@ def check_device(device: str) -> None:
 
 def separate(
     maps: Maps,
-    method: str = "iterative",
+    method: str,
     config: object = None,
     *,
     device: str = "cpu",
@@ -442,7 +442,7 @@ def separate(
 
 def invert(
     maps: Maps,
-    method: str = "tv",
+    method: str,
     config: object = None,
     *,
     device: str = "cpu",

@@ -142,6 +142,19 @@ def test_what_is_right_has_no_error(arguments, tmp_path):
     assert set(scan.truth.__dict__) >= {f"{source}_ppm" for source in SOURCES}
 
 
+def test_regions_are_told_by_the_error_of_their_means(arguments, tmp_path):
+    """Noise averages out in a region, a shift does not."""
+    scan = Scan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
+    mask, truth = scan.maps.mask, scan.truth
+    signs = torch.ones(mask.shape)
+    signs.view(-1)[torch.nonzero(mask.reshape(-1))[::2, 0]] = -1
+    made = Sources(truth.chi_pos_ppm + 0.01 * mask, truth.chi_neg_ppm + 0.01 * signs * mask)
+    found = scan._regions(made)
+    assert found["count"] > 5
+    assert found["chi_pos"] == pytest.approx(10, rel=1e-4)
+    assert 0 < found["chi_neg"] < 3
+
+
 def test_unknown_names_are_refused(arguments, tmp_path):
     for option in ("rows", "conditions"):
         with pytest.raises(InputError, match="some of"):

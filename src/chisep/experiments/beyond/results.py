@@ -116,13 +116,10 @@ def _scores(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _region_error(cells: Sequence[Mapping[str, Any]], source: str) -> float:
-    errors = [
-        made - true
-        for cell in cells
-        for values in cell["regions_ppb"].values()
-        for made, true in (values[source],)
-    ]
-    return float(np.sqrt(np.mean(np.square(errors))))
+    """RMS over the regions of all heads."""
+    regions = [cell["regions_ppb"] for cell in cells]
+    squares = [some[source] ** 2 for some in regions]
+    return float(np.sqrt(np.average(squares, weights=[some["count"] for some in regions])))
 
 
 def _lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
