@@ -13,6 +13,7 @@ from chisep import cli
 from chisep.errors import InputError
 from chisep.experiments.beyond.scans import (
     CONDITIONS,
+    PROTOCOL_ROWS,
     ROWS,
     UNROLLED,
     BeyondConfig,
@@ -79,15 +80,19 @@ def test_from_heads_to_tables(arguments, tmp_path):
     found = json.loads((tmp_path / "beyond.json").read_text())
     assert set(found["Scores"]) == set(arguments["conditions"])
     for name, rows in found["Scores"].items():
-        assert set(rows) == {name for name, row in ROWS.items() if row.target == "sources"}
+        applied = set(ROWS if name == "standard" else PROTOCOL_ROWS)
+        assert set(rows) == {row for row in applied if ROWS[row].target == "sources"}
         # Data steps do most of the work where networks know nothing, if R2' was measured.
-        for row in ("iterative", UNROLLED):
+        for row in {"iterative", UNROLLED} & applied:
             assert name == "gre-only" or rows[row]["chi_pos"]["nrmse_percent"]["mean"] < 60
     assert set(found["Held"]["standard"]) == {UNROLLED}, "others tell no interval"
     assert 0 <= found["Held"]["standard"][UNROLLED]["chi_neg"]["mean"] <= 1
     assert found["Lesions"]["iterative"]["hemorrhage"]["slope"] == pytest.approx(1, abs=0.4)
     assert len(found["Passes"]["hemorrhage"]) == 2
-    assert set(found["Chi"]["Scores"]["oblique"]) == {"tikhonov", "tv", "qsmnet", "unrolled-qsm"}
+    assert set(found["Chi"]["Scores"]["oblique"]) == {"tikhonov", "unrolled-qsm"}
+    assert set(found["Chi"]["Scores"]["standard"]) == {"tikhonov", "tv", "qsmnet", "unrolled-qsm"}
+    assert found["Compared"] == {row: found["Scores"]["standard"][row] for row in found["Compared"]}
+    assert UNROLLED in found["Compared"]
     assert set(found["Chi"]["Held"]["standard"]) == {"unrolled-qsm"}
     assert found["Chi"]["Lesions"]["tv"]["hemorrhage"]["lesions"] == 3
     page = (tmp_path / "beyond.md").read_text()
@@ -156,6 +161,6 @@ def test_regions_are_told_by_the_error_of_their_means(arguments, tmp_path):
 
 
 def test_unknown_names_are_refused(arguments, tmp_path):
-    for option in ("rows", "conditions"):
+    for option in ("rows", "rows_of_conditions", "conditions"):
         with pytest.raises(InputError, match="some of"):
             BeyondConfig(out=tmp_path, **arguments | {option: ("nonsense",)})

@@ -52,7 +52,7 @@ def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]
     cells: list[dict[str, Any]] = []
     for done, (name, index, lesions) in enumerate(cases):
         scan = Scan(config, name, index, lesions=lesions)
-        for row in config.rows:
+        for row in config.rows_under(name):
             if progress is not None:
                 progress(f"{name}, head {index + 1}{', lesions' * lesions}: {row}", done, len(cases))
             path = config.out / "cells" / f"{name}_{index + 1}{'_lesions' * lesions}_{row}.json"

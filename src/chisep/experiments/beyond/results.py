@@ -33,28 +33,31 @@ def summarised(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict
     Returns
     -------
     dict
-        `Scores`: protocol → method → source → metric → mean and SD; `Held`: the share of voxels that
+        `Scores`: protocol → method → source → metric → mean and SD; `Compared`: method → … of the heads
+        that are scanned by other protocols too, under the standard protocol; `Held`: the share of voxels that
         intervals hold; `Budget`: the error budget under the standard protocol; `Regions`: RMS error of
         regional means; `Lesions`: lines, leak and held share by method and kind; `Passes`: lines of each.
         `Chi`: of methods that make χ alone, `Scores`, `Held` and `Lesions` in the same form.
     """
-    sources = _of_target(config, "sources")
-    return _of_sources(config, cells, sources) | {"Chi": _of_chi(config, cells, _of_target(config, "chi"))}
+    return _of_sources(config, cells) | {"Chi": _of_chi(config, cells)}
 
 
-def _of_target(config: BeyondConfig, target: str) -> list[str]:
-    return [row for row in config.rows if ROWS[row].target == target]
+def _of(
+    config: BeyondConfig, cells: Sequence[Mapping[str, Any]], name: str, target: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Find what methods for a target made of healthy heads under a protocol, by method."""
+    healthy = [cell for cell in cells if "lesions" not in cell and cell["condition"] == name]
+    return {
+        row: [cell for cell in healthy if cell["row"] == row]
+        for row in config.rows_under(name)
+        if ROWS[row].target == target
+    }
 
 
-def _of_chi(
-    config: BeyondConfig, cells: Sequence[Mapping[str, Any]], rows: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _of_chi(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"Scores": {}, "Held": {}, "Lesions": {}}
-    healthy = [cell for cell in cells if "lesions" not in cell]
     for name in config.conditions:
-        own = {
-            row: [cell for cell in healthy if (cell["condition"], cell["row"]) == (name, row)] for row in rows
-        }
+        own = _of(config, cells, name, "chi")
         found["Scores"][name] = {
             row: {metric: mean_and_sd([x["scores"]["chi"][metric] for x in some]) for metric in COLUMNS}
             for row, some in own.items()
@@ -64,35 +67,42 @@ def _of_chi(
             for row, some in own.items()
             if all(x["held"] for x in some)
         }
-    for row in rows:
-        lesions = [x for cell in cells if cell["row"] == row for x in cell.get("lesions", [])]
-        if lesions:
-            found["Lesions"][row] = {kind: _line(lesions, kind) for kind in GRADED}
+    lesions = _lesions(config, cells, "chi")
+    found["Lesions"] = {row: {kind: _line(some, kind) for kind in GRADED} for row, some in lesions.items()}
     return found
 
 
-def _of_sources(
-    config: BeyondConfig, cells: Sequence[Mapping[str, Any]], rows: Sequence[str]
-) -> dict[str, Any]:
-    healthy = [cell for cell in cells if "lesions" not in cell]
+def _lesions(
+    config: BeyondConfig, cells: Sequence[Mapping[str, Any]], target: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Gather what methods for a target read in lesions, by method."""
     patients = [cell for cell in cells if "lesions" in cell]
-
-    def of(name: str, row: str) -> list[Mapping[str, Any]]:
-        return [cell for cell in healthy if (cell["condition"], cell["row"]) == (name, row)]
-
-    standard = {row: of("standard", row) for row in rows if of("standard", row)}
-    lesions = {
-        row: [lesion for cell in patients if cell["row"] == row for lesion in cell["lesions"]] for row in rows
+    found = {
+        row: [lesion for cell in patients if cell["row"] == row for lesion in cell["lesions"]]
+        for row in config.rows
+        if ROWS[row].target == target
     }
+    return {row: some for row, some in found.items() if some}
+
+
+def _of_sources(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    of = {name: _of(config, cells, name, "sources") for name in config.conditions}
+    standard = of.get("standard", {})
+    lesions = _lesions(config, cells, "sources")
     return {
-        "Scores": {name: {row: _scores(of(name, row)) for row in rows} for name in config.conditions},
+        "Scores": {name: {row: _scores(some) for row, some in rows.items()} for name, rows in of.items()},
+        "Compared": {
+            row: _scores([cell for cell in some if cell["head"] <= config.heads_of_conditions])
+            for row, some in standard.items()
+            if row in config.rows_of_conditions
+        },
         "Held": {
             name: {
-                row: {source: mean_and_sd([x["held"][source] for x in of(name, row)]) for source in SOURCES}
-                for row in rows
-                if all(cell["held"] for cell in of(name, row))
+                row: {source: mean_and_sd([x["held"][source] for x in some]) for source in SOURCES}
+                for row, some in rows.items()
+                if all(cell["held"] for cell in some)
             }
-            for name in config.conditions
+            for name, rows in of.items()
         },
         "Budget": {
             row: {part: mean_and_sd([x["budget_ppb"][part] for x in some]) for part in some[0]["budget_ppb"]}
@@ -101,9 +111,7 @@ def _of_sources(
         "Regions": {
             row: {source: _region_error(some, source) for source in SOURCES} for row, some in standard.items()
         },
-        "Lesions": {
-            row: {kind: _lines(some, kind) for kind in GRADED} for row, some in lesions.items() if some
-        },
+        "Lesions": {row: {kind: _lines(some, kind) for kind in GRADED} for row, some in lesions.items()},
         "Passes": {kind: _pass_lines(lesions.get(UNROLLED, []), kind) for kind in GRADED},
     }
 
@@ -160,7 +168,8 @@ def page(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
             f"{len(config.labels)} heads that no network was trained on; against the truth; mean ± SD.\n",
             _standard_table(summary),
             "## Protocols, without retraining: NRMSE of χ_pos/χ_neg (%)\n\n"
-            "Held: share of voxels whose truth lies within the 90 % interval (%).\n",
+            f"Of the first {config.heads_of_conditions} heads. Held: share of voxels whose truth lies within "
+            "the 90 % interval; under the standard protocol in all heads.\n",
             _protocol_table(config, summary),
             "## Lesions\n\nSlope of predicted against assigned value; leak: what the other source gains, in "
             "% of the assigned value; held: as above, in the lesions.\n",
@@ -188,10 +197,7 @@ def _chi_part(chi: Mapping[str, Any]) -> list[str]:
     lines = [
         [
             CONDITIONS[name].title,
-            *(
-                "/".join(f"{number(rows[row][m]['mean']):.{digits}f}" for m, (_, digits) in COLUMNS.items())
-                for row in methods
-            ),
+            *(_chi_text(rows.get(row)) for row in methods),
             *(f"{100 * number(share['mean']):.0f}" for share in chi["Held"][name].values()),
         ]
         for name, rows in chi["Scores"].items()
@@ -213,6 +219,12 @@ def _chi_part(chi: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _chi_text(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return "/".join(f"{number(found[m]['mean']):.{digits}f}" for m, (_, digits) in COLUMNS.items())
+
+
 def _standard_table(summary: Mapping[str, Any]) -> str:
     head = ["method", *(f"{NAMES[s]}: {title}" for s in SOURCES for title, _ in _METRICS.values())]
     lines = []
@@ -225,20 +237,42 @@ def _standard_table(summary: Mapping[str, Any]) -> str:
 
 
 def _protocol_table(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
-    telling = list(next(iter(summary["Held"].values()), {}))
+    compared = summary["Compared"]
+    columns = [
+        row for row in config.rows_of_conditions if ROWS[row].target == "sources" and row in config.rows
+    ]
+    telling = [row for row in next(iter(summary["Held"].values()), {}) if row in columns]
     lines = []
     for name, rows in summary["Scores"].items():
-        errors = [
-            "/".join(f"{number(x[s]['nrmse_percent']['mean']):.1f}" for s in SOURCES) for x in rows.values()
-        ]
+        own = compared if name == "standard" else rows
         held = [
             "/".join(f"{100 * number(summary['Held'][name][row][s]['mean']):.0f}" for s in SOURCES)
             for row in telling
         ]
-        lines.append([CONDITIONS[name].title, *errors, *held])
-    sources = _of_target(config, "sources")
-    titles = [*(ROWS[row].title for row in sources), *(f"held: {ROWS[row].title}" for row in telling)]
+        lines.append(
+            [
+                CONDITIONS[name].title,
+                *("/".join(f"{_nrmse(own[row], s):.1f}" for s in SOURCES) for row in columns),
+                *(_over(own[row], compared.get(row)) for row in telling),
+                *held,
+            ]
+        )
+    titles = [
+        *(ROWS[row].title for row in columns),
+        *(f"{ROWS[row].title}: over the standard (%)" for row in telling),
+        *(f"{ROWS[row].title}: held (%)" for row in telling),
+    ]
     return markdown(["protocol", *titles], lines)
+
+
+def _nrmse(found: Mapping[str, Any], source: str) -> float:
+    return number(found[source]["nrmse_percent"]["mean"])
+
+
+def _over(found: Mapping[str, Any], standard: Mapping[str, Any] | None) -> str:
+    if standard is None:
+        return "–"
+    return "/".join(f"{100 * (_nrmse(found, s) / _nrmse(standard, s) - 1):+.0f}" for s in SOURCES)
 
 
 def _lesion_table(summary: Mapping[str, Any]) -> str:

@@ -97,6 +97,15 @@ ROWS: Mapping[str, Row] = {
     "unrolled-qsm": Row("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
 }
 """Methods by name, in the order of tables; those of χ alone last."""
+PROTOCOL_ROWS = (
+    "closed-form",
+    "chi-sepnet-r2p-lesions",
+    "chi-sepnet-r2p-compute",
+    UNROLLED,
+    "tikhonov",
+    "unrolled-qsm",
+)
+"""Methods that are measured under every protocol: `unrolled`, its baselines, solvers that take no minutes."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ class BeyondConfig(LesionsConfig):
     """Folder with NAME/weights.safetensors, as `chisep train --out` leaves them; else the shipped ones."""
     rows: tuple[str, ...] = tuple(ROWS)
     """Methods, by name."""
+    rows_of_conditions: tuple[str, ...] = PROTOCOL_ROWS
+    """Those of them that are applied under protocols other than the standard."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     """Protocols, by name."""
     heads_of_conditions: int = 2
@@ -174,7 +185,11 @@ class BeyondConfig(LesionsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, given, known in (("rows", self.rows, ROWS), ("conditions", self.conditions, CONDITIONS)):
+        for option, given, known in (
+            ("rows", self.rows, ROWS),
+            ("rows_of_conditions", self.rows_of_conditions, ROWS),
+            ("conditions", self.conditions, CONDITIONS),
+        ):
             if unknown := [name for name in given if name not in known]:
                 raise InputError(
                     option,
@@ -182,6 +197,17 @@ class BeyondConfig(LesionsConfig):
                     wanted=f"some of: {', '.join(known)}",
                     remedy="Correct the names.",
                 )
+        if self.heads_of_conditions < 1:
+            raise InputError(
+                "heads_of_conditions",
+                found=f"{self.heads_of_conditions}",
+                wanted="1 or more",
+                remedy="Correct the option, or leave --conditions at standard.",
+            )
+
+    def rows_under(self, condition: str) -> list[str]:
+        """Methods that are applied under a protocol, in the order of tables."""
+        return [row for row in self.rows if condition == "standard" or row in self.rows_of_conditions]
 
 
 def simulation(config: BeyondConfig, name: str) -> SimulateConfig:
