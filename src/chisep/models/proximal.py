@@ -31,7 +31,9 @@ twice the size. A crop is full up to its edges and wants more."""
 _UNKNOWN_PPM = 1.0
 """Noise of what was not measured: that of no map is as large."""
 _LARGEST_LOG_SCALE = 6.0
-_SMALLEST_WEIGHT = 1e-12
+_LEAK = 0.1
+"""Slope of a log scale below the smallest: without, what once fell below it would learn no more."""
+_SMALLEST_WEIGHT = _SMALLEST_PART = 1e-12
 _NEIGHBOURS = 5
 """Edge in voxels of the neighbourhood in which R2' tells how far off it is."""
 
@@ -47,8 +49,8 @@ class ProximalConfig:
     data_steps: bool = True
     """Whether there are data steps; without, U-nets follow each other."""
     adaptive: bool = True
-    """Whether every voxel's prior is as wide as the U-net before tells its error to be, and in the first step
-    as R2' is off beyond its noise; else one for all."""
+    """Whether every voxel's prior is as wide as the U-net before tells its error to be, and between U-nets as
+    R2' is off beyond its noise; else one for all."""
     inverse_steps: int = 3
     """Field steps of the plain inversion of the field that U-nets are shown; 0 for none."""
     last_steps: int = 1
@@ -172,7 +174,7 @@ class Proximal(nn.Module):
             z = self.scale.undo(x + change, mask)
             found.append(z)
             if self.config.uncertainty:
-                told = made[:, count:].to(z.dtype).clamp(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)
+                told = _bounded(made[:, count:].to(z.dtype))
         for _ in range(self.config.last_steps):
             z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi) * mask
         if told is not None:
@@ -195,37 +197,43 @@ class Proximal(nn.Module):
         weight_field, trust = factors[-1] * best, field_weights / best
         if self.row_count == 1:
             return phi.field_step(rows[:, 0], z[:, 0], weight_field, trust).unsqueeze(1)
-        prior = self._prior(rows[:, 0] - phi.total(z), weights[:, 0], told, phi.ratio)
+        prior = None
+        if self.config.adaptive:
+            prior = self._prior(told, z)
+            if number < self.config.passes:  # in last steps it changed nothing
+                prior = prior + self._excess(rows[:, 0], z, weights[:, 0], told is None, phi)
         weight = factors[0] * weights[:, 0]
         return phi.data_step(rows[:, 0], rows[:, 1], z, weight, weight_field, trust, prior)
 
-    def _prior(
-        self, residual: Tensor, weight: Tensor, told: Tensor | None, ratio: float | Tensor
-    ) -> Tensor | None:
-        """Variance of each source over that which the weights are of; None for one prior for all.
+    def _prior(self, told: Tensor | None, z: Tensor) -> Tensor:
+        """Variance of each source over that which the weights are of.
 
-        A U-net tells how far off it may be. Before the first one R2' has to tell, as Lee's filter has it
-        (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean square in a small
-        neighbourhood, and what is left must be in the sources, whose prior is their variance in the training
-        data.
+        As the U-net before tells, and before the first one that in the training data.
         """
-        if not self.config.adaptive:
-            return None
+        variance = (self.scale.sd * (1000 / self.config.prior_ppb)).square()
+        return variance.expand_as(z) if told is None else variance * (2 * told).exp()
+
+    def _excess(self, r2prime: Tensor, z: Tensor, weight: Tensor, first: bool, phi: Separation) -> Tensor:
+        """Variance by which R2' is off from z beyond its noise, in each source by its part.
+
+        As Lee's filter has it (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean
+        square in a small neighbourhood, and what is left must be in the sources. So strong lesions give way
+        although no U-net has said so. A source's part is by z², and at first, when z is a mean, by the
+        variance in the training data.
+        """
         unit = self.config.prior_ppb / 1000
-        variance = (self.scale.sd / unit).square()
-        if told is not None:
-            return variance * (2 * told).exp()
-        of_total = variance[0] + ratio**2 * variance[1]
         known = weight > 0
-        square = (residual / unit).square()
+        square = ((r2prime - phi.total(z)) / unit).square()
         excess = torch.where(known, square - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
         nearby = torch.stack((excess, known.to(excess.dtype)), 1)
         for axis in range(3):
             wide = _NEIGHBOURS if nearby.shape[axis + 2] >= _NEIGHBOURS else 1
             size = [wide if a == axis else 1 for a in range(3)]
             nearby = functional.avg_pool3d(nearby, size, 1, [n // 2 for n in size])
-        mean = nearby[:, 0] / nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)
-        return variance * (1 + mean.clamp_min(0) / of_total).unsqueeze(1)
+        mean = (nearby[:, 0] / nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)).clamp_min(0)
+        parts = self.scale.sd.square().expand_as(z) if first else z.clamp_min(0).square()
+        of_total = (parts[:, 0] + phi.ratio**2 * parts[:, 1]).clamp_min(_SMALLEST_PART)
+        return parts * (mean / of_total).unsqueeze(1)
 
     @torch.no_grad()
     def _inverse(self, y_ppm: Tensor, measured: Tensor, phi: Separation) -> Tensor:
@@ -242,3 +250,8 @@ class Proximal(nn.Module):
         for _ in range(1, self.config.inverse_steps):
             chi = phi.field_step(field, chi, best, trust)
         return chi.unsqueeze(1) / self.scale.sd.square().sum().sqrt()
+
+
+def _bounded(log_scale: Tensor) -> Tensor:
+    above = functional.leaky_relu(log_scale + _LARGEST_LOG_SCALE, _LEAK) - _LARGEST_LOG_SCALE
+    return above.clamp_max(_LARGEST_LOG_SCALE)
