@@ -29,6 +29,7 @@ from chisep.networks import (
     iterates,
     load,
     measured_channels,
+    without_norms,
 )
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
@@ -408,3 +409,26 @@ class TestLoad:
     def test_headers_hold_what_json_holds(self, folder):
         _, header = load_weights(folder / "unrolled-thesis.safetensors")
         assert json.loads(json.dumps(header)) == header
+
+
+@pytest.mark.parametrize("name", ["chi-sepnet-r2p", "unrolled"])
+def test_without_norms_the_same_comes_out(folder, name):
+    trained = load(folder / f"{name}.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for module in trained.network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+    y = 0.05 * torch.rand((1, len(trained.config.inputs), 12, 12, 12), generator=generator)
+    mask = torch.ones((1, 1, 12, 12, 12), dtype=torch.bool)
+    phi = Separation(Dipole(Grid((12, 12, 12), (1.0, 1.0, 1.0))), 0.8, mask[:, 0])
+    expected = trained.network.iterates(y, mask, phi)[-1]
+    plain = without_norms(trained)
+    assert plain.config.unet.norm == "none"
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in plain.network.modules())
+    torch.testing.assert_close(plain.network.iterates(y, mask, phi)[-1], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_norms_of_each_pass_cannot_be_left_out(folder):
+    with pytest.raises(InputError, match="norms of each pass"):
+        without_norms(load(folder / "unrolled-thesis.safetensors"))

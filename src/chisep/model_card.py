@@ -46,7 +46,8 @@ def model_card(card: Mapping[str, Any]) -> str:
 def _page(card: Mapping[str, Any]) -> str:
     network, recipe, data = card["network"], card["recipe"], card["training_data"]
     unrolled = network["unrolled"]
-    shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {network['unet']['norm']} norm"
+    norm = {"none": "no"}.get(network["unet"]["norm"], network["unet"]["norm"])
+    shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {norm} norm"
     if unrolled:
         shape += f", {unrolled['iterations']} iterations with physics, α from {unrolled['alpha']:g}"
     if proximal := network.get("proximal"):

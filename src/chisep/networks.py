@@ -19,7 +19,7 @@ from chisep.io.weights import load_header, load_weights
 from chisep.models.chisepnet import OnePass
 from chisep.models.network import NOISE, SOURCES, Channel, Network, NetworkConfig, Statistics, build
 from chisep.models.proximal import ProximalConfig
-from chisep.models.unet import UNet, UNetConfig
+from chisep.models.unet import PassBatchNorm, UNet, UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
@@ -142,6 +142,40 @@ def fuse(network: Network) -> Network:
         if isinstance(module, UNet):
             module.fuse()
     return network
+
+
+def without_norms(trained: Trained) -> Trained:
+    """Return a network without norms that makes the same, from one with batch norms.
+
+    Parameters
+    ----------
+    trained
+        Its batch norms are folded into its convolutions.
+
+    Raises
+    ------
+    InputError
+        If one U-net makes several passes, each with norms of its own.
+    """
+    if any(isinstance(module, PassBatchNorm) for module in trained.network.modules()):
+        raise InputError(
+            "network",
+            found="norms of each pass in one U-net",
+            wanted="one U-net each",
+            remedy="Start from weights of a network whose passes share no U-net, or keep the batch norm.",
+        )
+    plain = replace(trained.config, unet=replace(trained.config.unet, norm="none"))
+    network = build(plain, trained.statistics).eval()
+    kinds = (torch.nn.Conv3d, torch.nn.ConvTranspose3d)
+    own, folded = (
+        [module for module in some.modules() if isinstance(module, kinds)]
+        for some in (network, fuse(trained.network))
+    )
+    for convolution, other in zip(own, folded, strict=True):
+        convolution.load_state_dict(other.state_dict())
+    apart = {name: value for name, value in trained.network.state_dict().items() if "." not in name}
+    network.load_state_dict(apart, strict=False)
+    return Trained(network, plain, trained.header)
 
 
 def _statistics(header: Mapping[str, Any]) -> Statistics:

@@ -207,6 +207,19 @@ class TestStart:
         assert after["start"]["best_step"] == before["best_step"]
         assert "start" not in before
 
+    def test_without_the_norms_of_the_start(self, dataset, tmp_path):
+        """Batch norms are folded; what is trained starts from the same function."""
+        first = tiny("thesis-baseline", epochs=1)
+        train(config(tmp_path / "first", dataset, first))
+        plain = replace(first.network, unet=replace(first.network.unet, norm="none"))
+        still = replace(first, network=plain, optimiser=OptimiserConfig(learning_rate=1e-12))
+        start = str(tmp_path / "first" / "weights.safetensors")
+        done = train(config(tmp_path / "second", dataset, still, start=start, precision="32-true"))
+        again = replace(first, optimiser=still.optimiser)
+        same = train(config(tmp_path / "same", dataset, again, start=start, precision="32-true"))
+        assert done.best_loss == pytest.approx(same.best_loss, rel=0.02)
+        assert not any("running" in name for name in tensors(tmp_path / "second"))
+
     def test_and_after_a_stop_from_its_own_checkpoint(self, straight, dataset, tmp_path):
         start, recipe = str(straight / "weights.safetensors"), tiny("thesis-unrolled", epochs=2)
         train(config(tmp_path / "whole", dataset, recipe, start=start))

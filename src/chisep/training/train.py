@@ -283,8 +283,14 @@ def train(
 
 
 def _fitting(weights: str, recipe: Recipe) -> networks.Trained:
-    """Load the weights that a training starts from, if they are of a network like its own."""
+    """Load the weights that a training starts from, if they are of a network like its own.
+
+    Batch norms are folded for a network without norms: in training a batch norm divides by how strong the
+    lesions of its crops are, and so hides it from the network.
+    """
     start = networks.load(weights)
+    if recipe.network.unet.norm == "none" and start.config.unet.norm == "batch":
+        start = networks.without_norms(start)
     try:
         build(recipe.network, start.statistics).load_state_dict(start.network.state_dict())
     except (InputError, RuntimeError) as error:
