@@ -70,6 +70,7 @@ def _page(card: Mapping[str, Any]) -> str:
         "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
         f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
         f"seed {recipe['seed']}",
+        **({"after training": after} if (after := card.get("after_training")) else {}),
         "loss": _joined(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight),
         "best validation loss": f"{loss:.4f} after step {card['best_step']}",
         "made by": f"chisep {made_by['chisep']}, commit {made_by['commit']}",

@@ -106,28 +106,34 @@ def test_the_last_step_moves_what_the_u_net_is_unsure_of():
     assert moved[1][1] > 100 * moved[1][0]
 
 
-def test_steps_follow_r2prime_where_it_is_far_off_beyond_its_noise():
-    """A lesion ten times as strong as the prior expects, and a U-net that halves it and is sure of that."""
+def test_the_first_step_follows_r2prime_where_it_is_far_off_beyond_its_noise():
+    """A lesion ten times as strong as what the prior expects."""
     lesion = torch.zeros_like(MASK)
     lesion[:, :, 1:4, 1:3, 2:5] = True
     rows = ROWS.clone()
     rows[:, 0] = (rows[:, 0] + 0.6 * lesion.squeeze(1)) * MASK.squeeze(1)
     y = torch.cat((rows, 4 * SIGMA), dim=1)
     inside = (lesion & MASK).squeeze(1)
+    left = []
+    for adaptive in (True, False):
+        made = silent(make(passes=1, last_steps=0, adaptive=adaptive))(y, MASK, PHI)
+        left.append((rows[:, 0] - PHI.total(made))[inside])
+    assert left[0].square().mean() < 0.2 * left[1].square().mean()
 
-    def left(x):
-        return (rows[:, 0] - PHI.total(x[:, :2]))[inside].square().mean()
 
-    first, plain = (
-        left(silent(make(passes=1, last_steps=0, adaptive=adaptive))(y, MASK, PHI))
-        for adaptive in (True, False)
-    )
-    assert first < 0.2 * plain
-    network = silent(make(passes=2, last_steps=0, uncertainty=True))
-    network.unets[0].head.bias.data[0] = -0.3 / network.scale.sd[0].item()
-    network.unets[0].head.bias.data[2:] = -6.0
-    halved, last = network.iterates(y, MASK, PHI)
-    assert left(last) < 0.3 * left(halved)
+def test_further_last_steps_move_only_where_the_u_net_is_unsure():
+    """A U-net that is unsure in one half: more steps there, none elsewhere."""
+    unsure = torch.zeros_like(MASK)
+    unsure[..., : SHAPE[-1] // 2] = True
+    made = {}
+    for steps in (1, 2):
+        network = silent(make(passes=1, last_steps=steps, uncertainty=True, widest=30.0))
+        u_net = network.unets[0]
+        network.unets[0] = Told(u_net, unsure)
+        made[steps] = network(Y, MASK, PHI)[:, :2]
+    moved = (made[2] - made[1]).abs().amax(1, keepdim=True)
+    assert moved[unsure & MASK].mean() > 1e-4
+    assert moved[~unsure & MASK].max() < 1e-9
 
 
 def test_a_scale_that_fell_below_the_smallest_learns_on():
@@ -135,6 +141,19 @@ def test_a_scale_that_fell_below_the_smallest_learns_on():
     network.unets[0].head.bias.data[2:] = -20.0
     (network(Y, MASK, PHI)[:, :2] - X).square().sum().backward()
     assert (network.unets[0].head.bias.grad[2:].abs() > 0).all()
+
+
+class Told(torch.nn.Module):
+    """A U-net that says where it is unsure of both sources."""
+
+    def __init__(self, unet, unsure):
+        super().__init__()
+        self.unet, self.unsure = unet, unsure
+
+    def forward(self, x, number=0):
+        made = self.unet(x, number)
+        made[:, 2:] = torch.where(self.unsure, 0.0, -3.0)
+        return made
 
 
 def test_what_was_not_measured_does_not_matter():

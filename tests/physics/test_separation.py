@@ -193,3 +193,39 @@ def test_data_step_takes_what_is_not_trusted_from_where_it_starts():
     torch.testing.assert_close(step, phi.field_step(field, start, torch.tensor(50.0), trust))
     masked = Separation(dipole, 0.6, trust > 0)
     torch.testing.assert_close(step, masked.field_step(lost, start, torch.tensor(50.0)))
+
+
+def test_data_step_moves_each_voxel_by_its_own_width(phi):
+    """A voxel of the usual width moves by the step of that, one of the widest by the step of that."""
+    z, r2prime, field = (
+        0.02 * random(2, *GRID.shape, seed=1),
+        random(*GRID.shape, seed=2),
+        random(*GRID.shape),
+    )
+    prior = torch.ones(2, *GRID.shape, dtype=torch.float64)
+    prior[:, 0, 0, 0] = 1000.0
+    weight, none = (torch.tensor(value, dtype=torch.float64) for value in (2.0, 0.0))
+
+    def step(weight, widest=1.0, prior=prior):
+        return phi.data_step(r2prime, field, z, none, weight, prior=prior, widest=widest)
+
+    made, narrow, wide = step(weight, 30.0), step(weight), step(30 * weight)
+    torch.testing.assert_close(made[:, 0, 0, 0], wide[:, 0, 0, 0])
+    assert not torch.allclose(made[:, 0, 0, 0], narrow[:, 0, 0, 0])
+    even = torch.ones_like(prior)
+    torch.testing.assert_close(step(weight, 30.0, even), step(weight, 1.0, even))
+
+
+def test_a_further_step_leaves_voxels_of_the_usual_width(phi):
+    z, r2prime, field = (
+        0.02 * random(2, *GRID.shape, seed=1),
+        random(*GRID.shape, seed=2),
+        random(*GRID.shape),
+    )
+    prior = torch.ones(2, *GRID.shape, dtype=torch.float64)
+    prior[:, :2] = 1000.0
+    one = torch.tensor(1.0, dtype=torch.float64)
+    made = phi.data_step(r2prime, field, z, one, one, prior=prior, widest=30.0, only_wide=True)
+    moved = (made - z).abs().amax(0)
+    assert moved[:2].min() > 1e-6
+    assert moved[2:].max() == 0

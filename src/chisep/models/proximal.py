@@ -33,7 +33,7 @@ _UNKNOWN_PPM = 1.0
 _LARGEST_LOG_SCALE = 6.0
 _LEAK = 0.1
 """Slope of a log scale below the smallest: without, what once fell below it would learn no more."""
-_SMALLEST_WEIGHT = _SMALLEST_PART = 1e-12
+_SMALLEST_WEIGHT = 1e-12
 _NEIGHBOURS = 5
 """Edge in voxels of the neighbourhood in which R2' tells how far off it is."""
 
@@ -49,12 +49,14 @@ class ProximalConfig:
     data_steps: bool = True
     """Whether there are data steps; without, U-nets follow each other."""
     adaptive: bool = True
-    """Whether every voxel's prior is as wide as the U-net before tells its error to be, and between U-nets as
-    R2' is off beyond its noise; else one for all."""
+    """Whether every voxel's prior is as wide as the U-net before tells its error to be, and in the first step
+    as R2' is off beyond its noise; else one for all."""
     inverse_steps: int = 3
     """Field steps of the plain inversion of the field that U-nets are shown; 0 for none."""
     last_steps: int = 1
-    """Data steps after the last U-net, which relieve underestimation."""
+    """Data steps after the last U-net, which relieve underestimation; further ones move only what is wide."""
+    widest: float = 1.0
+    """Largest variance of a voxel's χ that the last steps know, over the usual one; 1 for one for all."""
     uncertainty: bool = True
     """Whether U-nets tell how far off each source may be."""
     padding: float = 1.5
@@ -70,7 +72,12 @@ class ProximalConfig:
         sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb)
         padded = 1 <= self.padding < math.inf
         counted = self.passes >= 1 and min(self.inverse_steps, self.last_steps) >= 0
-        if not counted or not padded or not all(0 < size < math.inf for size in sizes):
+        if (
+            not counted
+            or not 1 <= self.widest < math.inf
+            or not padded
+            or not all(0 < size < math.inf for size in sizes)
+        ):
             raise InputError(
                 "proximal",
                 found=f"{self}",
@@ -175,8 +182,9 @@ class Proximal(nn.Module):
             found.append(z)
             if self.config.uncertainty:
                 told = _bounded(made[:, count:].to(z.dtype))
-        for _ in range(self.config.last_steps):
-            z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi) * mask
+        for step in range(self.config.last_steps):
+            further = step > 0 and self.config.widest > 1
+            z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi, further) * mask
         if told is not None:
             found[-1] = torch.cat((found[-1], told.exp() * (0.1 * self.scale.sd) * mask), dim=1)
         return found
@@ -189,7 +197,14 @@ class Proximal(nn.Module):
         return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), _UNKNOWN_PPM)
 
     def _data_step(
-        self, rows: Tensor, z: Tensor, weights: Tensor, told: Tensor | None, number: int, phi: Separation
+        self,
+        rows: Tensor,
+        z: Tensor,
+        weights: Tensor,
+        told: Tensor | None,
+        number: int,
+        phi: Separation,
+        further: bool = False,
     ) -> Tensor:
         factors = self.log_weights[number].exp()
         field_weights = weights[:, -1]
@@ -200,10 +215,13 @@ class Proximal(nn.Module):
         prior = None
         if self.config.adaptive:
             prior = self._prior(told, z)
-            if number < self.config.passes:  # in last steps it changed nothing
-                prior = prior + self._excess(rows[:, 0], z, weights[:, 0], told is None, phi)
+            if told is None:
+                prior = prior + self._excess(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
         weight = factors[0] * weights[:, 0]
-        return phi.data_step(rows[:, 0], rows[:, 1], z, weight, weight_field, trust, prior)
+        widest = self.config.widest if prior is not None and number == self.config.passes else 1.0
+        return phi.data_step(
+            rows[:, 0], rows[:, 1], z, weight, weight_field, trust, prior, widest, only_wide=further
+        )
 
     def _prior(self, told: Tensor | None, z: Tensor) -> Tensor:
         """Variance of each source over that which the weights are of.
@@ -213,27 +231,24 @@ class Proximal(nn.Module):
         variance = (self.scale.sd * (1000 / self.config.prior_ppb)).square()
         return variance.expand_as(z) if told is None else variance * (2 * told).exp()
 
-    def _excess(self, r2prime: Tensor, z: Tensor, weight: Tensor, first: bool, phi: Separation) -> Tensor:
-        """Variance by which R2' is off from z beyond its noise, in each source by its part.
+    def _excess(self, residual: Tensor, weight: Tensor, ratio: float | Tensor) -> Tensor:
+        """Variance by which R2' is off beyond its noise, in each source by its variance in the training data.
 
         As Lee's filter has it (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean
-        square in a small neighbourhood, and what is left must be in the sources. So strong lesions give way
-        although no U-net has said so. A source's part is by z², and at first, when z is a mean, by the
-        variance in the training data.
+        square in a small neighbourhood, and what is left must be in the sources.
         """
         unit = self.config.prior_ppb / 1000
         known = weight > 0
-        square = ((r2prime - phi.total(z)) / unit).square()
-        excess = torch.where(known, square - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
+        excess = torch.where(known, (residual / unit).square() - 1 / weight.clamp_min(_SMALLEST_WEIGHT), 0)
         nearby = torch.stack((excess, known.to(excess.dtype)), 1)
         for axis in range(3):
             wide = _NEIGHBOURS if nearby.shape[axis + 2] >= _NEIGHBOURS else 1
             size = [wide if a == axis else 1 for a in range(3)]
             nearby = functional.avg_pool3d(nearby, size, 1, [n // 2 for n in size])
-        mean = (nearby[:, 0] / nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)).clamp_min(0)
-        parts = self.scale.sd.square().expand_as(z) if first else z.clamp_min(0).square()
-        of_total = (parts[:, 0] + phi.ratio**2 * parts[:, 1]).clamp_min(_SMALLEST_PART)
-        return parts * (mean / of_total).unsqueeze(1)
+        mean = nearby[:, 0] / nearby[:, 1].clamp_min(1 / _NEIGHBOURS**3)
+        variance = self.scale.sd.square()
+        of_total = variance[0] + ratio**2 * variance[1]
+        return variance * (mean.clamp_min(0) / of_total).unsqueeze(1)
 
     @torch.no_grad()
     def _inverse(self, y_ppm: Tensor, measured: Tensor, phi: Separation) -> Tensor:

@@ -12,6 +12,7 @@ nothing is measured outside it: rows are 0 there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import Combination, LinearOperator, Stacked
+
+_SMALLEST_VARIANCE = 1e-30
 
 
 class Separation(LinearOperator):
@@ -143,6 +146,8 @@ class Separation(LinearOperator):
         weight_field: Tensor,
         trust: Tensor | None = None,
         prior: Tensor | None = None,
+        widest: float = 1.0,
+        only_wide: bool = False,
     ) -> Tensor:
         """Step from z to what R2' and the field say, without iterations: Kalman updates by one and the other.
 
@@ -166,6 +171,12 @@ class Separation(LinearOperator):
             As of `field_step`.
         prior
             Variance of each source over that which the weights are of, shape (..., 2, i, j, k); 1 if None.
+        widest
+            Largest variance of χ that the field's step knows, over the usual one of the volume (its geometric
+            mean). Every voxel moves as far as its own says, between the steps of the usual and of the widest:
+            one weight that suits all others does not follow a lesion. 1 for one weight for all.
+        only_wide
+            Move voxels only by how near they are to the widest: a further step for lesions alone.
 
         Returns
         -------
@@ -190,10 +201,28 @@ class Separation(LinearOperator):
         asymmetry = inverse * (v_pos - self.ratio * v_neg)
         of_pos = torch.addcmul(v_pos, v_pos, asymmetry, value=-1)
         of_neg = torch.addcmul(v_neg, v_neg, self.ratio * asymmetry)
-        chi = pos - neg
-        change = (self.field_step(field_ppm, chi, weight_field, trust) - chi) / (of_pos + of_neg)
+        chi, variance = pos - neg, (of_pos + of_neg).clamp_min(_SMALLEST_VARIANCE)
+        if widest == 1:
+            change = self.field_step(field_ppm, chi, weight_field, trust) - chi
+            wide = None
+        else:
+            wide = self._nearness(variance, widest)
+            usual, far = self._field_changes(field_ppm, chi, (weight_field, widest * weight_field), trust)
+            change = far if only_wide else usual.lerp(far, wide)
+        change = change / variance
         pos, neg = torch.addcmul(pos, of_pos, change), torch.addcmul(neg, of_neg, change, value=-1)
-        return torch.stack((pos, neg), dim=-4)
+        made = torch.stack((pos, neg), dim=-4)
+        return z.lerp(made, wide.unsqueeze(-4)) if only_wide and wide is not None else made
+
+    def _nearness(self, variance: Tensor, widest: float) -> Tensor:
+        """Tell how near each voxel's variance is to the widest, by its logarithm: 0 is the usual one."""
+        log = variance.log()
+        if self.mask is None:
+            usual = log.mean((-3, -2, -1), keepdim=True)
+        else:
+            voxels = self.mask.sum((-3, -2, -1), keepdim=True).clamp_min(1)
+            usual = (log * self.mask).sum((-3, -2, -1), keepdim=True) / voxels
+        return ((log - usual) / math.log(widest)).clamp(0, 1)
 
     def field_step(
         self, field_ppm: Tensor, chi: Tensor | None, weight: Tensor, trust: Tensor | None = None
@@ -223,8 +252,16 @@ class Separation(LinearOperator):
         that of χ, as far as it is not known (one step of expectation and maximisation), and what χ gains
         in the padding is cut off.
         """
+        (change,) = self._field_changes(field_ppm, chi, (weight,), trust)
+        return change if chi is None else chi + change
+
+    def _field_changes(
+        self, field_ppm: Tensor, chi: Tensor | None, weights: Sequence[Tensor], trust: Tensor | None
+    ) -> list[Tensor]:
+        """Find the changes of χ that the misfit of the field asks for, at each of some weights."""
         kernel = self.dipole.kernel
         residual = self._measured(field_ppm if chi is None else field_ppm - self.dipole.apply(chi))
         spectrum = self.dipole.spectrum(residual if trust is None else residual * trust)
-        change = self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1)))
-        return change if chi is None else chi + change
+        return [
+            self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1))) for weight in weights
+        ]

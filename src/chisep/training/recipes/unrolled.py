@@ -19,7 +19,9 @@ RECIPES = {
         crops=CropConfig(size=64),
     ),
     "unrolled": Recipe(
-        NetworkConfig(WITH_NOISE, SOURCES, proximal=ProximalConfig(inverse_steps=2, last_steps=2)),
+        NetworkConfig(
+            WITH_NOISE, SOURCES, proximal=ProximalConfig(inverse_steps=2, last_steps=2, widest=30.0)
+        ),
         "from R2', field and their noise to sources and how sure they are, under any protocol",
         "chisep, docs/decisions/0009-proximal.md",
         crops=CropConfig(size=64),
