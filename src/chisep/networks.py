@@ -196,7 +196,8 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
     if not (_fits(facts["inputs"], channels) and _fits(facts["outputs"], channels)):
         raise ValueError("channels that are not known")
     unrolled, proximal = facts["unrolled"], facts.get("proximal")
-    for physics, count in ((unrolled, "iterations"), (proximal, "passes")):
+    counts = [(unrolled, "iterations"), *((proximal, f) for f in ("passes", "inverse_steps", "last_steps"))]
+    for physics, count in counts:
         if physics is not None and not physics.get(count, 1) <= _MOST_PASSES:
             raise ValueError(f"more than {_MOST_PASSES} {count}")
     return NetworkConfig(

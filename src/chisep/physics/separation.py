@@ -207,8 +207,10 @@ class Separation(LinearOperator):
             wide = None
         else:
             wide = self._nearness(variance, widest)
-            usual, far = self._field_changes(field_ppm, chi, (weight_field, widest * weight_field), trust)
-            change = far if only_wide else usual.lerp(far, wide)
+            asked = (widest * weight_field,) if only_wide else (widest * weight_field, weight_field)
+            change, *usual = self._field_changes(field_ppm, chi, asked, trust)
+            if usual:
+                change = usual[0].lerp(change, wide)
         change = change / variance
         pos, neg = torch.addcmul(pos, of_pos, change), torch.addcmul(neg, of_neg, change, value=-1)
         made = torch.stack((pos, neg), dim=-4)
