@@ -195,13 +195,14 @@ def test_data_step_takes_what_is_not_trusted_from_where_it_starts():
     torch.testing.assert_close(step, masked.field_step(lost, start, torch.tensor(50.0)))
 
 
+def start_and_rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sources that a step starts from, R2' and field that have nothing to do with them."""
+    return 0.02 * random(2, *GRID.shape, seed=1), random(*GRID.shape, seed=2), random(*GRID.shape)
+
+
 def test_data_step_moves_each_voxel_by_its_own_width(phi):
     """A voxel of the usual width moves by the step of that, one of the widest by the step of that."""
-    z, r2prime, field = (
-        0.02 * random(2, *GRID.shape, seed=1),
-        random(*GRID.shape, seed=2),
-        random(*GRID.shape),
-    )
+    z, r2prime, field = start_and_rows()
     prior = torch.ones(2, *GRID.shape, dtype=torch.float64)
     prior[:, 0, 0, 0] = 1000.0
     weight, none = (torch.tensor(value, dtype=torch.float64) for value in (2.0, 0.0))
@@ -217,11 +218,7 @@ def test_data_step_moves_each_voxel_by_its_own_width(phi):
 
 
 def test_a_further_step_leaves_voxels_of_the_usual_width(phi):
-    z, r2prime, field = (
-        0.02 * random(2, *GRID.shape, seed=1),
-        random(*GRID.shape, seed=2),
-        random(*GRID.shape),
-    )
+    z, r2prime, field = start_and_rows()
     prior = torch.ones(2, *GRID.shape, dtype=torch.float64)
     prior[:, :2] = 1000.0
     one = torch.tensor(1.0, dtype=torch.float64)

@@ -81,8 +81,8 @@ class ProximalConfig:
             raise InputError(
                 "proximal",
                 found=f"{self}",
-                wanted="one pass or more, no number of steps below 0, a padding of 1 or more, and a prior "
-                "and errors above 0",
+                wanted="one pass or more, no number of steps below 0, a padding and a widest variance of 1 "
+                "or more, and a prior and errors above 0",
                 remedy="Correct the options.",
             )
 
@@ -183,8 +183,7 @@ class Proximal(nn.Module):
             if self.config.uncertainty:
                 told = _bounded(made[:, count:].to(z.dtype))
         for step in range(self.config.last_steps):
-            further = step > 0 and self.config.widest > 1
-            z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi, further) * mask
+            z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi, step > 0) * mask
         if told is not None:
             found[-1] = torch.cat((found[-1], told.exp() * (0.1 * self.scale.sd) * mask), dim=1)
         return found

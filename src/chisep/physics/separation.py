@@ -176,7 +176,8 @@ class Separation(LinearOperator):
             mean). Every voxel moves as far as its own says, between the steps of the usual and of the widest:
             one weight that suits all others does not follow a lesion. 1 for one weight for all.
         only_wide
-            Move voxels only by how near they are to the widest: a further step for lesions alone.
+            Move voxels only by how near they are to the widest: a further step for lesions alone. Without
+            effect where there is one weight for all.
 
         Returns
         -------
@@ -202,19 +203,16 @@ class Separation(LinearOperator):
         of_pos = torch.addcmul(v_pos, v_pos, asymmetry, value=-1)
         of_neg = torch.addcmul(v_neg, v_neg, self.ratio * asymmetry)
         chi, variance = pos - neg, (of_pos + of_neg).clamp_min(_SMALLEST_VARIANCE)
-        if widest == 1:
-            change = self.field_step(field_ppm, chi, weight_field, trust) - chi
-            wide = None
-        else:
-            wide = self._nearness(variance, widest)
-            asked = (widest * weight_field,) if only_wide else (widest * weight_field, weight_field)
-            change, *usual = self._field_changes(field_ppm, chi, asked, trust)
-            if usual:
-                change = usual[0].lerp(change, wide)
+        near = None if widest == 1 else self._nearness(variance, widest)
+        both = near is not None and not only_wide
+        asked = (widest * weight_field, weight_field) if both else (widest * weight_field,)
+        change, *usual = self._field_changes(field_ppm, chi, asked, trust)
+        if near is not None and usual:
+            change = usual[0].lerp(change, near)
         change = change / variance
         pos, neg = torch.addcmul(pos, of_pos, change), torch.addcmul(neg, of_neg, change, value=-1)
         made = torch.stack((pos, neg), dim=-4)
-        return z.lerp(made, wide.unsqueeze(-4)) if only_wide and wide is not None else made
+        return z.lerp(made, near.unsqueeze(-4)) if near is not None and only_wide else made
 
     def _nearness(self, variance: Tensor, widest: float) -> Tensor:
         """Tell how near each voxel's variance is to the widest, by its logarithm: 0 is the usual one."""
