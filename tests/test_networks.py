@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from itertools import permutations, product
 from pathlib import Path
@@ -59,8 +60,8 @@ CONFIGS = {
         ("field", "field_sigma"), ("chi",), UNET, proximal=ProximalConfig(passes=2)
     ),
 }
-PASSES = {"unrolled-thesis": 3, "unrolled": 2, "unrolled-qsm": 2}
-FACTORS = {"chi_pos": 1.5, "chi_neg": 1.25, "chi": 2.0}
+ITERATES = {"unrolled-thesis": 3, "unrolled": 3, "unrolled-qsm": 3}
+FACTORS = {"chi_pos": [[0.01, 1.5], [0.02, 3.0]], "chi_neg": 1.25, "chi": 2.0}
 """From scales to standard deviations."""
 OF_METHOD = {**{name: name for name in CONFIGS if name != "r2s"}, "chi-sepnet-r2s": "chi-sepnet-r2p"}
 """Weights of every network method."""
@@ -123,7 +124,7 @@ class TestIterates:
         with torch.no_grad():
             expected = trained.network.iterates(y[None], mask[None, None], phi)
         found = iterates(trained, channels(), MAPS.mask, MAPS.grid, ratio=0.8, precision="single")
-        assert len(found) == len(expected) == PASSES.get(name, 1)
+        assert len(found) == len(expected) == ITERATES.get(name, 1)
         for x, part in zip(found, expected, strict=True):
             assert x.shape == (part.shape[1], *MAPS.mask.shape)
             torch.testing.assert_close(x[:, *box], part[0])
@@ -251,7 +252,9 @@ class TestMethods:
         last = iterates(trained, inputs, noisy.mask, noisy.grid, ratio=0.8, precision="single")[-1]
         assert torch.equal(made.chi_pos_ppm, last[0].clamp(min=0))
         assert torch.equal(made.chi_neg_ppm, last[1].clamp(min=0))
-        torch.testing.assert_close(made.chi_pos_sigma_ppm, 1.5 * last[2])
+        level = float(inputs["r2prime_sigma"][noisy.mask].median())
+        assert 0.01 < level < 0.02
+        torch.testing.assert_close(made.chi_pos_sigma_ppm, (1.5 + 1.5 * math.log2(level / 0.01)) * last[2])
         torch.testing.assert_close(made.chi_neg_sigma_ppm, 1.25 * last[3])
         assert (made.chi_pos_sigma_ppm[noisy.mask] > 0).all()
         chi = methods.invert(noisy, "unrolled-qsm", options(folder, "unrolled-qsm"))

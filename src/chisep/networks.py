@@ -19,6 +19,7 @@ from chisep.io.weights import load_header, load_weights
 from chisep.models.chisepnet import OnePass
 from chisep.models.network import NOISE, SOURCES, Channel, Network, NetworkConfig, Statistics, build
 from chisep.models.proximal import ProximalConfig
+from chisep.models.sigma import Factors, are_factors, factor_at, noise_level, noise_of
 from chisep.models.unet import PassBatchNorm, UNet, UNetConfig
 from chisep.models.unrolled import UnrolledConfig
 from chisep.physics.dipole import Dipole
@@ -188,8 +189,8 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
     if not isinstance(header.get("training_data", {}), Mapping):
         raise ValueError("training_data that is no object")
     factors = header.get("sigma_factors", {})
-    if not (isinstance(factors, Mapping) and all(_is_factor(value) for value in factors.values())):
-        raise ValueError("sigma_factors that are no numbers above 0")
+    if not (isinstance(factors, Mapping) and all(are_factors(value) for value in factors.values())):
+        raise ValueError("sigma_factors that are neither numbers above 0 nor pairs of them of rising noise")
     if not isinstance(facts.get("b0_along_z", False), bool):
         raise ValueError("b0_along_z that is neither true nor false")
     channels = tuple[Channel, ...]
@@ -208,10 +209,6 @@ def network_of(header: Mapping[str, Any]) -> NetworkConfig:
         None if proximal is None else _config_of(ProximalConfig, proximal),
         facts.get("b0_along_z", False),
     )
-
-
-def _is_factor(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _config_of(kind: type[C], facts: Mapping[str, Any]) -> C:
@@ -348,10 +345,10 @@ def invert(
         If the weights cannot be read, or are not of a network from field to χ.
     """
     trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
-    made = _applied(trained, maps, options)
+    made, sigmas = _applied(trained, maps, options)
     if progress is not None:
         progress(1, 1)
-    return Susceptibility(made[0], chi_sigma_ppm=_sigmas(trained, made).get("chi"))
+    return Susceptibility(made[0], chi_sigma_ppm=sigmas.get("chi"))
 
 
 def separate(
@@ -373,11 +370,10 @@ def separate(
     """
     known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values()}
     trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
-    made = _applied(trained, maps, options)
+    made, sigmas = _applied(trained, maps, options)
     if progress is not None:
         progress(1, 1)
-    sigmas = _sigmas(trained, made)
-    pos, neg = made[:2].clamp_min(0)
+    pos, neg = made.clamp_min(0)
     return Sources(
         pos,
         neg,
@@ -386,10 +382,13 @@ def separate(
     )
 
 
-def _applied(trained: Trained, maps: Maps, options: NetworkOptions) -> Tensor:
-    """Return what a network makes of the maps in the end, shape (channel, i, j, k)."""
+def _applied(trained: Trained, maps: Maps, options: NetworkOptions) -> tuple[Tensor, dict[str, Volume]]:
+    """Return what a network makes of maps in the end, (output, i, j, k), and standard deviations by output.
+
+    The latter are none for a network that does not tell its error.
+    """
     channels = measured_channels(maps, trained.config.inputs, options)
-    return iterates(
+    made = iterates(
         trained,
         channels,
         # Networks that know the noise of every voxel take sources where the field is lost.
@@ -399,22 +398,20 @@ def _applied(trained: Trained, maps: Maps, options: NetworkOptions) -> Tensor:
         precision=options.precision,
         last_only=True,
     )[-1]
+    outputs, noise = trained.config.outputs, noise_of(trained.config)
+    factors: Mapping[str, Factors] = trained.header.get("sigma_factors", {})
+    level = math.inf if noise is None else noise_level(channels[noise][maps.mask])
+    sigmas: dict[str, Volume] = {
+        name: factor_at(factors.get(name, math.sqrt(2)), level) * made[len(outputs) + number]
+        for number, name in enumerate(outputs)
+        if made.shape[0] > len(outputs)
+    }
+    return made[: len(outputs)], sigmas
 
 
 def takes_noise(config: NetworkConfig) -> bool:
     """Whether a network wants to be told the noise of its inputs."""
     return not set(NOISE.values()).isdisjoint(config.inputs)
-
-
-def _sigmas(trained: Trained, made: Tensor) -> dict[str, Volume]:
-    """Return standard deviations by output, of what a network that tells its error made."""
-    outputs = trained.config.outputs
-    factors: Mapping[str, float] = trained.header.get("sigma_factors", {})
-    return {
-        name: float(factors.get(name, math.sqrt(2))) * made[len(outputs) + number]
-        for number, name in enumerate(outputs)
-        if made.shape[0] > len(outputs)
-    }
 
 
 def measured_channels(

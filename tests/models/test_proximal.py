@@ -61,6 +61,15 @@ def test_last_steps_have_one_weight():
     assert make(last_steps=3).log_weights.shape == make(last_steps=1).log_weights.shape
 
 
+def test_every_u_net_and_the_last_steps_are_iterates():
+    """So that what each U-net makes can have a loss, and a line in tables."""
+    found = make(passes=2, last_steps=2).iterates(Y, MASK, PHI)
+    before = make(passes=2, last_steps=0).iterates(Y, MASK, PHI)
+    assert len(found) == len(before) + 1 == 3
+    for x, y in zip(found, before, strict=False):
+        torch.testing.assert_close(x, y)
+
+
 def test_nothing_outside_the_mask():
     for x in make().iterates(Y, MASK, PHI):
         assert x.shape == X.shape

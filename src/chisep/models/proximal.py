@@ -28,7 +28,7 @@ WHOLE_PADDING = 1.25
 """Size of the grid of data steps over that of a whole volume. What a head does to itself across the edge is
 then 0.2 ppb, far below what a field is known to, and transforms have a quarter of the points of those at
 twice the size. A crop is full up to its edges and wants more."""
-_UNKNOWN_PPM = 1.0
+UNKNOWN_PPM = 1.0
 """Noise of what was not measured: that of no map is as large."""
 _LARGEST_LOG_SCALE = 6.0
 _LEAK = 0.1
@@ -138,7 +138,7 @@ class Proximal(nn.Module):
         return self.iterates(y_ppm, mask, phi)[-1]
 
     def iterates(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> list[Tensor]:
-        """Return what each pass makes.
+        """Return what each U-net makes, and then what the last data steps make of it.
 
         Parameters
         ----------
@@ -183,7 +183,9 @@ class Proximal(nn.Module):
             if self.config.uncertainty:
                 told = _bounded(made[:, count:].to(z.dtype))
         for step in range(self.config.last_steps):
-            z = found[-1] = self._data_step(rows, z, weights, told, self.config.passes, phi, step > 0) * mask
+            z = self._data_step(rows, z, weights, told, self.config.passes, phi, step > 0) * mask
+        if self.config.last_steps:
+            found.append(z)
         if told is not None:
             found[-1] = torch.cat((found[-1], told.exp() * (0.1 * self.scale.sd) * mask), dim=1)
         return found
@@ -193,7 +195,7 @@ class Proximal(nn.Module):
         beyond = self.log_errors.exp().reshape(-1, 1, 1, 1)
         if not self.noise:
             return beyond.expand_as(y_ppm[:, : self.row_count])
-        return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), _UNKNOWN_PPM)
+        return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), UNKNOWN_PPM)
 
     def _data_step(
         self,

@@ -27,6 +27,7 @@ from chisep.errors import InputError
 from chisep.io.files import checksum, make_directory, write_json
 from chisep.io.weights import load_header, save_weights
 from chisep.models.network import build
+from chisep.models.sigma import Factors
 from chisep.training.calibration import sigma_factors
 from chisep.training.data import (
     BatchSampler,
@@ -389,7 +390,7 @@ def _sigma_factors(
     found: Mapping[str, tuple[float, float]],
     tensors: Mapping[str, Tensor],
     scaling: Dataset[Example],
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Factors]]:
     proximal = recipe.network.proximal
     if proximal is None or not proximal.uncertainty:
         return {}

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from tyro.conf import Positional
 
 import chisep
-from chisep import networks
+from chisep import figures, networks
 from chisep.experiments import Progress
 from chisep.experiments.budget import BudgetConfig, Run, budgeted, require_known, wide
 from chisep.experiments.texts import markdown, number
 from chisep.experiments.thesis.data import finite, kept
 from chisep.experiments.thesis.networks import Clock, trained_weights
-from chisep.io.files import checksum, make_directory, write_json, write_text
+from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
 from chisep.models.network import MEASURED_ROWS, SOURCES
 from chisep.models.proximal import ProximalConfig
@@ -36,6 +37,13 @@ _SECOND_SEED = 1
 _KINDS = {"tissue": (0.0, 0.15), "lesions": (0.15, math.inf)}
 """What errors are told of apart, by χ_pos + χ_neg in ppm: an error of both together is that of a few strong
 lesions."""
+_STANDARD = ProtocolConfig(standard_share=1.0, gre_only_share=0.0)
+_PROTOCOLS = {
+    "one protocol": _STANDARD,
+    "any protocol": ProtocolConfig(standard_share=0.0, gre_only_share=0.0),
+    "one protocol, SNR 25": replace(_STANDARD, snr=(25.0, 25.0)),
+}
+"""Of the crops that results are of, by the title that tables have them under."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +68,13 @@ class AblationsConfig(BudgetConfig):
 def runs(config: AblationsConfig) -> list[Run]:
     """All runs in the order in which they are trained, the most wanted first."""
     whole, baseline = (budgeted(find(name), config) for name in ("unrolled", "unrolled-baseline"))
-    standard = replace(baseline, protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0))
+    standard = replace(baseline, protocol=_STANDARD)
     twice = tuple(2 * width for width in config.widths)
     return [
         Run("unrolled", "all parts, two passes", whole),
         Run("baseline", "χ-sepnet-R2', one protocol", standard),
         Run("baseline-wide", "the same, twice as wide", wide(standard, twice)),
-        Run("one-protocol", "all parts, trained on one protocol", replace(whole, protocol=standard.protocol)),
+        Run("one-protocol", "all parts, trained on one protocol", replace(whole, protocol=_STANDARD)),
         Run("instance-norm", "instance norm instead of batch norm", _normed(whole, "instance")),
         Run("no-norm", "no norm", _normed(whole, "none")),
         Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_steps=0)),
@@ -146,7 +154,11 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
         if weights is None:
             clock.warn(f"{', '.join(r.name for r in chosen[done:])} not done")
             break
-        key = {"Weights": checksum(weights), "Crops": config.test_crops}
+        key = {
+            "Weights": checksum(weights),
+            "Crops": config.test_crops,
+            "Protocols": {name: asdict(protocol) for name, protocol in _PROTOCOLS.items()},
+        }
         kept(_path(config, run), key, partial(_judged, config, run, weights, heads))
     if progress is not None:
         progress("ablations", len(chosen), len(chosen))
@@ -173,11 +185,9 @@ def _path(config: AblationsConfig, run: Run) -> Path:
 
 @torch.no_grad()
 def _judged(config: AblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
-    """NRMSE of both sources over crops under the one protocol and under any."""
+    """NRMSE of both sources over crops under each of the protocols."""
     trained = networks.load(weights)
     validation = heads.read()[1]
-    one = ProtocolConfig(standard_share=1.0, gre_only_share=0.0)
-    protocols = {"standard": one, "any": ProtocolConfig(standard_share=0.0, gre_only_share=0.0)}
     header = load_header(weights)
     return {
         "run": run.name,
@@ -186,7 +196,7 @@ def _judged(config: AblationsConfig, run: Run, weights: Path, heads: _Heads) -> 
         "validation_loss": header["metrics"]["validation_loss"],
         "nrmse_percent": {
             name: _nrmse(trained, _crops(validation, run, protocol, config))
-            for name, protocol in protocols.items()
+            for name, protocol in _PROTOCOLS.items()
         },
     }
 
@@ -231,23 +241,25 @@ def _write(config: AblationsConfig) -> list[Path]:
         "Runs": {run.name: json.loads(json.dumps(asdict(run.recipe))) for run in runs(config)},
         "Rows": rows,
     }
-    return [
+    written = [
         write_text(config.out / "ablations.md", page(config, rows)),
         write_json(config.out / "ablations.json", found),
     ]
+    if rows:
+        written.append(write_bytes(config.out / "ablations.png", figures.png(_figure(rows))))
+    return written
 
 
 def page(config: AblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the results as Markdown."""
-    protocols = {"standard": "one protocol", "any": "any protocol"}
-    head = [f"{text}: {kind}" for text in protocols.values() for kind in _KINDS]
+    head = [f"{name}: {kind}" for name in _PROTOCOLS for kind in _KINDS]
     lines = [
         [
             row["title"],
             f"{row['parameters'] / 1e6:.2f}",
             *(
                 "/".join(f"{number(row['nrmse_percent'][name][kind][source]):.1f}" for source in SOURCES)
-                for name in protocols
+                for name in _PROTOCOLS
                 for kind in _KINDS
             ),
         ]
@@ -263,3 +275,20 @@ def page(config: AblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
             markdown(["network", "parameters (10⁶)", *head], lines),
         )
     )
+
+
+def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bars of errors in tissue."""
+    titles = {"chi_pos": figures.CHI_POS, "chi_neg": figures.CHI_NEG}
+    panels = [
+        figures.Bars(
+            f"{titles[source]}: NRMSE in tissue (%)",
+            [row["title"] for row in rows],
+            {
+                name: [number(row["nrmse_percent"][name]["tissue"][source]) for row in rows]
+                for name in _PROTOCOLS
+            },
+        )
+        for source in SOURCES
+    ]
+    return figures.bars(panels)

@@ -176,9 +176,10 @@ def page(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
             _lesion_table(summary),
             "## Errors of the parts, and of regional means (RMS, ppb)\n",
             _budget_table(summary),
-            "## Slope by pass of the unrolled network\n",
+            "## Slopes on the way through the unrolled network\n\n"
+            "After each U-net, and after the last data steps.\n",
             markdown(
-                ["pass", *GRADED],
+                ["after", *GRADED],
                 [
                     [str(n + 1), *(slope_text(summary["Passes"][kind][n]) for kind in GRADED)]
                     for n in range(len(summary["Passes"]["hemorrhage"]))
