@@ -897,7 +897,7 @@ class _Hand:
                 continue
             log.warning("%s: its worker says nothing any more; it is started again", name)
             state.heard = now
-            with contextlib.suppress(OSError, TimeoutError, ValueError):  # gone by now
+            with contextlib.suppress(OSError, TimeoutError, ValueError, KeyError):  # gone by now, or since
                 self._client.restart_workers([worker], timeout=_CONNECT_S, raise_for_error=False)
             if state.throw_back() > self._work.retries:
                 del self._under_way[future]
