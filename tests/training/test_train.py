@@ -59,13 +59,13 @@ def run_script(name: str, out: Path, dataset: Path) -> subprocess.CompletedProce
 @pytest.mark.parametrize("name", [name for name in recipes() if not name.endswith("-small")])
 def test_the_loss_falls(name, dataset, tmp_path):
     """Of the same crops after every epoch of four steps: crops differ by more than so few steps gain."""
-    recipe = tiny(name, epochs=12)
+    recipe = tiny(name, epochs=24)
     done = train(config(tmp_path, dataset, recipe))
-    assert done.epochs == 12
+    assert done.epochs == 24
     assert np.isfinite([value for _, value in course(tmp_path, "loss")]).all()
     losses = [value for _, value in course(tmp_path, "val_loss")]
-    assert len(losses) == 12
-    assert done.best_loss < 0.95 * losses[0]
+    assert len(losses) == 24
+    assert done.best_loss < 0.92 * losses[0]
     assert done.best_loss == pytest.approx(min(losses))
 
 
