@@ -335,7 +335,7 @@ def test_clocks_that_jump(raw, undisturbed, tmp_path):
 def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
     """As one whose disk does not answer: it lives, and says nothing. The patience is less than a user's."""
     out = tmp_path / "out"
-    change = "import chisep.cohort; chisep.cohort._SILENCE_S = 10.0"
+    change = "import chisep.cohort; chisep.cohort._SILENCE_S = 30.0"
     with started([*changed(tmp_path, change), "run", str(raw), str(out), *QUICK], tmp_path / "log") as run:
         run.until_said("sub-0[12]: field")
         run.workers()[0].suspend()

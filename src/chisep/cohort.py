@@ -176,8 +176,6 @@ class Update:
         Since the stage began.
     memory_gb
         Resident memory of the process, 10⁹ bytes.
-    worker
-        Address of the process; empty for this one.
     """
 
     session: str
@@ -187,7 +185,6 @@ class Update:
     total: int = 0
     seconds: float = 0.0
     memory_gb: float = 0.0
-    worker: str = ""
 
 
 Watch = Callable[[Update], None]
@@ -674,7 +671,7 @@ def _process(work: _Work, one: bids.Found) -> SessionResult:
     worker = get_worker()
 
     def tell(update: Update) -> None:
-        worker.log_event(work.topic, {"update": asdict(replace(update, worker=worker.address))})
+        worker.log_event(work.topic, {"update": asdict(update)})
 
     # Threads and warnings are those of the process: a worker with several slots still takes turns.
     with _one_at_a_time, _forwarded_log(worker, work.topic), collected_warnings() as said:
@@ -889,16 +886,20 @@ class _Hand:
                 return
 
     def _start_silent_workers_again(self) -> None:
-        now = time.monotonic()
         for future, name in list(self._under_way.items()):
             state = self._states[name]
-            worker = state.last.worker
-            if not worker or now - state.heard < _SILENCE_S:
+            if time.monotonic() - state.heard < _SILENCE_S:
                 continue
-            log.warning("%s: its worker says nothing any more; it is started again", name)
-            state.heard = now
+            state.heard = time.monotonic()
             with contextlib.suppress(OSError, TimeoutError, ValueError, KeyError):  # gone by now, or since
-                self._client.restart_workers([worker], timeout=_CONNECT_S, raise_for_error=False)
+                # It may be another than that which spoke last, or one that froze before its first word.
+                work = self._client.processing().items()
+                workers = [worker for worker, keys in work if future.key in keys]
+                if not workers:  # it waits for one
+                    continue
+                log.warning("%s: its worker says nothing any more; it is started again", name)
+                self._client.restart_workers(workers, timeout=_CONNECT_S, raise_for_error=False)
+            state.heard = time.monotonic()  # a worker that starts has nothing to say
             if state.throw_back() > self._work.retries:
                 del self._under_way[future]
                 future.cancel()
