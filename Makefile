@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## simulate a scan, process it, compare all methods
 	$(BIN)/chisep demo demo-out
 
 test: lint  ## style, types, import contract, tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/.installed-dev  ## thousands of hostile files, names and calls
 	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile -k "not valid and not private and not offline"

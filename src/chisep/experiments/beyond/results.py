@@ -132,14 +132,19 @@ def _region_error(cells: Sequence[Mapping[str, Any]], source: str) -> float:
 
 def _lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
     known = [lesion for lesion in lesions if lesion["kind"] == kind and lesion["predicted_ppb"] is not None]
-    held = [lesion["held"] for lesion in known if lesion["held"] is not None]
     leaks = [lesion["leak_ppb"] / lesion["assigned_ppb"] for lesion in known]
     return {
         **_line(known, kind),
         "leak_percent": finite(100 * float(np.mean(leaks))) if leaks else None,
         "largest_leak_percent": finite(100 * float(np.abs(leaks).max())) if leaks else None,
-        "held": finite(float(np.mean(held))) if held else None,
+        "held": _mean_held(known, "held"),
+        "held_other": _mean_held(known, "held_other"),
     }
+
+
+def _mean_held(lesions: Sequence[Mapping[str, Any]], which: str) -> float | None:
+    held = [lesion[which] for lesion in lesions if lesion[which] is not None]
+    return finite(float(np.mean(held))) if held else None
 
 
 def _line(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def page(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
             "the 90 % interval; under the standard protocol in all heads.\n",
             _protocol_table(config, summary),
             "## Lesions\n\nSlope of predicted against assigned value; leak: what the other source gains, in "
-            "% of the assigned value; held: as above, in the lesions.\n",
+            "% of the assigned value; held: as above, in the lesions, of their source/the other.\n",
             _lesion_table(summary),
             "## Errors of the parts, and of regional means (RMS, ppb)\n",
             _budget_table(summary),
@@ -287,7 +292,7 @@ def _lesion_table(summary: Mapping[str, Any]) -> str:
                 slope_text(fit),
                 plus_minus(fit["intercept_ppb"], None, 1),
                 plus_minus(fit["leak_percent"], None, 1),
-                "–" if fit["held"] is None else f"{100 * fit['held']:.0f}",
+                "–" if fit["held"] is None else f"{100 * fit['held']:.0f}/{100 * fit['held_other']:.0f}",
             ]
         lines.append(line)
     return markdown(["method", *(f"{kind}: {text}" for kind in GRADED for text in what)], lines)

@@ -397,6 +397,7 @@ class Scan:
             inside = (labels == lesion.label).numpy()
             own = _SOURCE_OF[lesion.kind]
             other = next(source for source in SOURCES if source != own)
+            held = self._held(made, torch.from_numpy(inside))
 
             def mean(x: Mapping[str, Any], source: str, inside: Any = inside) -> float:  # noqa: ANN401
                 return 1000 * float(x[source][inside].mean(dtype=np.float64))
@@ -407,7 +408,8 @@ class Scan:
                     "assigned_ppb": mean(true, own),
                     "predicted_ppb": finite(mean(values, own)),
                     "leak_ppb": finite(mean(values, other) - mean(true, other)),
-                    "held": self._held(made, torch.from_numpy(inside)).get(own),
+                    "held": held.get(own),
+                    "held_other": held.get(other),
                     "passes_ppb": [finite(mean(x, own)) for x in passes],
                 }
             )
