@@ -69,7 +69,6 @@ def test_each_run_changes_one_thing(tmp_path):
         assert changed == {
             "one-protocol": {"protocol"},
             "one-loss": {"loss"},
-            "square-loss": {"loss"},
             "unrolled-seed-2": {"seed"},
         }.get(name, set() if name == "unrolled" else {"network"})
     with pytest.raises(InputError, match="some of: unrolled"):

@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from chisep.errors import InputError
 from chisep.models.network import SOURCES, Channel
@@ -19,7 +17,6 @@ from chisep.physics.dipole import Dipole
 UNIT_PPM = 0.03
 """Losses are told in units of this: about the SD of χ_pos and χ_neg in a brain."""
 _SMALLEST_SCALE_PPM = 1e-5
-_LINEAR_ABOVE_PPM = 0.09
 
 
 @dataclass(frozen=True)
@@ -28,9 +25,6 @@ class LossConfig:
 
     label: float = 1.0
     """|x̂ − x| of what comes out."""
-    square: float | None = None
-    """(x̂ − x)² / 2 of what comes out, which asks for the mean of what is likely, not for the median; linear
-    above 90 ppb (Huber), so that lesions do not outweigh all else."""
     gradient: float = 0.1
     """|∇(x̂ − x)| between neighbouring voxels."""
     field: float = 0.5
@@ -89,8 +83,6 @@ def loss_terms(
     terms = {}
     if config.label:
         terms["label"] = label_loss(predicted_ppm, label_ppm, mask)
-    if config.square:
-        terms["square"] = _huber(error, mask)
     if config.gradient:
         terms["gradient"] = _gradient(error, mask)
     if outputs == SOURCES:
@@ -143,15 +135,6 @@ def _over_brain(each: Tensor, mask: Tensor) -> Tensor:
     """Mean over the brain and the channels of each volume, then over volumes; 0 outside."""
     voxels = mask.flatten(1).sum(1).clamp_min(1) * each.shape[1]
     return (each.flatten(1).sum(1) / voxels).mean()
-
-
-def _huber(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the halved squares in units², linear above `_LINEAR_ABOVE_PPM`."""
-    units = error / UNIT_PPM
-    delta = _LINEAR_ABOVE_PPM / UNIT_PPM
-    return _over_brain(
-        functional.huber_loss(units, torch.zeros_like(units), reduction="none", delta=delta), mask
-    )
 
 
 def _gradient(error: Tensor, mask: Tensor) -> Tensor:

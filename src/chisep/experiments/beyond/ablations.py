@@ -27,7 +27,6 @@ from chisep.models.network import MEASURED_ROWS, SOURCES
 from chisep.models.proximal import ProximalConfig
 from chisep.models.unet import Norm
 from chisep.training.data import FoldersConfig, Scan
-from chisep.training.losses import LossConfig
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import ScansOfTraining, TrainConfig, read_scans
@@ -84,16 +83,11 @@ def runs(config: AblationsConfig) -> list[Run]:
         Run("tied", "one U-net for all passes", _changed(whole, tied=True)),
         Run("noise-untold", "noise not told", _without_noise(whole)),
         Run("one-loss", "loss on the last pass only", replace(whole, loss=replace(whole.loss, passes=None))),
-        Run("square-loss", "squared errors beside absolute ones", replace(whole, loss=_squared(whole.loss))),
         *(Run(f"passes-{n}", f"{n} pass{'es' * (n > 1)}", _changed(whole, passes=n)) for n in (1, 3, 4)),
         Run("wide", "all parts, twice as wide", wide(whole, twice)),
         Run("unrolled-seed-2", "all parts, second seed", replace(whole, seed=_SECOND_SEED)),
         Run("baseline-seed-2", "χ-sepnet-R2', second seed", replace(standard, seed=_SECOND_SEED)),
     ]
-
-
-def _squared(loss: LossConfig) -> LossConfig:
-    return replace(loss, label=0.5, square=1.0)
 
 
 def _normed(recipe: Recipe, norm: Norm) -> Recipe:
