@@ -176,6 +176,8 @@ class Update:
         Since the stage began.
     memory_gb
         Resident memory of the process, 10⁹ bytes.
+    worker
+        Address of the process; empty for this one.
     """
 
     session: str
@@ -185,6 +187,7 @@ class Update:
     total: int = 0
     seconds: float = 0.0
     memory_gb: float = 0.0
+    worker: str = ""
 
 
 Watch = Callable[[Update], None]
@@ -671,7 +674,7 @@ def _process(work: _Work, one: bids.Found) -> SessionResult:
     worker = get_worker()
 
     def tell(update: Update) -> None:
-        worker.log_event(work.topic, {"update": asdict(update)})
+        worker.log_event(work.topic, {"update": asdict(replace(update, worker=worker.address))})
 
     # Threads and warnings are those of the process: a worker with several slots still takes turns.
     with _one_at_a_time, _forwarded_log(worker, work.topic), collected_warnings() as said:
