@@ -88,6 +88,7 @@ def test_from_heads_to_tables(arguments, tmp_path):
     assert set(found["Held"]["standard"]) == {UNROLLED}, "others tell no interval"
     assert 0 <= found["Held"]["standard"][UNROLLED]["chi_neg"]["mean"] <= 1
     assert found["Lesions"]["iterative"]["hemorrhage"]["slope"] == pytest.approx(1, abs=0.4)
+    assert 0 <= found["Lesions"][UNROLLED]["hemorrhage"]["held_other"] <= 1
     assert len(found["Passes"]["hemorrhage"]) == 3, "two U-nets, and the last data steps"
     assert set(found["Chi"]["Scores"]["oblique"]) == {"tikhonov", "unrolled-qsm"}
     assert set(found["Chi"]["Scores"]["standard"]) == {"tikhonov", "tv", "qsmnet", "unrolled-qsm"}
