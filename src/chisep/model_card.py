@@ -69,7 +69,7 @@ def _page(card: Mapping[str, Any]) -> str:
         "mean ± SD of the data (ppm)": _joined(statistics),
         "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
         f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
-        f"seed {recipe['seed']}",
+        f"seed {recipe['seed']}{_averaged(optimiser)}",
         **({"after training": after} if (after := card.get("after_training")) else {}),
         "loss": _joined(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight),
         "best validation loss": f"{loss:.4f} after step {card['best_step']}",
@@ -104,12 +104,18 @@ def _start(start: Mapping[str, Any]) -> str:
     )
 
 
+def _averaged(optimiser: Mapping[str, Any]) -> str:
+    steps = optimiser.get("average_steps")
+    return f", average of about the last {steps} steps" if steps else ""
+
+
 def _protocol(ranges: Mapping[str, Any]) -> str:
     """Say what the scans of every crop were like."""
     texts = [
         f"3 T, 1 mm, B0 along the head, D_r 114 in {100 * ranges['standard_share']:.0f} % of crops; "
         f"in others B0 {_range(ranges['b0_t'])} T within {ranges['tilt_deg']:g}° of the head",
-        f"voxels of {_range(ranges['voxel_mm'])} mm, slices up to {ranges['slice_ratio']:g} times as thick",
+        f"voxels of {_range(ranges['voxel_mm'])} mm, slices up to {ranges['slice_ratio']:g} times as thick"
+        + (f", {100 * axial:.0f} % across the long axis" if (axial := ranges.get("axial_share")) else ""),
         f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} "
         f"times that, told with errors up to {100 * ranges['dr_error']:.0f} %",
         f"SNR {_range(ranges['snr'])}",

@@ -93,6 +93,15 @@ def test_ranges_are_kept():
     assert min(float(e.b0_direction[2]) for e in made) < 0.85
 
 
+def test_slices_may_lie_across_the_long_axis():
+    def thick_axes(share: float | None) -> set[int]:
+        made = crops(ProtocolConfig(standard_share=0.0, axial_share=share))
+        return {int(made[number].voxel_mm.argmax()) for number in range(20)}
+
+    assert thick_axes(1.0) == {2}
+    assert thick_axes(0.0) == thick_axes(None) == {0, 1, 2}
+
+
 def test_standard_protocols_are_3_t_1_mm_along_b0():
     for number in range(5):
         example = crops(ProtocolConfig(standard_share=1.0))[number]
@@ -177,6 +186,11 @@ def test_heads_are_read_from_the_truth(dataset, folders):
 
 
 def test_bad_ranges_are_refused():
-    for options in ({"snr": (0.0, 5.0)}, {"voxel_mm": (2.0, 1.0)}, {"gre_only_share": 1.5}):
+    for options in (
+        {"snr": (0.0, 5.0)},
+        {"voxel_mm": (2.0, 1.0)},
+        {"gre_only_share": 1.5},
+        {"axial_share": -1.0},
+    ):
         with pytest.raises(InputError, match="ranges from low to high"):
             ProtocolConfig(**options)

@@ -239,6 +239,25 @@ class TestStart:
                 train(config(tmp_path, dataset, other, start=str(straight / "weights.safetensors")))
 
 
+def test_averages_are_validated_and_kept(dataset, tmp_path):
+    """The average follows the weights of every step, over an interruption too, and is what is exported."""
+    slow = OptimiserConfig(learning_rate=3e-3, average_steps=3)
+    recipe = tiny(epochs=1, steps_per_epoch=2, optimiser=slow)
+    states = []
+    for _ in range(2):
+        train(config(tmp_path, dataset, recipe, minutes=0.0))
+        states.append(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    first, second = states
+    name = "network.unet.head.weight"
+    assert torch.equal(first["state_dict"][name], first["current_model_state"][name])
+    step = second["current_model_state"][name]
+    assert not torch.equal(step, first["state_dict"][name])
+    averaged = 0.75 * first["state_dict"][name] + 0.25 * step
+    torch.testing.assert_close(second["state_dict"][name], averaged)
+    kept = tensors(tmp_path)[name.removeprefix("network.")]
+    torch.testing.assert_close(kept.float(), averaged, rtol=1e-3, atol=1e-6)
+
+
 class TestAlpha:
     def module(self, **options) -> TrainingModule:
         network = tiny("thesis-unrolled").network
@@ -268,6 +287,15 @@ class TestAlpha:
             schedule.step()
         assert np.array(rates) == pytest.approx(np.outer([1, 1, 0.5, 0.5, 0.25], [3e-4, 1e-2]))
 
+    def test_both_rates_rise_first_if_so_wanted(self):
+        made = self.module(decay=0.5, decay_steps=4, warm_up_steps=3).configure_optimizers()
+        rates = []
+        for _ in range(5):
+            rates.append([group["lr"] for group in made["optimizer"].param_groups])
+            made["optimizer"].step()
+            made["lr_scheduler"]["scheduler"].step()
+        assert np.array(rates) == pytest.approx(np.outer([1 / 3, 2 / 3, 1, 1, 0.5], [3e-4, 1e-2]))
+
     def test_moves_at_its_own_rate(self, straight):
         alphas = [value for _, value in course(straight, "alpha")]
         assert alphas[0] != 4
@@ -283,7 +311,15 @@ class TestAlpha:
         assert len(module.configure_optimizers()["optimizer"].param_groups) == 1
 
     @pytest.mark.parametrize(
-        "wrong", [{"learning_rate": 0.0}, {"alpha_learning_rate": -1.0}, {"decay": 0.0}, {"decay_steps": 0}]
+        "wrong",
+        [
+            {"learning_rate": 0.0},
+            {"alpha_learning_rate": -1.0},
+            {"decay": 0.0},
+            {"decay_steps": 0},
+            {"warm_up_steps": 0},
+            {"average_steps": -1},
+        ],
     )
     def test_rates_are_checked(self, wrong):
         with pytest.raises(InputError, match="Correct the option"):

@@ -33,9 +33,15 @@ class OptimiserConfig:
     """Factor on both rates after every `decay_steps` steps."""
     decay_steps: int = 1000
     """Steps between two such factors."""
+    warm_up_steps: int | None = None
+    """Steps over which both rates rise to their start. RMSprop's first steps are up to ten times as long as
+    later ones, which random weights bear and trained ones do not."""
+    average_steps: int | None = None
+    """About so many of the last steps are averaged, exponentially, in weights and norms: the average is what
+    is validated and kept."""
 
     def __post_init__(self) -> None:
-        if min(self.learning_rate, self.alpha_learning_rate, self.decay) <= 0 or self.decay_steps < 1:
+        if min(value for value in vars(self).values() if value is not None) <= 0:
             raise InputError(
                 "optimiser", found=f"{self}", wanted="numbers above 0", remedy="Correct the option."
             )
@@ -93,14 +99,18 @@ class TrainingModule(pl.LightningModule):
         return terms
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """RMSprop, parameters of the physics apart; both rates fall in steps."""
+        """RMSprop, parameters of the physics apart; both rates rise, if so wanted, and fall in steps."""
         alpha = [p for name, p in self.network.named_parameters() if name in _PHYSICS]
         rest = [p for name, p in self.network.named_parameters() if name not in _PHYSICS]
         groups: list[dict[str, Any]] = [{"params": rest, "lr": self.optimiser.learning_rate}]
         if alpha:
             groups.append({"params": alpha, "lr": self.optimiser.alpha_learning_rate})
         optimiser = torch.optim.RMSprop(groups)
-        schedule = torch.optim.lr_scheduler.StepLR(
-            optimiser, self.optimiser.decay_steps, self.optimiser.decay
-        )
+        # Checkpoints leave out a plain function, but not a method.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self._rate(step))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Factor on the rates at a step."""
+        risen = min(1.0, (step + 1) / (self.optimiser.warm_up_steps or 1))
+        return risen * self.optimiser.decay ** (step // self.optimiser.decay_steps)

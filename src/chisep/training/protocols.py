@@ -52,6 +52,9 @@ class ProtocolConfig:
     """Edge of a voxel in its plane."""
     slice_ratio: float = 3.0
     """Largest thickness of a slice over the edge in its plane, 3.2 mm at most."""
+    axial_share: float | None = None
+    """Share of crops with slices across the head's long axis, as most scans have; others lie across any axis,
+    as all do if None."""
     dr_hz_per_ppm: tuple[float, float] = (90.0, 330.0)
     """D_r,pos at 3 T; it grows with the field."""
     dr_ratio: tuple[float, float] = (0.3, 1.3)
@@ -80,7 +83,7 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
-        shares = (self.standard_share, self.gre_only_share)
+        shares = (self.standard_share, self.gre_only_share, self.axial_share or 0)
         if not all(0 < low <= high < math.inf for low, high in pairs) or not all(0 <= s <= 1 for s in shares):
             raise InputError(
                 "protocol",
@@ -194,7 +197,8 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
     edge = log_uniform(*config.voxel_mm)
     slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, _THICKEST_SLICE_MM))
     edges = [edge, edge, edge]
-    edges[int(rng.integers(3))] = slice_mm
+    axial = config.axial_share is not None and rng.random() < config.axial_share
+    edges[2 if axial else int(rng.integers(3))] = slice_mm
     tilt, turn = math.radians(rng.uniform(0, config.tilt_deg)), rng.uniform(0, 2 * math.pi)
     b0 = (math.sin(tilt) * math.cos(turn), math.sin(tilt) * math.sin(turn), math.cos(tilt))
     pos = log_uniform(*config.dr_hz_per_ppm) * b0_t / 3

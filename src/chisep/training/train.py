@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -235,6 +235,9 @@ def train(
         save_on_train_epoch_end=True,
     )
     callbacks: list[pl.Callback] = [keep, last]
+    if averaged := recipe.optimiser.average_steps:
+        # Checkpoints then hold the average as the module's state, and the weights of the step beside it.
+        callbacks.append(EMAWeightAveraging(decay=averaged / (averaged + 1)))
     if bar:
         callbacks.append(_Bar())
     if config.minutes is not None:
