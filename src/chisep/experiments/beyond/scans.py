@@ -90,6 +90,7 @@ ROWS: Mapping[str, Row] = {
         "unrolled-gradient",
         "tikhonov",
     ),
+    "unrolled-first": Row("unrolled, first part of its training", "unrolled", "unrolled-first"),
     UNROLLED: Row("unrolled", "unrolled", "unrolled"),
     "tikhonov": Row("Tikhonov", "tikhonov"),
     "tv": Row("total variation", "tv"),
