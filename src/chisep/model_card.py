@@ -111,11 +111,13 @@ def _averaged(optimiser: Mapping[str, Any]) -> str:
 
 def _protocol(ranges: Mapping[str, Any]) -> str:
     """Say what the scans of every crop were like."""
+    axial = ranges.get("axial_share")
+    across = f", {100 * axial:.0f} % of them across the long axis, others across any" if axial else ""
     texts = [
         f"3 T, 1 mm, B0 along the head, D_r 114 in {100 * ranges['standard_share']:.0f} % of crops; "
         f"in others B0 {_range(ranges['b0_t'])} T within {ranges['tilt_deg']:g}° of the head",
-        f"voxels of {_range(ranges['voxel_mm'])} mm, slices up to {ranges['slice_ratio']:g} times as thick"
-        + (f", {100 * axial:.0f} % across the long axis" if (axial := ranges.get("axial_share")) else ""),
+        f"voxels of {_range(ranges['voxel_mm'])} mm, "
+        f"slices up to {ranges['slice_ratio']:g} times as thick{across}",
         f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} "
         f"times that, told with errors up to {100 * ranges['dr_error']:.0f} %",
         f"SNR {_range(ranges['snr'])}",

@@ -53,8 +53,8 @@ class ProtocolConfig:
     slice_ratio: float = 3.0
     """Largest thickness of a slice over the edge in its plane, 3.2 mm at most."""
     axial_share: float | None = None
-    """Share of crops with slices across the head's long axis, as most scans have; others lie across any axis,
-    as all do if None."""
+    """Share of crops whose slices lie across the head's long axis, as in most scans; those of others lie
+    across any axis, as all do if None."""
     dr_hz_per_ppm: tuple[float, float] = (90.0, 330.0)
     """D_r,pos at 3 T; it grows with the field."""
     dr_ratio: tuple[float, float] = (0.3, 1.3)
