@@ -21,13 +21,18 @@ def results() -> dict:
     return json.loads((RESULTS / "beyond" / "beyond.json").read_text(encoding="utf-8"))
 
 
-def test_results_are_of_the_shipped_weights(results):
+def test_results_are_of_the_weights_here(results):
     weights, found = shipped(), results["Weights"]
     assert {UNROLLED, "unrolled-qsm"} <= set(weights)
     assert {UNROLLED, "unrolled-qsm"} <= set(found)
     for row, facts in found.items():
         if ROWS[row].weights in weights:
             assert facts["sha256"] == checksum(weights[ROWS[row].weights])
+    kept = {path.parent.name: path for path in (RESULTS / "beyond" / "weights").glob("*/weights.safetensors")}
+    assert {"unrolled-first", "unrolled-gradient"} <= set(kept)
+    for row, facts in found.items():
+        if ROWS[row].weights in kept:
+            assert facts["sha256"] == checksum(kept[ROWS[row].weights])
 
 
 def test_every_protocol_is_there(results):

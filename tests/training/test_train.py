@@ -241,7 +241,7 @@ class TestStart:
 
 def test_averages_are_validated_and_kept(dataset, tmp_path):
     """The average follows the weights of every step, over an interruption too, and is what is exported."""
-    slow = OptimiserConfig(learning_rate=3e-3, average_steps=3)
+    slow = OptimiserConfig(learning_rate=3e-3, warm_up_steps=2, average_steps=3)
     recipe = tiny(epochs=1, steps_per_epoch=2, optimiser=slow)
     states = []
     for _ in range(2):

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, StepLR
 
 from chisep.errors import InputError
 from chisep.models.network import NetworkConfig, Statistics, build
@@ -106,11 +107,8 @@ class TrainingModule(pl.LightningModule):
         if alpha:
             groups.append({"params": alpha, "lr": self.optimiser.alpha_learning_rate})
         optimiser = torch.optim.RMSprop(groups)
-        # Checkpoints leave out a plain function, but not a method.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self._rate(step))
+        schedule: LRScheduler = StepLR(optimiser, self.optimiser.decay_steps, self.optimiser.decay)
+        if (steps := self.optimiser.warm_up_steps or 1) > 1:
+            rise = LinearLR(optimiser, start_factor=1 / steps, total_iters=steps - 1)
+            schedule = ChainedScheduler([schedule, rise], optimiser)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        """Factor on the rates at a step."""
-        risen = min(1.0, (step + 1) / (self.optimiser.warm_up_steps or 1))
-        return risen * self.optimiser.decay ** (step // self.optimiser.decay_steps)
