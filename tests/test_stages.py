@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import chisep
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import ChisepWarning, InputError, OutputError
 from chisep.io import nifti
 from chisep.io.files import checksum
 from chisep.stages import COSTS, Forecast, Ledger, Stage, output_checksum
@@ -70,6 +71,20 @@ class TestLedger:
         with pytest.raises(ValueError, match="invalid"):
             ledger(place).do(doubled(place))
         assert ledger(place).why(doubled(place)) == "never ran"
+
+    def test_an_output_taken_away_meanwhile_is_not_recorded(self, place):
+        """Else the next run took what is missing for what the record says."""
+        stage = doubled(place)
+
+        def work():
+            facts = stage.work()
+            (place / "out").rename(place / "gone")
+            return facts
+
+        with pytest.raises(OutputError, match=r"gone while a run wrote to it \(first.txt\)"):
+            ledger(place).do(replace(stage, work=work))
+        ledger(place).do(stage)
+        assert (place / "out" / "first.txt").read_text() == "2"
 
     def test_why(self, place, monkeypatch):
         """Each fact that a result rests on is a reason of its own; mended, the record holds again."""

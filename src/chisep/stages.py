@@ -24,7 +24,7 @@ from typing import Any
 import chisep
 from chisep.errors import ChisepWarning
 from chisep.io import bids
-from chisep.io.files import checksum, remove_leftovers, write_json
+from chisep.io.files import checksum, output_gone, remove_leftovers, write_json
 from chisep.io.places import require_inside
 
 log = logging.getLogger("chisep")
@@ -135,7 +135,7 @@ class Ledger:
         Raises
         ------
         ChisepError
-            As the stage; nothing is recorded then.
+            As the stage, or if what it wrote is gone; nothing is recorded then.
         """
         record = self.read(stage.name)
         if record is None or self._changes(stage, record):
@@ -219,6 +219,8 @@ class Ledger:
         for image in _images(stage):
             write_json(bids.sidecar_of(image), _sidecar(image, record))
         outputs = {str(path.relative_to(self.out)): output_checksum(path) for path in files}
+        if gone := [Path(name).name for name, made in outputs.items() if not made]:
+            raise output_gone(self.out, ", ".join(gone))
         content = {f.name: getattr(record, f.name) for f in fields(Record)} | {"outputs": outputs}
         write_json(record_file, content)
         return Record(**content)

@@ -151,13 +151,7 @@ class Lock:
         try:
             same = (self.folder / _LOCK).read_text(encoding="utf-8") == self.holder
         except OSError as error:
-            raise OutputError(
-                self.folder,
-                found=f"the output gone while a run wrote to it ({error.strerror})",
-                wanted="a folder that stays until the run has ended",
-                remedy="See what removed it or took its disk away, then call the same command again. On a "
-                "cluster, all workers have to see it at the same path.",
-            ) from error
+            raise output_gone(self.folder, error.strerror) from error
         if not same:
             raise OutputError(
                 self.folder,
@@ -165,6 +159,17 @@ class Lock:
                 wanted="one run at a time",
                 remedy="Let the newer run finish.",
             )
+
+
+def output_gone(folder: Path, what: str | None) -> OutputError:
+    """Say that what a run wrote is not there any more; the caller raises it."""
+    return OutputError(
+        folder,
+        found=f"the output gone while a run wrote to it ({what})",
+        wanted="a folder that stays until the run has ended",
+        remedy="See what removed it or took its disk away, then call the same command again. On a "
+        "cluster, all workers have to see it at the same path.",
+    )
 
 
 @contextlib.contextmanager
