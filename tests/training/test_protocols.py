@@ -63,6 +63,18 @@ def test_without_errors_field_and_r2prime_are_those_of_the_sources():
         torch.testing.assert_close(r2prime, pos + example.ratio * neg, rtol=1e-3, atol=1e-5)
 
 
+def test_good_r2prime_is_off_by_its_noise_alone():
+    config = ProtocolConfig(gre_only_share=0.0, dr_error=0.0, snr=(50.0, 150.0))
+    off = {}
+    for name, protocol in (("drawn", config), ("good", config.with_good_r2prime())):
+        made = [crops(protocol)[number] for number in range(12)]
+        off[name] = torch.cat(
+            [((e.inputs[0] - e.targets[0] - e.ratio * e.targets[1]) / e.inputs[2])[e.mask[0]] for e in made]
+        )
+    assert float(off["good"].square().mean()) == pytest.approx(1, abs=0.05)
+    assert float(off["drawn"].square().mean()) > 1.2
+
+
 def test_the_same_number_is_the_same_crop_and_others_are_not():
     one, same, other = crops(ProtocolConfig())[3], crops(ProtocolConfig())[3], crops(ProtocolConfig())[4]
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,10 @@ class ProtocolConfig:
                 wanted="ranges from low to high, above 0, and shares from 0 to 1",
                 remedy="Correct the options.",
             )
+
+    def with_good_r2prime(self) -> ProtocolConfig:
+        """Return the same without what spoils R2' beside its noise: registration, and the fit of R2."""
+        return replace(self, shift_voxels=0.0, r2_error=0.0)
 
 
 def load_heads(

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
 
 import chisep
 from chisep import networks
@@ -282,7 +282,7 @@ def train(
     seconds = time.monotonic() - started
     if done < recipe.epochs:
         return Trained(None, done, best, seconds)
-    scaling = _crops(recipe, validation, _SCALING_CROPS, _SCALING_SEED)
+    scaling = _scaling_crops(recipe, validation)
     return Trained(export(config, found, best, scaling), done, best, seconds)
 
 
@@ -339,11 +339,28 @@ def _crops(recipe: Recipe, scans: list[Scan], count: int, seed: int) -> Crops | 
     return ProtocolCrops(scans, recipe.network, recipe.protocol, recipe.crops.size, count, seed)
 
 
+def _scaling_crops(recipe: Recipe, scans: list[Scan]) -> ConcatDataset[Example]:
+    """Make the crops that scale the error which a network tells.
+
+    A scan may be well registered and its R2 well fitted or not, and nothing tells a network which. So every
+    crop is scanned both ways, else intervals were too wide for good scans.
+    """
+    protocols = [recipe.protocol]
+    if recipe.protocol is not None:
+        protocols.append(recipe.protocol.with_good_r2prime())
+    return ConcatDataset(
+        [
+            _crops(replace(recipe, protocol=protocol), scans, _SCALING_CROPS, _SCALING_SEED)
+            for protocol in protocols
+        ]
+    )
+
+
 def export(
     config: TrainConfig,
     found: Mapping[str, tuple[float, float]],
     best_loss: float,
-    scaling: Dataset[Example],
+    scaling: ConcatDataset[Example],
 ) -> Path:
     """Write the best weights of a training as safetensors with all that is known of them.
 
@@ -392,14 +409,14 @@ def _sigma_factors(
     recipe: Recipe,
     found: Mapping[str, tuple[float, float]],
     tensors: Mapping[str, Tensor],
-    scaling: Dataset[Example],
+    scaling: ConcatDataset[Example],
 ) -> dict[str, dict[str, Factors]]:
     proximal = recipe.network.proximal
     if proximal is None or not proximal.uncertainty:
         return {}
     network = build(recipe.network, found)
     network.load_state_dict(tensors)
-    return {"sigma_factors": sigma_factors(network, recipe.network, scaling, _SCALING_CROPS)}
+    return {"sigma_factors": sigma_factors(network, recipe.network, scaling, len(scaling))}
 
 
 def course(out: Path, quantity: str) -> list[tuple[int, float]]:
