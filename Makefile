@@ -1,10 +1,10 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
-# `make fuzz` and `make valid` are the long forms of tests that `make test` has in a short one.
+# `make fuzz`, `make valid` and `make faults` are the long forms of tests that `make test` has in a short one.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: demo test lint fuzz valid clean
+.PHONY: demo test lint fuzz valid faults clean
 
 demo: $(VENV)/.installed  ## simulate a scan, process it, compare all methods
 	$(BIN)/chisep demo demo-out
@@ -17,6 +17,9 @@ fuzz: $(VENV)/.installed-dev  ## thousands of hostile files, names and calls
 
 valid: $(VENV)/.installed-dev  ## the validator of BIDS on all that chisep writes
 	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile/test_valid.py
+
+faults: $(VENV)/.installed-dev  ## processes killed, frozen and cut off at more moments
+	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/test_faults.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Faults, injected into the real command on a small simulated dataset: each has its promised end.
 
 Whatever happens, files are whole or absent, messages are no tracebacks, no process is left behind, and the
-same command afterwards ends with the bytes of an undisturbed run.
+same command afterwards ends with the bytes of an undisturbed run. `make faults` is the long form.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from chisep.simulation.dataset import SimulateConfig, simulate
+from tests.hostile.conftest import LONG
 from tests.outcome import contents
 
 QUICK = [
@@ -38,6 +39,9 @@ QUICK = [
     "--background.method",
     "vsharp",
 ]
+STAGES = ("field", "report") if LONG else ("qsm",)
+"""That processes are killed in."""
+ONLY_LONG = pytest.mark.skipif(not LONG, reason="make faults")
 PATIENCE_S = 300
 SOON_S = 60
 
@@ -188,7 +192,7 @@ class TestEndedRuns:
 
     def test_sigkill_at_any_moment(self, raw, undisturbed, tmp_path):
         out, moments = tmp_path / "out", random.Random(0)
-        for stage in ("field", "report"):
+        for stage in STAGES:
             with running(raw, out) as run:
                 run.until_said(f"sub-0[12]: {stage}")
                 time.sleep(moments.uniform(0, 0.5))
@@ -211,7 +215,7 @@ class TestWorkers:
     def test_killed(self, raw, undisturbed, tmp_path):
         out = tmp_path / "out"
         with running(raw, out) as run:
-            for stage in ("field", "report"):
+            for stage in STAGES:
                 run.until_said(f"sub-0[12]: {stage}")
                 run.until(lambda: len(run.workers()) > 0)
                 random.Random(0).choice(run.workers()).kill()
@@ -313,6 +317,7 @@ def changed(tmp_path: Path, change: str) -> list[str]:
     return [sys.executable, str(script)]
 
 
+@ONLY_LONG
 def test_clocks_that_jump(raw, undisturbed, tmp_path):
     """The clock of every process jumps ahead by an hour and back again; files are of other centuries."""
     out = tmp_path / "out"
@@ -332,6 +337,7 @@ def test_clocks_that_jump(raw, undisturbed, tmp_path):
     assert run.said().count("0 stages would run") == 2
 
 
+@ONLY_LONG
 def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
     """As one whose disk does not answer: it lives, and says nothing. The patience is less than a user's."""
     out = tmp_path / "out"
@@ -344,6 +350,7 @@ def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
     assert contents(out) == undisturbed
 
 
+@ONLY_LONG
 def test_a_scheduler_that_dies(raw, undisturbed, tmp_path):
     out = tmp_path / "out"
     dask = [sys.executable, "-m", "distributed.cli"]

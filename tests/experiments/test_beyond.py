@@ -107,6 +107,10 @@ def test_from_heads_to_tables(arguments, tmp_path):
     assert cli.main(command(arguments, tmp_path)) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
     assert json.loads((tmp_path / "beyond.json").read_text()) == found
+    # Lesions are of the standard protocol.
+    (tmp_path / "beyond-lesions.png").unlink()
+    assert cli.main(command(arguments | {"conditions": ("oblique",)}, tmp_path)) == 0
+    assert not (tmp_path / "beyond-lesions.png").exists()
 
 
 def test_each_protocol_changes_one_thing(arguments, tmp_path):

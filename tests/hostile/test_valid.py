@@ -43,7 +43,7 @@ def test_simulated(name, tmp_path):
             assert errors(root / folder) == []
 
 
-_QUICK = ("--method", "closed-form", "--qsm", "tkd")
+_QUICK = ("--method", "closed-form", "--qsm", "tkd", "--mask.method", "threshold")
 RUNS = {
     "spin echo": (6.0, _QUICK),
     "no spin echo": (6.0, _QUICK),

@@ -51,9 +51,7 @@ ScansOfTraining = tuple[list[Scan], list[Scan]]
 WEIGHTS = "weights.safetensors"
 """File in the output folder that holds the best weights."""
 _LAST, _BEST, _RECORD, _LOGS = "last.ckpt", "best.ckpt", "training.json", "logs"
-_VALIDATION_SEED = 0x5EED
-_SCALING_CROPS, _SCALING_SEED = 128, 0x5CA1E
-"""Of what scales the error that a network tells: more than choose the best epoch, since tails are rare."""
+_VALIDATION_SEED, _SCALING_SEED = 0x5EED, 0x5CA1E
 _STATISTICS_CROPS = 64
 """Crops that means and SDs are taken from where each is scanned by a protocol of its own."""
 _EXPECTED_WARNINGS = (
@@ -340,17 +338,20 @@ def _crops(recipe: Recipe, scans: list[Scan], count: int, seed: int) -> Crops | 
 
 
 def _scaling_crops(recipe: Recipe, scans: list[Scan]) -> ConcatDataset[Example]:
-    """Make the crops that scale the error which a network tells.
+    """Make the crops that scale the error which a network tells: as near to whole scans as they can be.
 
-    A scan may be well registered and its R2 well fitted or not, and nothing tells a network which. So every
-    crop is scanned both ways, else intervals were too wide for good scans.
+    At the faces of a crop sources outside are missing, so these have twice the edge of those of training. And
+    a scan may be well registered and its R2 well fitted or not, which nothing tells a network, so every crop
+    is scanned both ways. Else intervals were too wide for good scans. Twice as many as choose the best epoch,
+    since tails are rare.
     """
+    large = replace(recipe, crops=replace(recipe.crops, size=2 * recipe.crops.size))
     protocols = [recipe.protocol]
     if recipe.protocol is not None:
         protocols.append(recipe.protocol.with_good_r2prime())
     return ConcatDataset(
         [
-            _crops(replace(recipe, protocol=protocol), scans, _SCALING_CROPS, _SCALING_SEED)
+            _crops(replace(large, protocol=protocol), scans, 2 * recipe.validation_crops, _SCALING_SEED)
             for protocol in protocols
         ]
     )

@@ -69,11 +69,14 @@ def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]
         **summary,
         "Cells": cells,
     }
-    return [
+    written = [
         write_text(config.out / "beyond.md", page(config, summary)),
         write_json(config.out / "beyond.json", found),
-        write_bytes(config.out / "beyond-lesions.png", figures.png(lesion_figure(summary, cells))),
     ]
+    if summary["Lesions"]:  # none without the standard protocol
+        figure = figures.png(lesion_figure(summary, cells))
+        written.append(write_bytes(config.out / "beyond-lesions.png", figure))
+    return written
 
 
 def _name(value: object) -> str:
