@@ -190,6 +190,7 @@ class TestEndedRuns:
                 assert "the same command goes on from there" in run.said()
             assert_whole(out, undisturbed)
 
+    @ONLY_LONG
     def test_sigkill_at_any_moment(self, raw, undisturbed, tmp_path):
         out, moments = tmp_path / "out", random.Random(0)
         for stage in STAGES:
@@ -201,7 +202,7 @@ class TestEndedRuns:
             assert_whole(out, undisturbed)
         complete(raw, out, undisturbed)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL] if LONG else [signal.SIGKILL])
     def test_simulation_leaves_no_processes(self, tmp_path, number):
         command = [sys.executable, "-m", "chisep.cli", "simulate", str(tmp_path / "heads")]
         options = ["--subjects", "2", "--jobs", "2", "--voxel-mm", "4"]
