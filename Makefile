@@ -19,7 +19,7 @@ valid: $(VENV)/.installed-dev  ## the validator of BIDS on all that chisep write
 	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile/test_valid.py
 
 faults: $(VENV)/.installed-dev  ## processes killed, frozen and cut off at more moments
-	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/test_faults.py
+	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/test_faults.py tests/test_pipeline.py -k "faults or killed"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

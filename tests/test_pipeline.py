@@ -29,6 +29,7 @@ from chisep.regions import read_values
 from chisep.simulation.dataset import SimulateConfig, simulate
 from chisep.simulation.labelmap import WHITE_MATTER
 from chisep.simulation.tissue import BRAIN_LABELS
+from tests.hostile.conftest import LONG
 from tests.outcome import contents
 from tests.untrained import DATA, options_of, save_untrained
 
@@ -221,12 +222,12 @@ class TestResuming:
         assert contents(folder) == contents(out)
 
     def test_killed_at_any_moment(self, raw, out, tmp_path):
-        """Three times SIGKILL at a random moment, then one undisturbed call: the same bytes."""
+        """SIGKILL at random moments (`make faults`: more), then one undisturbed call: the same bytes."""
         folder = tmp_path / "killed"
         command = [sys.executable, "-m", "chisep.cli", "run", str(raw), str(folder), "participant"]
         moments = random.Random(0)
         kills = 0
-        while kills < 3:
+        while kills < (10 if LONG else 3):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(moments.uniform(1.5, 8.0))
             if process.poll() is not None:  # finished before it could be killed: start afresh
@@ -651,9 +652,9 @@ class TestBadInput:
         assert (folder / "sub-02.html").exists()
 
 
-@pytest.mark.parametrize("scale", [4096 / (2 * np.pi), 0.00117])
+@pytest.mark.parametrize("scale", [4096 / (2 * np.pi), 180 / np.pi, 0.00117])
 def test_phase_in_other_scales_gives_the_same_maps(raw, out, tmp_path, scale):
-    """Scanner integers, or any scale: rescaled, and said so."""
+    """Scanner integers, degrees, or any scale: rescaled, and said so."""
     root = tmp_path / "raw"
     shutil.copytree(raw, root)
     for path in (root / ANAT).glob("*part-phase_MEGRE.nii.gz"):

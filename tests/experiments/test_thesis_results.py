@@ -45,7 +45,8 @@ def test_a_row_can_be_derived_again(shared_labels, tmp_path):
     case = with_qsmnet(first_scan(ThesisConfig(out=tmp_path, labels=labels), TEST[0]), None)
     assert TEST[0] in SUBJECTS
     cells = {cell["row"]: cell for cell in results("table")["Cells"] if cell["subject"] == TEST[0]}
-    name = "chi-sepnet-r2p"
-    found = scores(separated(ROWS[name], case.maps, None), case.references["truth"], case.maps.mask)
-    for source in SOURCES:
-        assert found[source] == pytest.approx(cells[name]["truth"][source], rel=1e-3)
+    for name in ("chi-sepnet-r2p", "unrolled-thesis"):
+        made = separated(ROWS[name], case.maps, None)
+        found = scores(made, case.references["truth"], case.maps.mask)
+        for source in SOURCES:
+            assert found[source] == pytest.approx(cells[name]["truth"][source], rel=1e-3)

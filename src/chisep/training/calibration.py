@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset
 
 from chisep.models.network import Network, NetworkConfig
 from chisep.models.sigma import Factors, noise_level, noise_of
@@ -30,7 +30,7 @@ _GROUPS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
 @torch.no_grad()
 def sigma_factors(
-    network: Network, config: NetworkConfig, crops: Dataset[Example], count: int
+    network: Network, config: NetworkConfig, crops: ConcatDataset[Example]
 ) -> dict[str, Factors]:
     """Measure the factors from scales to standard deviations, by output and noise.
 
@@ -42,8 +42,6 @@ def sigma_factors(
         What it is.
     crops
         Examples that were not trained on.
-    count
-        How many of them.
 
     Returns
     -------
@@ -54,7 +52,7 @@ def sigma_factors(
     outputs, noise_name = config.outputs, noise_of(config)
     ratios: dict[str, list[Tensor]] = {name: [] for name in outputs}
     levels: list[Tensor] = []
-    for number in range(count):
+    for number in range(len(crops)):
         example = crops[number]
         batch = example.as_batch()
         dipole = batch.dipole(config.padding(whole=False))

@@ -417,7 +417,7 @@ def _sigma_factors(
         return {}
     network = build(recipe.network, found)
     network.load_state_dict(tensors)
-    return {"sigma_factors": sigma_factors(network, recipe.network, scaling, len(scaling))}
+    return {"sigma_factors": sigma_factors(network, recipe.network, scaling)}
 
 
 def course(out: Path, quantity: str) -> list[tuple[int, float]]:
