@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from chisep.models.network import build
-from chisep.networks import Trained, fuse, iterates
+from chisep.networks.config import build
+from chisep.networks.inference import Trained, fuse, intermediate_estimates
 from chisep.training.recipes import find
 from chisep.types import Grid
 
@@ -65,7 +65,7 @@ def measure(name: str, device: str) -> dict[str, object]:
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        iterates(trained, channels, mask, grid, last_only=True)
+        intermediate_estimates(trained, channels, mask, grid, last_only=True)
         if device != "cpu":
             torch.cuda.synchronize()
         seconds.append(round(time.perf_counter() - start, 2))

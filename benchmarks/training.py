@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from chisep.networks import has_fast_bfloat16
+from chisep.networks.inference import has_fast_bfloat16
 from chisep.training.data import Example
 from chisep.training.losses import total_loss
 from chisep.training.module import TrainingModule

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from chisep import api, cli, networks
+from chisep import api, cli
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
-from chisep.networks import NetworkOptions, WeightsConfig
+from chisep.networks import inference
+from chisep.networks.inference import NetworkOptions, WeightsConfig
 from chisep.physics.dipole import Dipole
 from chisep.types import Grid
 from tests.untrained import options_of, save_untrained
@@ -272,7 +273,7 @@ class TestNetworks:
         command = ["qsm", *arguments(files, "field", "mask"), "--method", "qsmnet"]
         command += ["--weights", options["chi-sepnet-r2p"].weights, "--out", str(tmp_path / "chi.nii.gz")]
         assert cli.main(command) == 1
-        assert "wanted one to chi" in capsys.readouterr().err
+        assert "expected one to chi" in capsys.readouterr().err
 
 
 CARDS = Path(__file__).parent.parent / "docs" / "weights"
@@ -281,7 +282,7 @@ CARDS = Path(__file__).parent.parent / "docs" / "weights"
 class TestWeights:
     def test_shipped_weights_say_how_far_to_trust_them(self):
         cards = api.weight_cards(WeightsConfig())
-        assert set(cards) == set(networks.shipped())
+        assert set(cards) == set(inference.shipped())
         for card in cards.values():
             assert card["trust"] == "trained on simulated subjects, not validated in vivo"
 
@@ -322,9 +323,9 @@ class TestWeights:
     def test_list(self, capsys):
         assert cli.main(["weights"]) == 0
         printed = capsys.readouterr().out
-        assert all(name in printed for name in networks.shipped() or ["no weights come with this version"])
+        assert all(name in printed for name in inference.shipped() or ["no weights come with this version"])
         assert cli.main(["weights", "--json"]) == 0
-        assert set(json.loads(capsys.readouterr().out)) == set(networks.shipped())
+        assert set(json.loads(capsys.readouterr().out)) == set(inference.shipped())
 
 
 class TestRefuses:

@@ -9,11 +9,11 @@ import torch
 
 from chisep.io.weights import save_weights
 from chisep.methods import METHODS
-from chisep.models.network import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
-from chisep.models.proximal import ProximalConfig
-from chisep.models.unet import UNetConfig
-from chisep.models.unrolled import UnrolledConfig
-from chisep.networks import NetworkOptions
+from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.networks.inference import NetworkOptions
+from chisep.networks.unet import UNetConfig
+from chisep.networks.unrolled_gradient import UnrolledConfig
+from chisep.networks.unrolled_proximal import ProximalConfig
 
 _UNET = UNetConfig((4, 8))
 CONFIGS = {

@@ -18,12 +18,13 @@ from torch import Tensor
 from tyro.conf import Positional
 
 import chisep
-from chisep import methods, metrics, networks
+from chisep import methods, metrics
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
-from chisep.networks import NetworkOptions, Precision, WeightsConfig
-from chisep.pipeline import relaxivity
+from chisep.networks import inference
+from chisep.networks.inference import NetworkOptions, Precision, WeightsConfig
+from chisep.pipeline.session import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz
 from chisep.preprocessing.relaxometry import r2prime as r2prime_of
 from chisep.types import Grid, Maps
@@ -99,15 +100,15 @@ class SeparationOptions:
             raise InputError(
                 "--b0",
                 found=f"{self.b0:g}",
-                wanted="tesla, e.g. 3",
-                remedy="Give the field strength of the scan.",
+                expected="tesla, e.g. 3",
+                fix="Give the field strength of the scan.",
             )
         if len(self.dr) > 2:
             raise InputError(
                 "--dr",
                 found=f"{len(self.dr)} numbers",
-                wanted="one, or two for χ_pos and χ_neg",
-                remedy="Give D_r in 1/s/ppm.",
+                expected="one, or two for χ_pos and χ_neg",
+                fix="Give D_r in 1/s/ppm.",
             )
 
 
@@ -196,7 +197,7 @@ def separate(
         r2prime_sigma_hz=None if r2prime_sigma is None else images.volume(r2prime_sigma, "r2prime_sigma"),
     )
     _question_units(maps)
-    if methods.METHODS[options.method].takes_noise:
+    if methods.METHODS[options.method].uses_noise_maps:
         maps = _with_pseudo_r2(maps, options.b0)
     config = methods.config_for(options.method, options.network)
     sources = methods.separate(maps, options.method, config, device=options.device, progress=progress)
@@ -277,8 +278,8 @@ class _Images:
                 raise InputError(
                     name,
                     found="an array without a voxel size",
-                    wanted="voxel_mm=(…, …, …)",
-                    remedy="Give the voxel edges in mm.",
+                    expected="voxel_mm=(…, …, …)",
+                    fix="Give the voxel edges in mm.",
                 )
             image = nib.Nifti1Image(image.astype(np.float32), np.diag([*self._voxel_mm, 1.0]))
         return nifti.from_nibabel(image, source=name, ndim=ndim)
@@ -438,8 +439,8 @@ class QsmConfig:
             raise InputError(
                 "--out",
                 found=str(self.out),
-                wanted="a name that ends in .nii or .nii.gz",
-                remedy="Add the ending.",
+                expected="a name that ends in .nii or .nii.gz",
+                fix="Add the ending.",
             )
 
 
@@ -494,11 +495,11 @@ def weight_cards(config: WeightsConfig) -> dict[str, dict[str, Any]]:
     InputError
         If there are no such weights, or they cannot be read.
     """
-    known = networks.shipped()
+    known = inference.shipped()
     cards = {}
-    for name, header in networks.describe(config).items():
-        path = networks.find_weights(config.name or name)
-        network = networks.load(path).network
+    for name, header in inference.describe(config).items():
+        path = inference.find_weights(config.name or name)
+        network = inference.load(path).network
         cards[name] = {
             **header,
             "parameters": sum(tensor.numel() for tensor in network.parameters()),
@@ -548,8 +549,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float | None]]:
         raise InputError(
             config.pred,
             found="no map that is also in " + str(config.truth),
-            wanted=", ".join(SOURCE_FILES.values()),
-            remedy="Give the folders that hold the maps of one subject.",
+            expected=", ".join(SOURCE_FILES.values()),
+            fix="Give the folders that hold the maps of one subject.",
         )
     return scores
 
@@ -561,8 +562,8 @@ def _only(folder: Path, name: str) -> Path | None:
         raise InputError(
             folder,
             found=f"{len(found)} files *{name}",
-            wanted="one",
-            remedy="Give the folder of one subject.",
+            expected="one",
+            fix="Give the folder of one subject.",
         )
     return found[0] if found else None
 
@@ -614,6 +615,6 @@ def _qsm_ci_options(config: QsmCiConfig) -> SeparationOptions:
         raise InputError(
             file,
             found=f"no usable parameters ({error!r})",
-            wanted="JSON with B0 (T) and B0_dir (three numbers)",
-            remedy="Write params.json as the QSM-CI contract says.",
+            expected="JSON with B0 (T) and B0_dir (three numbers)",
+            fix="Write params.json as the QSM-CI contract says.",
         ) from error

@@ -25,8 +25,8 @@ from chisep.errors import ChisepError, ChisepWarning, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chisep.cohort import Update, Watch
-    from chisep.pipeline import RunConfig
+    from chisep.execution.cohort import Update, Watch
+    from chisep.pipeline.session import RunConfig
 
 T = TypeVar("T")
 
@@ -193,7 +193,7 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from chisep.cohort import CohortConfig, run_cohort
+    from chisep.execution.cohort import CohortConfig, run_cohort
 
     config = _parse(CohortConfig, "run", arguments, prefixes=True)
     if config.run.level == "group":
@@ -214,7 +214,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _group(config: RunConfig) -> int:
-    from chisep.group import make_group
+    from chisep.report.group_table import make_group
 
     with _progress_bar() as show:
         made = make_group(config.out, show)
@@ -223,7 +223,7 @@ def _group(config: RunConfig) -> int:
 
 
 def _dry_run(config: RunConfig) -> int:
-    from chisep.cohort import plan
+    from chisep.execution.cohort import plan
 
     plans = plan(config)
     for one in plans:
@@ -274,8 +274,8 @@ def _session_table() -> Iterator[Watch]:
 
 
 def _explain(arguments: Sequence[str]) -> int:
-    from chisep.explain import ExplainConfig, explain
-    from chisep.methods_text import write_methods
+    from chisep.provenance.explain import ExplainConfig, explain
+    from chisep.provenance.methods_text import write_methods
 
     config = _parse(ExplainConfig, "explain", arguments)
     if config.methods:
@@ -310,15 +310,15 @@ def _qsm(arguments: Sequence[str]) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     try:
-        from chisep.trainings import config_of, is_first_process, train_network
+        from chisep.training.command import config_of, is_first_process, train_network
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("chisep"):
             raise
         raise InputError(
             "chisep train",
             found=f"no package {error.name}",
-            wanted="what training needs and applying networks does not",
-            remedy="pip install 'chisep[train]'",
+            expected="what training needs and applying networks does not",
+            fix="pip install 'chisep[train]'",
         ) from error
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -358,14 +358,14 @@ def _print_recipes() -> None:
 
 def _weights(arguments: Sequence[str]) -> int:
     from chisep.api import weight_cards
-    from chisep.networks import WeightsConfig
+    from chisep.networks.inference import WeightsConfig
 
     config = _parse(WeightsConfig, "weights", arguments)
     cards = weight_cards(config)
     if config.json:
         print(json.dumps(cards, indent=2, ensure_ascii=False))
     elif config.card:
-        from chisep.model_card import model_card
+        from chisep.networks.model_card import model_card
 
         print(*(model_card(card) for card in cards.values()), sep="\n", end="")
     elif not cards:
@@ -412,7 +412,7 @@ def _flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _simulate(arguments: Sequence[str]) -> int:
-    from chisep.labels import LabelledConfig, simulate_labelled
+    from chisep.pipeline.reference_labels import LabelledConfig, simulate_labelled
 
     config = _parse(LabelledConfig, "simulate", arguments)
     with _told_to_end(), _progress_bar() as show:
@@ -422,21 +422,21 @@ def _simulate(arguments: Sequence[str]) -> int:
 
 
 def _import(arguments: Sequence[str]) -> int:
-    from chisep.io.importing import ImportConfig, import_session
+    from chisep.io.ingest.nifti import ImportConfig, import_session
 
     print(*import_session(_parse(ImportConfig, "import", arguments)), sep="\n")
     return 0
 
 
 def _dicom(arguments: Sequence[str]) -> int:
-    from chisep.io.dicom import DicomConfig, convert
+    from chisep.io.ingest.dicom import DicomConfig, convert
 
     print(*convert(_parse(DicomConfig, "dicom", arguments)), sep="\n")
     return 0
 
 
 def _bids_check(arguments: Sequence[str]) -> int:
-    from chisep.check import BidsCheckConfig, bids_check
+    from chisep.pipeline.check import BidsCheckConfig, bids_check
 
     config = _parse(BidsCheckConfig, "bids-check", arguments)
     checks = bids_check(config)

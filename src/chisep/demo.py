@@ -11,9 +11,10 @@ import numpy as np
 from tyro.conf import Positional
 
 import chisep
-from chisep import api, figures, methods, metrics
+from chisep import api, methods, metrics
 from chisep.io import nifti
-from chisep.pipeline import Progress, RunConfig, run
+from chisep.pipeline.session import Progress, RunConfig, run
+from chisep.report import figures
 from chisep.report.subject import Panel, SubjectReport, Table, write_report
 from chisep.simulation.dataset import SimulateConfig, simulate
 

@@ -1,7 +1,7 @@
 """What chisep says when something is wrong.
 
-Every error a user can cause carries the same four facts: which source, what was found there, what was
-wanted, and how to mend it. `chisep.cli` prints the message and exits; everything below only raises.
+Every error a user can cause carries the same four facts: the source, what was found there, what was
+expected, and the fix. `chisep.cli` prints the message and exits; everything below only raises.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class InputError(ChisepError):
         The file, directory or option that is wrong.
     found
         What is there.
-    wanted
+    expected
         What chisep needs instead.
-    remedy
-        How the user mends it.
+    fix
+        What the user can do.
     """
 
-    def __init__(self, source: str | Path, *, found: str, wanted: str, remedy: str) -> None:
-        self.source, self.found, self.wanted, self.remedy = str(source), found, wanted, remedy
-        super().__init__(printable(f"{source}: found {found}; wanted {wanted}. {remedy}"))
+    def __init__(self, source: str | Path, *, found: str, expected: str, fix: str) -> None:
+        self.source, self.found, self.expected, self.fix = str(source), found, expected, fix
+        super().__init__(printable(f"{source}: found {found}; expected {expected}. {fix}"))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by the four facts, so that the error survives a process boundary."""
-        return _rebuild, (type(self), self.source, self.found, self.wanted, self.remedy)
+        return _rebuild, (type(self), self.source, self.found, self.expected, self.fix)
 
 
 class OutputError(InputError):
@@ -73,10 +73,10 @@ def unknown_name(what: str, name: str, known: Iterable[str], command: str) -> In
     return InputError(
         what,
         found=repr(name),
-        wanted=f"one of: {', '.join(names)}",
-        remedy=f"Did you mean {close[0]}?" if close else f"`{command}` explains them.",
+        expected=f"one of: {', '.join(names)}",
+        fix=f"Did you mean {close[0]}?" if close else f"`{command}` explains them.",
     )
 
 
-def _rebuild(kind: type[InputError], source: str, found: str, wanted: str, remedy: str) -> InputError:
-    return kind(source, found=found, wanted=wanted, remedy=remedy)
+def _rebuild(kind: type[InputError], source: str, found: str, expected: str, fix: str) -> InputError:
+    return kind(source, found=found, expected=expected, fix=fix)

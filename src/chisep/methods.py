@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from chisep import networks
 from chisep.errors import InputError, unknown_name
 from chisep.io.files import checksum
-from chisep.networks import NetworkOptions
+from chisep.networks import inference
+from chisep.networks.inference import NetworkOptions
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
 Progress = Callable[[int, int], None]
@@ -66,9 +66,9 @@ class Method:
     weights
         Shipped weights that a network needs by default: its own, then those that make inputs of it where
         they are not given.
-    fits_field
+    has_field_term
         Whether it fits the field itself, so that a χ map made of the same field tells it nothing new.
-    takes_noise
+    uses_noise_maps
         Whether it can do with an R2' that is as uncertain as R2* minus one R2 of the whole brain, if it is
         told so.
     """
@@ -82,8 +82,8 @@ class Method:
     reference: str
     load: Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]
     weights: tuple[str, ...] = ()
-    fits_field: bool = False
-    takes_noise: bool = False
+    has_field_term: bool = False
+    uses_noise_maps: bool = False
 
     @property
     def is_network(self) -> bool:
@@ -93,7 +93,7 @@ class Method:
     @property
     def missing_weights(self) -> tuple[str, ...]:
         """Weights that it needs by default and that this installation lacks."""
-        known = networks.shipped() if self.weights else {}
+        known = inference.shipped() if self.weights else {}
         return tuple(name for name in self.weights if name not in known)
 
     def row(self) -> dict[str, str]:
@@ -147,22 +147,22 @@ def _network(
     reference: str,
     weights: tuple[str, ...],
     *,
-    fits_field: bool = False,
+    has_field_term: bool = False,
 ) -> Method:
     """Entry of a network; one that makes sources and does not fit the field uses a χ map if there is one."""
-    solve = networks.separate if target == "sources" else networks.invert
+    solve = inference.separate if target == "sources" else inference.invert
     return Method(
         name,
         target,
         needs,
-        ("qsm",) if target == "sources" and not fits_field else (),
+        ("qsm",) if target == "sources" and not has_field_term else (),
         "trained",
         summary,
         reference,
         lambda: (partial(solve, weights=weights[0]), NetworkOptions),
         weights,
-        fits_field,
-        takes_noise=fits_field,
+        has_field_term,
+        uses_noise_maps=has_field_term,
     )
 
 
@@ -188,7 +188,7 @@ METHODS: dict[str, Method] = {
             "field and R2' weighed by their noise, total variation, no negative sources",
             "Shin 2021, 10.1016/j.neuroimage.2021.118371",
             _iterative,
-            fits_field=True,
+            has_field_term=True,
         ),
         Method(
             "tikhonov",
@@ -275,7 +275,7 @@ METHODS: dict[str, Method] = {
             "exact data steps weighed by noise and U-nets in turn; tells its error",
             "chisep, docs/networks.md",
             ("unrolled",),
-            fits_field=True,
+            has_field_term=True,
         ),
     )
 }
@@ -318,8 +318,8 @@ def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
         raise InputError(
             "--weights",
             found=f"weights for {name}, which is no network",
-            wanted=f"one of: {', '.join(m.name for m in METHODS.values() if m.is_network)}",
-            remedy="Choose another method, or leave the weights out.",
+            expected=f"one of: {', '.join(m.name for m in METHODS.values() if m.is_network)}",
+            fix="Choose another method, or leave the weights out.",
         )
     return None
 
@@ -329,7 +329,7 @@ def tells_sigma(name: str, options: NetworkOptions) -> bool:
     method = METHODS[name]
     if config_for(name, options) is None:
         return False
-    proximal = networks.load(options.weights or method.weights[0]).config.proximal
+    proximal = inference.load(options.weights or method.weights[0]).config.proximal
     return proximal is not None and proximal.uncertainty
 
 
@@ -359,7 +359,7 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
     if config_for(name, options) is None:
         return []
     own = options.weights or method.weights[0]
-    inputs = networks.load(own).config.inputs
+    inputs = inference.load(own).config.inputs
     files = [own]
     if "r2prime" in inputs and "r2prime" not in method.needs:
         files.append(options.rate_weights)
@@ -369,7 +369,7 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
 
 
 def _record(weights: str) -> dict[str, str]:
-    path, header = networks.find_weights(weights), networks.load(weights).header
+    path, header = inference.find_weights(weights), inference.load(weights).header
     return {
         "Name": str(header.get("name", path.stem)),
         "SHA256": checksum(path),
@@ -392,8 +392,8 @@ def check_device(device: str) -> None:
         raise InputError(
             "--device",
             found=f"{device!r}, which cannot be used here ({str(error).splitlines()[0]})",
-            wanted="cpu, or a GPU of this machine such as cuda or cuda:0",
-            remedy="Choose cpu, or install a torch build for your GPU.",
+            expected="cpu, or a GPU of this machine such as cuda or cuda:0",
+            fix="Choose cpu, or install a torch build for your GPU.",
         ) from error
 
 
@@ -472,32 +472,32 @@ def _solve(method: Method, maps: Maps, config: object, device: str, progress: Pr
             raise InputError(
                 method.name,
                 found=f"no {name} map",
-                wanted=f"{', '.join(method.needs)}",
-                remedy="Give the map.",
+                expected=f"{', '.join(method.needs)}",
+                fix="Give the map.",
             )
         if volume is not None and tuple(volume.shape) != maps.grid.shape:
             raise InputError(
                 f"{name} map",
                 found=f"shape {tuple(volume.shape)}",
-                wanted=f"shape {maps.grid.shape} of the grid",
-                remedy="Resample it to the grid of the field.",
+                expected=f"shape {maps.grid.shape} of the grid",
+                fix="Resample it to the grid of the field.",
             )
         if volume is not None and not bool(torch.isfinite(volume).all()):
             raise InputError(
                 f"{name} map",
                 found="NaN or infinite values",
-                wanted="finite numbers everywhere",
-                remedy="Replace them (0 outside the head).",
+                expected="finite numbers everywhere",
+                fix="Replace them (0 outside the head).",
             )
     if tuple(maps.mask.shape) != maps.grid.shape:
         raise InputError(
             "mask",
             found=f"shape {tuple(maps.mask.shape)}",
-            wanted=f"shape {maps.grid.shape} of the grid",
-            remedy="Resample it to the grid of the field.",
+            expected=f"shape {maps.grid.shape} of the grid",
+            fix="Resample it to the grid of the field.",
         )
     if not bool(maps.mask.any()):
-        raise InputError("mask", found="no voxel inside", wanted="a brain mask", remedy="Check the mask.")
+        raise InputError("mask", found="no voxel inside", expected="a brain mask", fix="Check the mask.")
     # A method that takes R2* must not find R2': where there was no spin echo, it is an assumption.
     unread: dict[str, Any] = {a: None for n, a in _WORDS.items() if n not in method.needs + method.uses}
     solve, default = method.load()

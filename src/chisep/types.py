@@ -59,23 +59,23 @@ class Grid:
             raise InputError(
                 "grid",
                 found=f"shape {self.shape}",
-                wanted="three positive sizes",
-                remedy="Give a 3-D volume.",
+                expected="three positive sizes",
+                fix="Give a 3-D volume.",
             )
         if len(self.voxel_mm) != 3 or not all(math.isfinite(v) and v > 0 for v in self.voxel_mm):
             raise InputError(
                 "grid",
                 found=f"voxel size {self.voxel_mm} mm",
-                wanted="three positive sizes",
-                remedy="Correct the voxel size in the image header.",
+                expected="three positive sizes",
+                fix="Correct the voxel size in the image header.",
             )
         length = math.hypot(*self.b0_direction)
         if not math.isfinite(length) or length < _UNIT_TOLERANCE:
             raise InputError(
                 "B0 direction",
                 found=f"{self.b0_direction}",
-                wanted="a vector with a length",
-                remedy="Give three numbers in voxel axes, for example 0 0 1.",
+                expected="a vector with a length",
+                fix="Give three numbers in voxel axes, for example 0 0 1.",
             )
         object.__setattr__(self, "b0_direction", tuple(float(b) / length for b in self.b0_direction))
 
@@ -114,8 +114,8 @@ class Relaxivity:
             raise InputError(
                 "D_r",
                 found=f"{self.pos_hz_per_ppm}, {self.neg_hz_per_ppm}",
-                wanted="positive numbers in 1/s/ppm",
-                remedy="Typical is 114 at 3 T; it scales with B0.",
+                expected="positive numbers in 1/s/ppm",
+                fix="Typical is 114 at 3 T; it scales with B0.",
             )
 
     @property

@@ -11,7 +11,7 @@ import torch
 
 from chisep import cli
 from chisep.errors import InputError
-from chisep.experiments.beyond.scans import (
+from chisep.experiments.robustness.scans import (
     CONDITIONS,
     PROTOCOL_ROWS,
     ROWS,
@@ -22,7 +22,7 @@ from chisep.experiments.beyond.scans import (
     simulation,
 )
 from chisep.io import nifti
-from chisep.models.network import SOURCES
+from chisep.networks.config import SOURCES
 from chisep.preprocessing.relaxometry import pseudo_r2_hz
 from chisep.simulation.anatomy import packaged_labels
 from chisep.types import Sources

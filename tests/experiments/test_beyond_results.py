@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from chisep.experiments.beyond.scans import CONDITIONS, PROTOCOL_ROWS, ROWS, UNROLLED, BeyondConfig, Scan
+from chisep.experiments.robustness.scans import CONDITIONS, PROTOCOL_ROWS, ROWS, UNROLLED, BeyondConfig, Scan
 from chisep.io.files import checksum
-from chisep.models.network import SOURCES
-from chisep.networks import shipped
+from chisep.networks.config import SOURCES
+from chisep.networks.inference import shipped
 
 HEADS = ("11", "12", "13", "14")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

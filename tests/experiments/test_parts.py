@@ -10,7 +10,7 @@ import pytest
 
 from chisep import cli
 from chisep.errors import InputError
-from chisep.experiments.beyond.ablations import AblationsConfig, runs
+from chisep.experiments.robustness.ablations import AblationsConfig, runs
 from chisep.io import nifti
 from chisep.simulation.anatomy import packaged_labels
 from chisep.simulation.dataset import SimulateConfig, simulate

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from chisep import cli, figures
+from chisep import cli
 from chisep.errors import InputError
 from chisep.experiments import EXPERIMENTS
 from chisep.experiments import realism as module
@@ -27,6 +27,7 @@ from chisep.experiments.realism import (
     tables,
 )
 from chisep.io import nifti
+from chisep.report import figures
 from chisep.simulation.anatomy import packaged_labels
 from chisep.simulation.tissue import REGIONS
 

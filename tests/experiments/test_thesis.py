@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from chisep import cli
 from chisep.errors import ChisepWarning, InputError
-from chisep.experiments.texts import plus_minus
+from chisep.experiments.common.texts import plus_minus
 from chisep.experiments.thesis.ablations import AblationsConfig, ablations, chi_of, make_qsm_maps, runs
 from chisep.experiments.thesis.data import (
     REFERENCES,
@@ -52,11 +52,11 @@ from chisep.experiments.thesis.table import (
     summarised,
 )
 from chisep.io import bids, nifti
-from chisep.labels import LabelledConfig
 from chisep.methods import invert
 from chisep.metrics import nrmse_demeaned_percent, nrmse_percent
-from chisep.models.network import SOURCES
+from chisep.networks.config import SOURCES
 from chisep.physics.dipole import Dipole
+from chisep.pipeline.reference_labels import LabelledConfig
 from chisep.simulation.anatomy import packaged_labels
 from chisep.simulation.dataset import TRUTH, healthy_tissue
 from chisep.training.data import acquisition_path, field_maps

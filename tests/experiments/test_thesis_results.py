@@ -12,8 +12,8 @@ from chisep.experiments.thesis.data import SUBJECTS, TEST, ThesisConfig, first_s
 from chisep.experiments.thesis.rows import RECIPES, ROWS, separated, weights_path
 from chisep.experiments.thesis.table import with_qsmnet
 from chisep.io.files import checksum
-from chisep.models.network import SOURCES
-from chisep.networks import shipped
+from chisep.networks.config import SOURCES
+from chisep.networks.inference import shipped
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "thesis"
 HEADS = ("01", "02", "03", "04", "09", "11", "12", "13")

@@ -71,7 +71,7 @@ def ends_well(call: Callable[[], Any], *, honest_bytes: int = 0, factor: int = 2
 
 def explains_itself(error: InputError) -> None:
     """All four facts are there, and none is endless."""
-    for fact in (error.source, error.found, error.wanted, error.remedy):
+    for fact in (error.source, error.found, error.expected, error.fix):
         assert fact
     assert len(error.found) < 2000
     assert len(str(error)) < 10_000

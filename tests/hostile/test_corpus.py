@@ -11,7 +11,7 @@ import pytest
 from chisep.errors import InputError
 from chisep.io import bids
 from chisep.io.weights import load_weights
-from chisep.networks import load
+from chisep.networks.inference import load
 from tests.hostile import datasets, test_datasets, test_nifti
 from tests.hostile.limits import CASES, ends_well
 from tests.untrained import save_untrained
@@ -40,11 +40,11 @@ def test_sidecars(file, tmp_path):
     root = datasets.write_dataset(tmp_path / "raw")
     beside = bids.sidecar_of(bids.raw_path(root, "01", "MEGRE", echo=2, part="phase"))
     shutil.copy(file, beside)
-    found = test_datasets.survey(root, "corpus")
+    found = test_datasets.discover(root, "corpus")
     assert all(one.session is None for one in found) != file.name.startswith("good")
     # As the description of the dataset it does not matter.
     shutil.copy(file, datasets.write_dataset(tmp_path / "other") / "dataset_description.json")
-    assert test_datasets.survey(tmp_path / "other", "corpus")[0].session is not None
+    assert test_datasets.discover(tmp_path / "other", "corpus")[0].session is not None
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.suffix == ".safetensors"], ids=lambda f: f.name)
@@ -60,6 +60,6 @@ def test_names(name, tmp_path):
     """Labels that must not become part of a path."""
     CASES["corpus"] += 1
     root = datasets.write_dataset(tmp_path / "raw")
-    found = ends_well(lambda: bids.survey(root, [name]))
+    found = ends_well(lambda: bids.discover(root, [name]))
     assert isinstance(found, InputError)
     assert "Traceback" not in str(found)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chisep.check import check_dataset
 from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.pipeline.check import check_dataset
 from tests.hostile import datasets
 from tests.hostile.conftest import cases
 from tests.hostile.limits import CASES, ends_well
@@ -26,11 +26,11 @@ def whole(tmp_path_factory) -> Path:
     return datasets.write_dataset(tmp_path_factory.mktemp("whole") / "raw")
 
 
-def survey(root, target):
+def discover(root, target):
     """Say what would run, and name the outputs of what would."""
     CASES[target] += 1
     checks = ends_well(lambda: check_dataset(root))
-    found = ends_well(lambda: bids.survey(root))
+    found = ends_well(lambda: bids.discover(root))
     for one in [] if isinstance(found, InputError) else found:
         if one.session is not None:
             path = one.session.output(root / "out", "Chimap", desc="total")
@@ -65,7 +65,7 @@ def survey(root, target):
 def test_sidecars(whole, tmp_path, content, name):
     root = datasets.renewed(tmp_path / "raw", whole)
     (root / name).write_bytes(content)
-    survey(root, "sidecars")
+    discover(root, "sidecars")
 
 
 @cases(60, 400)
@@ -83,7 +83,7 @@ def test_names(whole, tmp_path, subject, entity, label):
     if datasets.usable_name(folder) and datasets.usable_name(file):
         (root / folder / "anat").mkdir(parents=True, exist_ok=True)
         (root / folder / "anat" / file).write_bytes(b"")
-        survey(root, "names of files")
+        discover(root, "names of files")
 
 
 def images_of(root):
@@ -194,7 +194,7 @@ GOOD = {
 def test_layouts(whole, tmp_path, name):
     root = datasets.renewed(tmp_path / "raw", whole)
     LAYOUTS[name](root)
-    found = survey(root, "layouts")
+    found = discover(root, "layouts")
     usable = not isinstance(found, InputError) and any(one.session is not None for one in found)
     images = usable and all(check.ok for check in check_dataset(root, ["01"]))
     assert bool(images) == (name in GOOD)

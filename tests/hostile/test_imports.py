@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisep.errors import ChisepError, InputError, OutputError
-from chisep.io import bids, dicom, importing, nifti
-from chisep.io.dicom import DicomConfig
+from chisep.io import bids, nifti
+from chisep.io.ingest import dicom
+from chisep.io.ingest import nifti as importing
+from chisep.io.ingest.dicom import DicomConfig
 from tests.hostile import datasets
 from tests.hostile.conftest import cases
 from tests.hostile.limits import CASES, ends_well, names, nothing_half_written

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from chisep.errors import InputError
-from chisep.io import bids, importing, nifti
+from chisep.io import bids, nifti
+from chisep.io.ingest import nifti as importing
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")

@@ -14,8 +14,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from chisep.errors import ChisepWarning, InputError
-from chisep.io import bids, dicom, nifti
-from chisep.io.dicom import DicomConfig, convert, phase_in_radians, slices_alternate
+from chisep.io import bids, nifti
+from chisep.io.ingest import dicom
+from chisep.io.ingest.dicom import DicomConfig, convert, phase_in_radians, slices_alternate
 
 SHAPE = (8, 9, 6)
 TE_MS = (5.0, 11.0, 17.0)

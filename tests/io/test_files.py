@@ -76,7 +76,7 @@ class TestOutputDirectory:
     def test_leaves_nothing_new_and_empty_after_a_failure(self, tmp_path):
         (tmp_path / "old").mkdir()
         with pytest.raises(InputError), output_directory(tmp_path / "old" / "new" / "out"):
-            raise InputError("a map", found="nothing", wanted="a map", remedy="Give one.")
+            raise InputError("a map", found="nothing", expected="a map", fix="Give one.")
         assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
 
     def test_keeps_what_was_written_or_there_before(self, tmp_path):

@@ -71,7 +71,7 @@ class TestRefuses:
     def check(self, path, *words):
         with pytest.raises(InputError) as caught:
             nifti.load(path)
-        for word in (str(path), "wanted", *words):
+        for word in (str(path), "expected", *words):
             assert word in str(caught.value)
 
     def test_missing(self, tmp_path):

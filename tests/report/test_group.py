@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chisep import figures
+from chisep.report import figures
 from chisep.report.group import GroupReport, SessionLine, render_group
 from chisep.report.subject import Panel
 from tests.report.test_subject import ATTACK, Page

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chisep import figures
 from chisep.errors import OutputError
+from chisep.report import figures
 from chisep.report.subject import (
     MethodScores,
     Panel,

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from chisep.errors import ChisepWarning, InputError
 from chisep.simulation import anatomy
-from chisep.simulation.lesions import (
+from chisep.simulation.lesions.placement import (
     KINDS,
     CalcificationConfig,
     CavernomaConfig,

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from chisep.errors import ChisepWarning, InputError
 from chisep.solvers import closed_form, iterative
-from chisep.solvers._splitting import PENALTY_VOXEL
+from chisep.solvers._admm import PENALTY_VOXEL
 from chisep.types import Relaxivity
 from tests.solvers.head import make_head, nrmse_percent
 

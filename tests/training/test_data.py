@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from chisep.errors import InputError
 from chisep.io import nifti
-from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig
+from chisep.networks.config import PHI_ROWS, SOURCES, NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.training.data import (
     BatchSampler,

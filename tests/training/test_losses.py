@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.models.network import SOURCES
+from chisep.networks.config import SOURCES
 from chisep.physics.dipole import Dipole
 from chisep.training.losses import UNIT_PPM, LossConfig, loss_terms, total_loss
 from chisep.types import Grid

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.models.network import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
-from chisep.models.proximal import ProximalConfig
+from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
+from chisep.networks.unrolled_proximal import ProximalConfig
 from chisep.physics.dipole import Dipole
 from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.training.data import Scan, statistics_of_crops

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.models.network import SOURCES, build
-from chisep.models.unet import REFERENCE_WIDTHS
-from chisep.models.unrolled import Unrolled
+from chisep.networks.config import SOURCES, build
+from chisep.networks.unet import REFERENCE_WIDTHS
+from chisep.networks.unrolled_gradient import Unrolled
 from chisep.training.recipes import FIELD_WIDTHS, PROXIMAL_WIDTHS, SMALL_WIDTHS, annealed, find, recipes
 
 PUBLISHED = [name for name in recipes() if not name.endswith("-small")]

@@ -19,10 +19,10 @@ import chisep
 from chisep.errors import InputError
 from chisep.io.files import checksum
 from chisep.io.weights import load_weights
-from chisep.models.network import PHI_ROWS, SOURCES
-from chisep.models.unet import UNetConfig
-from chisep.models.unrolled import Unrolled
-from chisep.networks import has_fast_bfloat16, load
+from chisep.networks.config import PHI_ROWS, SOURCES
+from chisep.networks.inference import has_fast_bfloat16, load
+from chisep.networks.unet import UNetConfig
+from chisep.networks.unrolled_gradient import Unrolled
 from chisep.training.data import load_scans, statistics
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule

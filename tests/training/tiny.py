@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from chisep.models.unet import UNetConfig
+from chisep.networks.unet import UNetConfig
 from chisep.training.data import CropConfig, FoldersConfig
 from chisep.training.module import OptimiserConfig
 from chisep.training.recipes import Recipe, find

@@ -84,14 +84,14 @@ def _ablations() -> tuple[type[Any], Function]:
 
 
 def _beyond() -> tuple[type[Any], Function]:
-    from chisep.experiments.beyond.command import beyond
-    from chisep.experiments.beyond.scans import BeyondConfig
+    from chisep.experiments.robustness.command import beyond
+    from chisep.experiments.robustness.scans import BeyondConfig
 
     return BeyondConfig, beyond
 
 
 def _parts() -> tuple[type[Any], Function]:
-    from chisep.experiments.beyond.ablations import AblationsConfig, ablations
+    from chisep.experiments.robustness.ablations import AblationsConfig, ablations
 
     return AblationsConfig, ablations
 
@@ -104,7 +104,9 @@ EXPERIMENTS = {
     "real-scan": Experiment("a gradient-echo scan of a person: steps of a turn, rates, pictures", _real_scan),
     "networks": Experiment("train the thesis' networks on eight digital heads, resumable", _networks),
     "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
-    "figures": Experiment("Figures 2.2 to 2.4 of the thesis: iterates of the unrolled network", _figures),
+    "figures": Experiment(
+        "Figures 2.2 to 2.4 of the thesis: intermediate estimates of the unrolled network", _figures
+    ),
     "patients": Experiment("Figure 2.5 of the thesis: lesions of graded strength", _patients),
     "qsm": Experiment("susceptibility maps by QSMnet, total variation and Tikhonov on the test heads", _qsm),
     "ablations": Experiment(

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from tyro.conf import Positional
 
 import chisep
-from chisep import figures, methods, metrics
+from chisep import methods, metrics
 from chisep.errors import InputError
 from chisep.experiments import Progress
-from chisep.experiments.texts import markdown, number, plus_minus
+from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.physics.signal import default_relaxivity
-from chisep.pipeline import RunConfig, run
+from chisep.pipeline.session import RunConfig, run
 from chisep.preprocessing.relaxometry import R2Config
+from chisep.report import figures
 from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
 from chisep.types import Maps, MaskVolume, Volume
 
@@ -76,8 +77,8 @@ class PreprocessingConfig:
             raise InputError(
                 "only",
                 found=", ".join(unknown),
-                wanted=f"some of: {', '.join(SESSIONS)}",
-                remedy="Correct the names.",
+                expected=f"some of: {', '.join(SESSIONS)}",
+                fix="Correct the names.",
             )
 
 

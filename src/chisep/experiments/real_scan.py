@@ -13,14 +13,14 @@ import torch
 from tyro.conf import Positional
 
 import chisep
-from chisep import figures
 from chisep.errors import InputError
 from chisep.experiments import Progress
 from chisep.io import nifti
 from chisep.io.files import make_directory, write_bytes, write_json
-from chisep.io.importing import ImportConfig, import_session
-from chisep.pipeline import RunConfig, run
+from chisep.io.ingest.nifti import ImportConfig, import_session
+from chisep.pipeline.session import RunConfig, run
 from chisep.preprocessing.unwrapping import residual_jumps
+from chisep.report import figures
 
 _BRIGHT = 0.4
 """Echoes count where their signal is above this fraction of its median: below it, phase is noise."""
@@ -49,8 +49,8 @@ class RealScanConfig:
             raise InputError(
                 "--name",
                 found=repr(self.name),
-                wanted="letters, digits, - and _",
-                remedy="Choose another name.",
+                expected="letters, digits, - and _",
+                fix="Choose another name.",
             )
 
 

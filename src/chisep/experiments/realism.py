@@ -27,13 +27,13 @@ from matplotlib.figure import Figure
 from scipy import fft, ndimage
 
 import chisep
-from chisep import figures
 from chisep.errors import ChisepWarning, InputError
 from chisep.experiments import Progress
-from chisep.experiments.texts import markdown
-from chisep.figures import MaskArray, VolumeArray
+from chisep.experiments.common.texts import markdown
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.physics.dipole import Dipole
+from chisep.report import figures
+from chisep.report.figures import MaskArray, VolumeArray
 from chisep.simulation import labelmap
 from chisep.simulation.anatomy import load_labels, packaged_labels, with_structures
 from chisep.simulation.tissue import Tissue, TissueConfig, make_tissue
@@ -226,8 +226,8 @@ class RealismConfig:
                 raise InputError(
                     name,
                     found=f"{value}",
-                    wanted=f"a number from {low:g} to {high:g}",
-                    remedy="Correct the option.",
+                    expected=f"a number from {low:g} to {high:g}",
+                    fix="Correct the option.",
                 )
         WarpConfig(warp_mm=self.warp_mm)
 

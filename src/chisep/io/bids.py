@@ -20,7 +20,7 @@ from typing import Any
 import chisep
 from chisep.errors import InputError
 from chisep.io.files import write_json, write_text
-from chisep.io.places import is_directory, is_file, is_label, require_label
+from chisep.io.paths import is_directory, is_file, is_label, require_label
 
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
@@ -273,7 +273,7 @@ def read_json(file: Path) -> dict[str, Any]:
         If it is no regular file, larger than 16 MiB, or no JSON object.
     """
     if not is_file(file):
-        raise InputError(file, found="no such file", wanted="a JSON object", remedy="Check the path.")
+        raise InputError(file, found="no such file", expected="a JSON object", fix="Check the path.")
     try:
         if file.stat().st_size > _LARGEST_JSON_BYTES:
             raise ValueError(f"more than {_LARGEST_JSON_BYTES} bytes")
@@ -282,12 +282,12 @@ def read_json(file: Path) -> dict[str, Any]:
         raise InputError(
             file,
             found=f"a file that is not JSON ({error})",
-            wanted="a JSON object",
-            remedy="Mend the sidecar.",
+            expected="a JSON object",
+            fix="Mend the sidecar.",
         ) from error
     if not isinstance(content, dict):
         raise InputError(
-            file, found=f"a JSON {type(content).__name__}", wanted="a JSON object", remedy="Mend the sidecar."
+            file, found=f"a JSON {type(content).__name__}", expected="a JSON object", fix="Mend the sidecar."
         )
     return content
 
@@ -313,7 +313,7 @@ def find_sessions(root: Path, participants: Sequence[str] = ()) -> list[Session]
         If the folder or a participant does not exist, no series is found, an echo lacks its partner, or a
         sidecar lacks, contradicts or mis-scales what chisep needs.
     """
-    found = survey(root, participants)
+    found = discover(root, participants)
     for one in found:
         if one.error is not None:
             raise one.error
@@ -321,7 +321,7 @@ def find_sessions(root: Path, participants: Sequence[str] = ()) -> list[Session]
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredSession:
     """One gradient-echo series and what became of reading its session.
 
     Parameters
@@ -339,7 +339,7 @@ class Found:
     error: InputError | None = None
 
 
-def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
+def discover(root: Path, participants: Sequence[str] = ()) -> list[DiscoveredSession]:
     """Find every session as `find_sessions` does, but go on where one cannot be used.
 
     Parameters
@@ -351,7 +351,7 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
 
     Returns
     -------
-    list of Found
+    list of DiscoveredSession
         Sorted by name.
 
     Raises
@@ -360,7 +360,7 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
         If the folder or a participant does not exist, or no series is found.
     """
     if not is_directory(root):
-        raise InputError(root, found="no such directory", wanted="a BIDS dataset", remedy="Check the path.")
+        raise InputError(root, found="no such directory", expected="a BIDS dataset", fix="Check the path.")
     wanted = [label.removeprefix("sub-") for label in participants]
     for label in wanted:
         require_label(label, "--participant-label")
@@ -369,8 +369,8 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
             raise InputError(
                 root,
                 found=f"no participant {label}",
-                wanted=f"one of: {', '.join(known) or 'none'}",
-                remedy="Check --participant-label.",
+                expected=f"one of: {', '.join(known) or 'none'}",
+                fix="Check --participant-label.",
             )
     series = _images_by_series(root)
     found = []
@@ -381,22 +381,22 @@ def survey(root: Path, participants: Sequence[str] = ()) -> list[Found]:
         name = _session_name(subject, entities)
         if not all(map(is_label, (subject, *entities.values()))):
             shown = "".join(c if is_label(c) or c in "-_" else "?" for c in name)[:_LONGEST_NAME]
-            found.append(Found(shown, error=_unusable_name(images[0])))
+            found.append(DiscoveredSession(shown, error=_unusable_name(images[0])))
             continue
         try:
             megre = _series(root, suffix, images)
             mese_images = _partner(series, subject, unit)
             mese = _series(root, "MESE", mese_images) if mese_images else None
             _check_field_strength(megre, mese)
-            found.append(Found(name, Session(subject, entities, megre, mese)))
+            found.append(DiscoveredSession(name, Session(subject, entities, megre, mese)))
         except InputError as error:
-            found.append(Found(name, error=error))
+            found.append(DiscoveredSession(name, error=error))
     if not found:
         raise InputError(
             root,
             found="no multi-echo gradient-echo images" + (f" of {', '.join(wanted)}" if wanted else ""),
-            wanted="files like sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz with their part-phase",
-            remedy="Name the images as BIDS does, or bring single NIfTI files in with `chisep import`.",
+            expected="files like sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz with their part-phase",
+            fix="Name the images as BIDS does, or bring single NIfTI files in with `chisep import`.",
         )
     return found
 
@@ -426,8 +426,8 @@ def _unusable_name(image: Path) -> InputError:
     return InputError(
         image,
         found="a name whose labels are not letters and digits",
-        wanted="a name like sub-01_ses-1_acq-fine_run-1_echo-1_part-mag_MEGRE.nii.gz",
-        remedy="Rename it: results are named by these labels.",
+        expected="a name like sub-01_ses-1_acq-fine_run-1_echo-1_part-mag_MEGRE.nii.gz",
+        fix="Rename it: results are named by these labels.",
     )
 
 
@@ -445,8 +445,8 @@ def _partner(series: Mapping[tuple[str, _Unit, str], list[Path]], subject: str, 
         raise InputError(
             others[0][0],
             found=f"{len(others)} spin-echo series in one session",
-            wanted="one, or one with the acq and run of each gradient-echo series",
-            remedy="Keep the one to be used.",
+            expected="one, or one with the acq and run of each gradient-echo series",
+            fix="Keep the one to be used.",
         )
     return others[0] if others else []
 
@@ -466,15 +466,15 @@ def _series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
         raise InputError(
             images[0],
             found="spin-echo images without magnitude",
-            wanted="magnitude images",
-            remedy="Add them.",
+            expected="magnitude images",
+            fix="Add them.",
         )
     if len(magnitude) < 2:
         raise InputError(
             magnitude[0],
             found=f"the only echo of a {suffix} series",
-            wanted="at least two echoes",
-            remedy="Add the others (echo-1, echo-2, …), or remove the series; one echo tells no decay.",
+            expected="at least two echoes",
+            fix="Add the others (echo-1, echo-2, …), or remove the series; one echo tells no decay.",
         )
     _check_order(magnitude, te)
     _check_order(phase, te)
@@ -494,23 +494,23 @@ def _echo_time(image: Path, facts: Mapping[str, Any], suffix: str) -> float:
         raise InputError(
             sidecar_of(image),
             found="no EchoTime",
-            wanted="EchoTime in seconds",
-            remedy="Add it to the sidecar.",
+            expected="EchoTime in seconds",
+            fix="Add it to the sidecar.",
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
             sidecar_of(image),
             found=f"EchoTime {_short(value)}",
-            wanted="one number in seconds",
-            remedy="Correct the sidecar.",
+            expected="one number in seconds",
+            fix="Correct the sidecar.",
         )
     if not 0 < value <= LONGEST_TE_S[suffix]:
         in_milliseconds = 0 < value <= 1000 * LONGEST_TE_S[suffix]
         raise InputError(
             sidecar_of(image),
             found=f"EchoTime {_short(value)}",
-            wanted=f"seconds, above 0 and at most {LONGEST_TE_S[suffix]:g}",
-            remedy=f"If it is in milliseconds, write {value / 1000:g}."
+            expected=f"seconds, above 0 and at most {LONGEST_TE_S[suffix]:g}",
+            fix=f"If it is in milliseconds, write {value / 1000:g}."
             if in_milliseconds
             else "Correct the sidecar.",
         )
@@ -528,8 +528,8 @@ def _b0_direction(image: Path, facts: Mapping[str, Any]) -> tuple[float, float, 
         raise InputError(
             sidecar_of(image),
             found=f"B0DirectionVoxelAxes {_short(stated)}",
-            wanted="three numbers, a vector with a length",
-            remedy="Correct the sidecar, or leave the field out if B0 is along scanner z.",
+            expected="three numbers, a vector with a length",
+            fix="Correct the sidecar, or leave the field out if B0 is along scanner z.",
         )
     i, j, k = (float(component) for component in numbers)
     return i, j, k
@@ -541,8 +541,8 @@ def _phase_units(phase: Sequence[Path], facts: Mapping[Path, Mapping[str, Any]])
         raise InputError(
             sidecar_of(next(iter(stated.values()))),
             found=f"phase in {' and in '.join(sorted(stated))} within one series",
-            wanted="one scale",
-            remedy="Correct Units in the sidecars.",
+            expected="one scale",
+            fix="Correct Units in the sidecars.",
         )
     return next(iter(stated), None)
 
@@ -552,8 +552,8 @@ def _units(image: Path, stated: object) -> str:
         raise InputError(
             sidecar_of(image),
             found=f"Units {_short(stated)}",
-            wanted='a text such as "rad" or "arbitrary"',
-            remedy="Correct the sidecar, or leave the field out to have the scale recognised.",
+            expected='a text such as "rad" or "arbitrary"',
+            fix="Correct the sidecar, or leave the field out to have the scale recognised.",
         )
     return stated
 
@@ -574,8 +574,8 @@ def _check_pairs(
         raise InputError(
             anywhere.parent,
             found=f"magnitude at TE {[te[m] for m in magnitude]} s, phase at TE {[te[p] for p in phase]} s",
-            wanted="a magnitude and a phase image (part-mag, part-phase) for every echo, with equal EchoTime",
-            remedy="Add the missing image or correct the sidecars.",
+            expected="magnitude and phase (part-mag, part-phase) for every echo, with equal EchoTime",
+            fix="Add the missing image or correct the sidecars.",
         )
 
 
@@ -585,8 +585,8 @@ def _echo_number(image: Path) -> int:
         raise InputError(
             image,
             found=f"echo label {_short(label)}" if label else "no echo label",
-            wanted="a number, as in echo-1",
-            remedy="Rename the image; split a file that holds all echoes, or use `chisep import`.",
+            expected="a number, as in echo-1",
+            fix="Rename the image; split a file that holds all echoes, or use `chisep import`.",
         )
     return int(label)
 
@@ -599,8 +599,8 @@ def _check_order(images: Sequence[Path], te: Mapping[Path, float]) -> None:
             raise InputError(
                 sidecar_of(after),
                 found=f"echo {numbers[1]} at {te[after]:g} s beside echo {numbers[0]} at {te[before]:g} s",
-                wanted="echo times that grow with the echo number",
-                remedy="Correct EchoTime in the sidecars or the echo entity in the names.",
+                expected="echo times that grow with the echo number",
+                fix="Correct EchoTime in the sidecars or the echo entity in the names.",
             )
 
 
@@ -610,15 +610,15 @@ def _check_field_strength(megre: Series, mese: Series | None) -> None:
         raise InputError(
             sidecar,
             found="no MagneticFieldStrength",
-            wanted="MagneticFieldStrength in tesla, e.g. 3",
-            remedy="Add it to the sidecar.",
+            expected="MagneticFieldStrength in tesla, e.g. 3",
+            fix="Add it to the sidecar.",
         )
     if mese is not None and mese.b0_t not in (None, megre.b0_t):
         raise InputError(
             sidecar_of(mese.magnitude[0]),
             found=f"MagneticFieldStrength {mese.b0_t}",
-            wanted=f"{megre.b0_t} as in {sidecar}",
-            remedy="Correct the sidecar that is wrong.",
+            expected=f"{megre.b0_t} as in {sidecar}",
+            fix="Correct the sidecar that is wrong.",
         )
 
 
@@ -634,14 +634,14 @@ def _field_strength(facts: Mapping[Path, Mapping[str, Any]]) -> float | None:
             raise InputError(
                 sidecar_of(image),
                 found=f"MagneticFieldStrength {_short(value)}",
-                wanted="tesla, e.g. 3",
-                remedy="Correct the sidecar.",
+                expected="tesla, e.g. 3",
+                fix="Correct the sidecar.",
             )
     if len(set(stated.values())) > 1:
         raise InputError(
             sidecar_of(next(iter(stated))),
             found=f"MagneticFieldStrength {sorted(set(stated.values()))} within one series",
-            wanted="one field strength",
-            remedy="Correct the sidecars.",
+            expected="one field strength",
+            fix="Correct the sidecars.",
         )
     return float(next(iter(stated.values()))) if stated else None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chisep.errors import ChisepWarning, InputError, OutputError
-from chisep.io.places import require_inside
+from chisep.io.paths import require_inside
 
 _TEMPORARY = ".chisep-tmp"
 _LOCK = Path(".chisep", "lock")
@@ -48,8 +48,8 @@ def make_directory(path: Path) -> Path:
         raise OutputError(
             path,
             found=f"a place that cannot be written ({error.strerror})",
-            wanted="a directory that can be created and written",
-            remedy="Choose another output, or mend its permissions.",
+            expected="a directory that can be created and written",
+            fix="Choose another output, or mend its permissions.",
         ) from error
     return path
 
@@ -95,8 +95,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise OutputError(
             path,
             found=f"a write that failed ({error.strerror})",
-            wanted="room and permission to write",
-            remedy="Free space or choose another output; nothing half-written was left.",
+            expected="room and permission to write",
+            fix="Free space or choose another output; nothing half-written was left.",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -156,8 +156,8 @@ class Lock:
             raise OutputError(
                 self.folder,
                 found="another run that took this folder over, or the end of this one",
-                wanted="one run at a time",
-                remedy="Let the newer run finish.",
+                expected="one run at a time",
+                fix="Let the newer run finish.",
             )
 
 
@@ -166,8 +166,8 @@ def output_gone(folder: Path, what: str | None) -> OutputError:
     return OutputError(
         folder,
         found=f"the output gone while a run wrote to it ({what})",
-        wanted="a folder that stays until the run has ended",
-        remedy="See what removed it or took its disk away, then call the same command again. On a "
+        expected="a folder that stays until the run has ended",
+        fix="See what removed it or took its disk away, then call the same command again. On a "
         "cluster, all workers have to see it at the same path.",
     )
 
@@ -252,8 +252,8 @@ def _taken(folder: Path, holder: str) -> InputError:
     return InputError(
         folder,
         found=f"another run at work here: {who}",
-        wanted="one run at a time",
-        remedy="Wait until it has ended, end it, or choose another output.",
+        expected="one run at a time",
+        fix="Wait until it has ended, end it, or choose another output.",
     )
 
 
@@ -261,6 +261,6 @@ def _cannot_lock(path: Path, error: OSError) -> OutputError:
     return OutputError(
         path,
         found=f"a lock that cannot be taken ({error.strerror})",
-        wanted="room and permission to write",
-        remedy="Free space, mend permissions, or choose another output.",
+        expected="room and permission to write",
+        fix="Free space, mend permissions, or choose another output.",
     )

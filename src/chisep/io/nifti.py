@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from chisep.errors import InputError
 from chisep.io.files import write_bytes
-from chisep.io.places import is_file
+from chisep.io.paths import is_file
 from chisep.types import Affine, Grid
 
 MOST_VALUES = 2**31
@@ -140,7 +140,7 @@ def read_header(path: str | Path) -> Header:
 def _readable(path: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file, gzipped or not; what goes wrong while it is read becomes an `InputError`."""
     if not is_file(path):
-        raise InputError(path, found="no such file", wanted="a NIfTI image", remedy="Check the path.")
+        raise InputError(path, found="no such file", expected="a NIfTI image", fix="Check the path.")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
@@ -154,8 +154,8 @@ def _unreadable(path: Path, found: str) -> InputError:
     return InputError(
         path,
         found=f"a file that cannot be read ({found})",
-        wanted="a whole NIfTI image (.nii or .nii.gz)",
-        remedy="It may be truncated or of another format: copy or convert it again.",
+        expected="a whole NIfTI image (.nii or .nii.gz)",
+        fix="It may be truncated or of another format: copy or convert it again.",
     )
 
 
@@ -183,8 +183,8 @@ def _check_size(path: Path, header: Header) -> None:
         raise InputError(
             path,
             found=f"values of type {header.dtype}",
-            wanted="integers or real numbers",
-            remedy="Store magnitude and phase as two images, colours not at all.",
+            expected="integers or real numbers",
+            fix="Store magnitude and phase as two images, colours not at all.",
         )
     if not header.shape or min(header.shape) < 1 or not 348 <= header.offset <= _LARGEST_OFFSET:
         raise _unreadable(path, f"its header: shape {header.shape}, voxels from byte {header.offset} on")
@@ -193,8 +193,8 @@ def _check_size(path: Path, header: Header) -> None:
         raise InputError(
             path,
             found=f"an image of shape {header.shape}",
-            wanted=f"at most {MOST_VALUES} values, and room for them in this machine's memory",
-            remedy="Split it (one file an echo), crop it to the head, or resample it.",
+            expected=f"at most {MOST_VALUES} values, and room for them in this machine's memory",
+            fix="Split it (one file an echo), crop it to the head, or resample it.",
         )
 
 
@@ -267,8 +267,8 @@ def _checked(data: NDArray[Any], affine: Affine, source: str, ndim: int) -> Imag
         raise InputError(
             source,
             found=f"{wrong} of {data.size} values are NaN or infinite",
-            wanted="finite numbers everywhere",
-            remedy="Replace them (0 outside the head) before running chisep.",
+            expected="finite numbers everywhere",
+            fix="Replace them (0 outside the head) before running chisep.",
         )
     _check_affine(affine, source)
     return Image(data, affine, source)
@@ -282,8 +282,8 @@ def _trimmed(shape: tuple[int, ...], ndim: int, source: str) -> tuple[int, ...]:
         raise InputError(
             source,
             found=f"{len(shape)}-D data of shape {shape}",
-            wanted=f"{ndim}-D data",
-            remedy="Split a series into volumes, or give the file of the right kind.",
+            expected=f"{ndim}-D data",
+            fix="Split a series into volumes, or give the file of the right kind.",
         )
     return shape
 
@@ -295,16 +295,16 @@ def _check_affine(affine: Affine, source: str) -> None:
         raise InputError(
             source,
             found="an affine without an inverse",
-            wanted="voxel axes that span a volume, in mm",
-            remedy="Write the image again with a valid sform or qform.",
+            expected="voxel axes that span a volume, in mm",
+            fix="Write the image again with a valid sform or qform.",
         )
     low, high = _VOXEL_EDGES_MM
     if edges.min() < low or edges.max() > high:
         raise InputError(
             source,
             found="voxels of " + " × ".join(f"{edge:.3g}" for edge in edges) + " mm",
-            wanted=f"edges of {low:g} to {high:g} mm",
-            remedy="Correct the affine: it has to be in mm.",
+            expected=f"edges of {low:g} to {high:g} mm",
+            fix="Correct the affine: it has to be in mm.",
         )
 
 
@@ -332,8 +332,8 @@ def checked_mask(mask: NDArray[np.bool_], affine: Affine, source: str) -> Image:
         raise InputError(
             source,
             found="a mask without any voxel inside",
-            wanted="a brain mask (1 inside, 0 outside)",
-            remedy="Draw the mask again or leave it out where it is optional.",
+            expected="a brain mask (1 inside, 0 outside)",
+            fix="Draw the mask again or leave it out where it is optional.",
         )
     return Image(mask, affine, source)
 
@@ -359,8 +359,8 @@ def require_same_grid(reference: Image, other: Image) -> None:
     raise InputError(
         other.source,
         found="another position or orientation (affine)" if same_shape else f"shape {other.data.shape[:3]}",
-        wanted=f"the grid of {reference.source}, shape {reference.data.shape[:3]}",
-        remedy="Resample it to the grid of the other image.",
+        expected=f"the grid of {reference.source}, shape {reference.data.shape[:3]}",
+        fix="Resample it to the grid of the other image.",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io.files import write_bytes
-from chisep.io.places import is_file
+from chisep.io.paths import is_file
 
 FORMAT = "chisep-1"
 """Entry of the metadata that holds the header; its number is that of the header's layout."""
@@ -93,6 +93,6 @@ def _unreadable(path: Path, found: str) -> InputError:
     return InputError(
         path,
         found=found.splitlines()[0] if found else "nothing that can be read",
-        wanted="weights that `chisep train` wrote (.safetensors)",
-        remedy="Check the path; `chisep weights` lists those that come with chisep.",
+        expected="weights that `chisep train` wrote (.safetensors)",
+        fix="Check the path; `chisep weights` lists those that come with chisep.",
     )

@@ -88,8 +88,8 @@ def slice_profile(
             "slice profile",
             found=f"{positions} positions, refocusing width {refocusing_width}, "
             f"time-bandwidth product {time_bandwidth}",
-            wanted="at least one position and numbers above 0",
-            remedy="Correct the option.",
+            expected="at least one position and numbers above 0",
+            fix="Correct the option.",
         )
     distance = (torch.arange(positions, dtype=torch.float64) + 0.5) / positions
     excitation, refocusing = (
@@ -209,7 +209,7 @@ def _even_spacing(te_s: Sequence[float]) -> float:
         raise InputError(
             "spin-echo times",
             found=f"{', '.join(f'{te:g}' for te in te_s) or 'none'} s",
-            wanted="evenly spaced ones whose first is the spacing, such as 0.015, 0.030, 0.045 s",
-            remedy="Fit scans of other timing with an exponential decay.",
+            expected="evenly spaced ones whose first is the spacing, such as 0.015, 0.030, 0.045 s",
+            fix="Fit scans of other timing with an exponential decay.",
         )
     return spacing

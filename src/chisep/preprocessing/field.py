@@ -74,8 +74,8 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
         raise InputError(
             source,
             found="phase of one value everywhere",
-            wanted="a phase image for every echo",
-            remedy="Check that the phase and not an empty image was exported.",
+            expected="a phase image for every echo",
+            fix="Check that the phase and not an empty image was exported.",
         )
     low, high = float(phase.min()), float(phase.max())
     span, largest = high - low, max(-low, high)
@@ -125,8 +125,8 @@ class FieldConfig:
             raise InputError(
                 "phase sign",
                 found=f"{self.phase_sign}",
-                wanted="1 or -1",
-                remedy="Leave it at 1 if in doubt.",
+                expected="1 or -1",
+                fix="Leave it at 1 if in doubt.",
             )
         for name in ("offset_smoothing_mm", "max_residual_rad", "max_step_rad"):
             value = getattr(self, name)
@@ -134,8 +134,8 @@ class FieldConfig:
                 raise InputError(
                     f"field option {name}",
                     found=f"{value}",
-                    wanted="a positive number",
-                    remedy="Leave it at its default.",
+                    expected="a positive number",
+                    fix="Leave it at its default.",
                 )
 
 
@@ -434,8 +434,8 @@ def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: fl
         raise InputError(
             "field mapping",
             found=found,
-            wanted="at least two gradient echoes with increasing echo times in s, B0 in T and a mask",
-            remedy="Give magnitude and phase of all echoes of one multi-echo scan, in order.",
+            expected="at least two gradient echoes with increasing echo times in s, B0 in T and a mask",
+            fix="Give magnitude and phase of all echoes of one multi-echo scan, in order.",
         )
 
 

@@ -38,15 +38,15 @@ class LbvConfig:
             raise InputError(
                 "LBV rim and iterations",
                 found=f"{self.rim_mm} mm, {self.iterations}",
-                wanted="a depth of 0 or more, and at least one step",
-                remedy="Leave them at their defaults.",
+                expected="a depth of 0 or more, and at least one step",
+                fix="Leave them at their defaults.",
             )
         if not 0 < self.tolerance < 1:
             raise InputError(
                 "LBV tolerance",
                 found=f"{self.tolerance}",
-                wanted="between 0 and 1",
-                remedy="Usual is 0.0001.",
+                expected="between 0 and 1",
+                fix="Usual is 0.0001.",
             )
 
 
@@ -84,8 +84,8 @@ def lbv(total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: LbvConfig
         raise InputError(
             "brain mask",
             found="no voxel with all neighbours in the mask",
-            wanted="a mask of three voxels' width at least",
-            remedy="Check the mask.",
+            expected="a mask of three voxels' width at least",
+            fix="Check the mask.",
         )
     box = tuple(slice(int(at.min()) - 1, int(at.max()) + 2) for at in inner.nonzero(as_tuple=True))
     field = torch.where(mask, total_field_ppm - total_field_ppm[mask].mean(), 0)[box]

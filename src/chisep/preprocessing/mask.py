@@ -70,15 +70,15 @@ class MaskConfig:
                 raise InputError(
                     f"mask option {name}",
                     found=f"{value}",
-                    wanted="0 or more",
-                    remedy="Leave it at its default.",
+                    expected="0 or more",
+                    fix="Leave it at its default.",
                 )
         if not 0 < self.fraction < 1:
             raise InputError(
                 "mask option fraction",
                 found=f"{self.fraction}",
-                wanted="between 0 and 1",
-                remedy="Leave it at its default, or try 0.3 to 0.7.",
+                expected="between 0 and 1",
+                fix="Leave it at its default, or try 0.3 to 0.7.",
             )
 
 
@@ -100,8 +100,8 @@ class QualityConfig:
                 raise InputError(
                     f"phase quality option {name}",
                     found=f"{value}",
-                    wanted="0 or more",
-                    remedy="Leave it at its default.",
+                    expected="0 or more",
+                    fix="Leave it at its default.",
                 )
 
 
@@ -193,8 +193,8 @@ def quality_mask(
         raise InputError(
             "phase quality",
             found=f"no voxel of the brain mask with a quality of {config.least_quality:g} or more",
-            wanted="phase images with signal in the brain",
-            remedy="Check that magnitude, phase and mask belong together.",
+            expected="phase images with signal in the brain",
+            fix="Check that magnitude, phase and mask belong together.",
         )
     return torch.from_numpy(kept).to(mask.device)
 
@@ -235,8 +235,8 @@ def checked_mask(mask: Tensor, grid: Grid, source: str) -> MaskVolume:
         raise InputError(
             source,
             found=found,
-            wanted=f"a brain mask of 0 and 1, of shape {grid.shape} and at least {_LEAST_ML:g} ml",
-            remedy="Make the mask on the grid of the gradient echo, or leave it out to have it made.",
+            expected=f"a brain mask of 0 and 1, of shape {grid.shape} and at least {_LEAST_ML:g} ml",
+            fix="Make the mask on the grid of the gradient echo, or leave it out to have it made.",
         )
     return inside
 
@@ -265,8 +265,8 @@ def _nothing(found: str) -> InputError:
     return InputError(
         "brain mask",
         found=found,
-        wanted="a gradient-echo magnitude of a head or a part of the brain",
-        remedy="Check the magnitude images, or give a mask of your own.",
+        expected="a gradient-echo magnitude of a head or a part of the brain",
+        fix="Check the magnitude images, or give a mask of your own.",
     )
 
 

@@ -38,15 +38,15 @@ class PdfConfig:
             raise InputError(
                 "PDF rim, padding and iterations",
                 found=f"{self.rim_mm} mm, {self.padding_mm} mm, {self.iterations}",
-                wanted="numbers of 0 or more, and at least one step",
-                remedy="Leave them at their defaults.",
+                expected="numbers of 0 or more, and at least one step",
+                fix="Leave them at their defaults.",
             )
         if not 0 < self.tolerance < 1:
             raise InputError(
                 "PDF tolerance",
                 found=f"{self.tolerance}",
-                wanted="between 0 and 1",
-                remedy="Usual is 0.001.",
+                expected="between 0 and 1",
+                fix="Usual is 0.001.",
             )
 
 

@@ -75,15 +75,15 @@ class RegistrationConfig:
             raise InputError(
                 "registration: smoothing, tolerance and limits",
                 found=f"{sizes}",
-                wanted="numbers above 0",
-                remedy="Leave them at their defaults.",
+                expected="numbers above 0",
+                fix="Leave them at their defaults.",
             )
         if self.points < _FEWEST_POINTS or self.iterations < 1 or self.seed < 0 or not self.rim_mm >= 0:
             raise InputError(
                 "registration: points, iterations, seed and rim",
                 found=f"{self.points}, {self.iterations}, {self.seed}, {self.rim_mm} mm",
-                wanted=f"at least {_FEWEST_POINTS}, 1, 0 and 0 mm",
-                remedy="Leave them at their defaults.",
+                expected=f"at least {_FEWEST_POINTS}, 1, 0 and 0 mm",
+                fix="Leave them at their defaults.",
             )
 
 
@@ -237,7 +237,7 @@ def _extent(mask: MaskVolume, affine: Affine) -> tuple[tuple[float, float, float
     index = mask.nonzero().double().cpu().numpy()
     if not len(index):
         raise InputError(
-            "brain mask", found="an empty mask", wanted="the brain", remedy="Check the brain mask."
+            "brain mask", found="an empty mask", expected="the brain", fix="Check the brain mask."
         )
     x, y, z = _apply(affine, index.mean(0, keepdims=True))[0]
     # A rigid motion moves no point of the brain further than the furthest corner along enough directions.
@@ -450,8 +450,8 @@ def resample_to(
         raise InputError(
             source,
             found="a volume that does not overlap the gradient-echo images in scanner coordinates",
-            wanted="scans of the same head in one session, with positions in their headers",
-            remedy="Check the affines; images moved by another program must be brought back first.",
+            expected="scans of the same head in one session, with positions in their headers",
+            fix="Check the affines; images moved by another program must be brought back first.",
         )
     linear, offset = _pull(affine, grid, transform)
     volumes = data.detach().cpu().numpy()

@@ -70,8 +70,8 @@ class R2starConfig:
             raise InputError(
                 "least part of an echo that is left",
                 found=f"{self.least_left}",
-                wanted="between 0 and 1",
-                remedy="Usual is 0.3.",
+                expected="between 0 and 1",
+                fix="Usual is 0.3.",
             )
 
 
@@ -103,14 +103,14 @@ class R2Config:
             raise InputError(
                 "b1_order",
                 found=f"{self.b1_order}",
-                wanted=f"0 to {_MOST_ORDER}",
-                remedy="Usual is 6.",
+                expected=f"0 to {_MOST_ORDER}",
+                fix="Usual is 6.",
             )
 
     def _require_positive(self, name: str) -> None:
         value = getattr(self, name)
         if not (math.isfinite(value) and value > 0):
-            raise InputError(name, found=f"{value}", wanted="a number above 0", remedy="Correct the option.")
+            raise InputError(name, found=f"{value}", expected="a number above 0", fix="Correct the option.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,8 +354,8 @@ def pseudo_r2_hz(b0_t: float) -> float:
         raise InputError(
             "B0",
             found=f"{b0_t} T",
-            wanted="a positive field strength",
-            remedy="Correct MagneticFieldStrength.",
+            expected="a positive field strength",
+            fix="Correct MagneticFieldStrength.",
         )
     return REFERENCE_R2_HZ + R2_SLOPE_HZ_PER_T * (b0_t - 3.0)
 
@@ -433,8 +433,8 @@ def _check_echoes(magnitude: Tensor, te_s: Sequence[float], *, at_least: int, na
         raise InputError(
             f"echoes for {name}",
             found=found,
-            wanted=f"at least {at_least} echoes, each with its echo time in s, positive and increasing",
-            remedy="Give all echoes of one multi-echo scan, in order.",
+            expected=f"at least {at_least} echoes, each with its echo time in s, positive and increasing",
+            fix="Give all echoes of one multi-echo scan, in order.",
         )
 
 
@@ -460,8 +460,8 @@ def _left_by_gradient(
         raise InputError(
             "correction of the field's gradient",
             found="a field in ppm without B0",
-            wanted="the field strength in T",
-            remedy="Give b0_t.",
+            expected="the field strength in T",
+            fix="Give b0_t.",
         )
     left = field_ppm.new_ones((len(te_s), int(mask.sum())))
     for axis in range(3):

@@ -196,8 +196,8 @@ def _check(phase_rad: Tensor, magnitude: Tensor, te_s: Sequence[float], mask: Te
         raise InputError(
             "phase unwrapping",
             found=found,
-            wanted="as many magnitudes, phases and positive echo times in s, one of them as template; a mask",
-            remedy="Give magnitude and phase of all echoes of one scan, in order.",
+            expected="as many magnitudes, phases and positive echo times in s, one as template; a mask",
+            fix="Give magnitude and phase of all echoes of one scan, in order.",
         )
 
 

@@ -44,22 +44,22 @@ class VsharpConfig:
             raise InputError(
                 "V-SHARP radii",
                 found=f"{self.min_radius_mm} to {self.max_radius_mm} mm",
-                wanted="0 < smallest ≤ largest",
-                remedy="Usual is one voxel to 12 mm.",
+                expected="0 < smallest ≤ largest",
+                fix="Usual is one voxel to 12 mm.",
             )
         if not (math.isfinite(self.rim_mm) and self.rim_mm >= 0 and self.iterations >= 0):
             raise InputError(
                 "V-SHARP rim and iterations",
                 found=f"{self.rim_mm} mm, {self.iterations}",
-                wanted="numbers of 0 or more",
-                remedy="Usual are 7 mm and 20.",
+                expected="numbers of 0 or more",
+                fix="Usual are 7 mm and 20.",
             )
         if not 0 < self.threshold < 1:
             raise InputError(
                 "V-SHARP threshold",
                 found=f"{self.threshold}",
-                wanted="between 0 and 1",
-                remedy="Usual is 0.05.",
+                expected="between 0 and 1",
+                fix="Usual is 0.05.",
             )
 
 
@@ -125,8 +125,8 @@ def vsharp(
         raise InputError(
             "brain mask",
             found=f"no voxel deeper inside than {float(depth.max()):.3g} mm",
-            wanted=f"a mask in which a sphere of {smallest:g} mm fits",
-            remedy="Check the mask, or choose a smaller radius.",
+            expected=f"a mask in which a sphere of {smallest:g} mm fits",
+            fix="Check the mask, or choose a smaller radius.",
         )
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
     # The filter removes constants anyway; without a large one less precision is lost.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from chisep import figures
-from chisep.figures import EchoArrays, MaskArray, VolumeArray
-from chisep.regions import RegionValue
+from chisep.regions.atlas import RegionValue
+from chisep.report import figures
+from chisep.report.figures import EchoArrays, MaskArray, VolumeArray
 from chisep.report.subject import Panel, RegionRow
 from chisep.types import Affine
 

@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from chisep.figures import to_svg_or_png_base64
 from chisep.io.files import write_text
+from chisep.report.figures import to_svg_or_png_base64
 
 
 @dataclass(frozen=True)

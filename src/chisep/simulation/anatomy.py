@@ -120,8 +120,8 @@ def load_labels(path: str | Path) -> LabelMap:
         raise InputError(
             path,
             found=f"values between {image.data.min():g} and {image.data.max():g}, or with fractions",
-            wanted="whole label numbers between 0 and 20000",
-            remedy="Give a segmentation with FreeSurfer numbers, resampled by nearest neighbour if at all.",
+            expected="whole label numbers between 0 and 20000",
+            fix="Give a segmentation with FreeSurfer numbers, resampled by nearest neighbour if at all.",
         )
     labels = _without_parcels(image.data.astype(np.int16))
     for name, numbers in (("white matter", CEREBRAL_WHITE), ("cortex", CEREBRAL_CORTEX)):
@@ -129,8 +129,8 @@ def load_labels(path: str | Path) -> LabelMap:
             raise InputError(
                 path,
                 found=f"no voxel of cerebral {name}",
-                wanted=f"FreeSurfer's labels, {numbers} for {name}",
-                remedy="Give a segmentation made by FreeSurfer, SynthSeg or alike.",
+                expected=f"FreeSurfer's labels, {numbers} for {name}",
+                fix="Give a segmentation made by FreeSurfer, SynthSeg or alike.",
             )
     head = LabelMap(labels, image.affine, str(path))
     return cropped(head if np.isin(labels, OUTSIDE).any() else with_outside(head))

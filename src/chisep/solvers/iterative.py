@@ -21,6 +21,7 @@ from torch import Tensor
 
 from chisep.physics.operators import Gradient
 from chisep.solvers import closed_form
+from chisep.solvers._admm import PENALTY_VOXEL, minimise
 from chisep.solvers._common import (
     Progress,
     Window,
@@ -31,7 +32,6 @@ from chisep.solvers._common import (
     required_relaxivity,
     smooth_places,
 )
-from chisep.solvers._splitting import PENALTY_VOXEL, minimise
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Maps, Sources
 

@@ -81,8 +81,8 @@ def known_noise(sigma: Volume | float, mask: MaskVolume, least: float) -> tuple[
         raise InputError(
             "noise map",
             found="no value above 0 in the mask",
-            wanted="the standard deviation of the noise in every voxel",
-            remedy="Leave it out, and the noise is estimated.",
+            expected="the standard deviation of the noise in every voxel",
+            fix="Leave it out, and the noise is estimated.",
         )
     floored = sigma.clamp_min(least)
     median = float(floored[measured].median())

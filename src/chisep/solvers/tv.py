@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from chisep.physics.operators import Gradient
+from chisep.solvers._admm import minimise
 from chisep.solvers._common import (
     Progress,
     Window,
@@ -23,7 +24,6 @@ from chisep.solvers._common import (
     least_noise_ppm,
     smooth_places,
 )
-from chisep.solvers._splitting import minimise
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov

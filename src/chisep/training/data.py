@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io import bids, nifti
-from chisep.models.network import Channel, NetworkConfig
+from chisep.networks.brain_box import BrainBox
+from chisep.networks.config import Channel, NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.physics.signal import default_relaxivity
@@ -80,7 +80,7 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         if self.size < 8:
-            raise InputError("size", found=f"{self.size}", wanted="8 voxels or more", remedy="Typical is 48.")
+            raise InputError("size", found=f"{self.size}", expected="8 voxels or more", fix="Typical is 48.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +191,8 @@ def field_maps(folders: FoldersConfig, subject: str) -> list[Path]:
         raise InputError(
             folder,
             found="no local field",
-            wanted=f"sub-{subject}[_acq-…]_desc-local_fieldmap.nii.gz in {folder.name}",
-            remedy="Check the subject and the folder of maps; `chisep simulate --maps` writes such folders.",
+            expected=f"sub-{subject}[_acq-…]_desc-local_fieldmap.nii.gz in {folder.name}",
+            fix="Check the subject and the folder of maps; `chisep simulate --maps` writes such folders.",
         )
     return paths
 
@@ -422,8 +422,8 @@ class BatchSampler:
             raise InputError(
                 "batch_size",
                 found=f"{batch_size} on {world_size} devices",
-                wanted="a multiple of the number of devices",
-                remedy="Change --batch-size or --devices.",
+                expected="a multiple of the number of devices",
+                fix="Change --batch-size or --devices.",
             )
         self.first, self.batches, self.batch_size = first, batches, batch_size
         self.rank, self.world_size = rank, world_size

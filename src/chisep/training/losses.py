@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from chisep.errors import InputError
-from chisep.models.network import SOURCES, Channel
+from chisep.networks.config import SOURCES, Channel
 from chisep.physics.dipole import Dipole
 
 UNIT_PPM = 0.03
@@ -45,8 +45,8 @@ class LossConfig:
             raise InputError(
                 "loss",
                 found=f"{self}",
-                wanted="weights of 0 or more, one of them above 0",
-                remedy="Correct them.",
+                expected="weights of 0 or more, one of them above 0",
+                fix="Correct them.",
             )
 
 

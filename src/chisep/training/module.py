@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, StepLR
 
 from chisep.errors import InputError
-from chisep.models.network import NetworkConfig, Statistics, build
-from chisep.models.unrolled import Unrolled
+from chisep.networks.config import NetworkConfig, Statistics, build
+from chisep.networks.unrolled_gradient import Unrolled
 from chisep.training.data import Example
 from chisep.training.losses import LossConfig, label_loss, laplace_loss, loss_terms, total_loss
 
@@ -44,7 +44,7 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if min(value for value in vars(self).values() if value is not None) <= 0:
             raise InputError(
-                "optimiser", found=f"{self}", wanted="numbers above 0", remedy="Correct the option."
+                "optimiser", found=f"{self}", expected="numbers above 0", fix="Correct the option."
             )
 
 
@@ -87,7 +87,7 @@ class TrainingModule(pl.LightningModule):
 
     def _terms(self, batch: Example) -> dict[str, Tensor]:
         dipole = batch.dipole(self.config.padding(whole=False))
-        *earlier, last = self.network.iterates(batch.inputs, batch.mask, batch.phi(dipole))
+        *earlier, last = self.network.intermediate_estimates(batch.inputs, batch.mask, batch.phi(dipole))
         count = len(self.config.outputs)
         terms = loss_terms(
             last[:, :count], batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config

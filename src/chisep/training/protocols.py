@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from chisep.brain_box import BrainBox
 from chisep.errors import InputError
 from chisep.io import bids, nifti
-from chisep.models.network import NetworkConfig
+from chisep.networks.brain_box import BrainBox
+from chisep.networks.config import NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
 from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
@@ -88,8 +88,8 @@ class ProtocolConfig:
             raise InputError(
                 "protocol",
                 found=f"{self}",
-                wanted="ranges from low to high, above 0, and shares from 0 to 1",
-                remedy="Correct the options.",
+                expected="ranges from low to high, above 0, and shares from 0 to 1",
+                fix="Correct the options.",
             )
 
     def with_good_r2prime(self) -> ProtocolConfig:

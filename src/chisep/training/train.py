@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
 
 import chisep
-from chisep import networks
 from chisep.errors import InputError
 from chisep.io.files import checksum, make_directory, write_json
 from chisep.io.weights import load_header, save_weights
-from chisep.models.network import build
-from chisep.models.sigma import Factors
-from chisep.training.calibration import sigma_factors
+from chisep.networks import inference
+from chisep.networks.config import build
+from chisep.networks.uncertainty import Factors
+from chisep.training.conformal import sigma_factors
 from chisep.training.data import (
     BatchSampler,
     Crops,
@@ -284,23 +284,23 @@ def train(
     return Trained(export(config, found, best, scaling), done, best, seconds)
 
 
-def _fitting(weights: str, recipe: Recipe) -> networks.Trained:
+def _fitting(weights: str, recipe: Recipe) -> inference.Trained:
     """Load the weights that a training starts from, if they are of a network like its own.
 
     Batch norms are folded for a network without norms: in training a batch norm divides by how strong the
     lesions of its crops are, and so hides it from the network.
     """
-    start = networks.load(weights)
+    start = inference.load(weights)
     if recipe.network.unet.norm == "none" and start.config.unet.norm == "batch":
-        start = networks.without_norms(start)
+        start = inference.without_norms(start)
     try:
         build(recipe.network, start.statistics).load_state_dict(start.network.state_dict())
     except (InputError, RuntimeError) as error:
         raise InputError(
             "--start",
             found=f"weights of another network ({' '.join(str(error).split())[:300]})",
-            wanted="weights of a network that has the channels and tensors of the recipe's",
-            remedy="Start from other weights, or give the options of the recipe that these were trained by.",
+            expected="weights of a network that has the channels and tensors of the recipe's",
+            fix="Start from other weights, or give the options of the recipe that these were trained by.",
         ) from error
     return start
 
@@ -468,7 +468,7 @@ def _start(config: TrainConfig) -> dict[str, Any]:
     """Tell which weights a training starts from and what these were trained on."""
     if not config.start:
         return {}
-    path = networks.find_weights(config.start)
+    path = inference.find_weights(config.start)
     facts = ("training_data", "best_step", "start", "made_by")
     header = load_header(path)
     return {"start": {"sha256": checksum(path), **{name: header.get(name) for name in facts}}}
@@ -497,8 +497,8 @@ def _accelerator(config: TrainConfig) -> str:
         raise InputError(
             "--accelerator",
             found="gpu, and none that this torch can use",
-            wanted="cpu or auto",
-            remedy="Install a torch build for your GPU.",
+            expected="cpu or auto",
+            fix="Install a torch build for your GPU.",
         )
     return "cpu" if config.accelerator == "auto" else config.accelerator
 
@@ -507,8 +507,8 @@ def _precision(config: TrainConfig, accelerator: str) -> _Fixed:
     if config.precision != "auto":
         return config.precision
     if accelerator == "cpu":
-        return "bf16-mixed" if networks.has_fast_bfloat16("cpu") else "32-true"
-    return "bf16-mixed" if networks.has_fast_bfloat16("cuda") else "16-mixed"
+        return "bf16-mixed" if inference.has_fast_bfloat16("cpu") else "32-true"
+    return "bf16-mixed" if inference.has_fast_bfloat16("cuda") else "16-mixed"
 
 
 def _strategy(accelerator: str, devices: int) -> Any:  # noqa: ANN401
@@ -528,7 +528,7 @@ def _remember(config: TrainConfig) -> None:
             raise InputError(
                 config.out,
                 found=f"a training with other {', '.join(different)}",
-                wanted="an empty folder, or the training of the same recipe",
-                remedy="Give another --out, or delete this one.",
+                expected="an empty folder, or the training of the same recipe",
+                fix="Give another --out, or delete this one.",
             )
     write_json(record, wanted)

@@ -14,11 +14,10 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 import chisep
-from chisep import figures, methods
-from chisep.chi_maps import make_chi_maps, missing_chi_maps
+from chisep import methods
 from chisep.experiments import Progress
-from chisep.experiments.budget import BudgetConfig, Run, budgeted, require_known, wide
-from chisep.experiments.texts import markdown, number, plus_minus
+from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
+from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
     TEST,
@@ -51,11 +50,13 @@ from chisep.experiments.thesis.table import COLUMNS, NAMES, mean_and_sd
 from chisep.io import bids
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
-from chisep.models.network import SOURCES
-from chisep.models.unrolled import UnrolledConfig
-from chisep.networks import NetworkOptions
+from chisep.networks.config import SOURCES
+from chisep.networks.inference import NetworkOptions
+from chisep.networks.unrolled_gradient import UnrolledConfig
+from chisep.report import figures
 from chisep.simulation.dataset import TRUTH
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
+from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import ScansOfTraining, TrainConfig, course, read_scans
 from chisep.types import Sources, Volume

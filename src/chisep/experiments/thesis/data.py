@@ -19,9 +19,9 @@ from chisep.errors import InputError
 from chisep.experiments import Progress
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
-from chisep.labels import LabelledConfig, simulate_labelled
-from chisep.models.network import SOURCES
+from chisep.networks.config import SOURCES
 from chisep.physics.signal import default_relaxivity
+from chisep.pipeline.reference_labels import LabelledConfig, simulate_labelled
 from chisep.simulation.dataset import TRUTH, first_maps
 from chisep.simulation.measured import MeasuredMaps
 from chisep.simulation.tissue import Tissue, TissueConfig
@@ -118,7 +118,7 @@ def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
     Raises
     ------
     InputError
-        If the dataset given lacks a subject, or as `chisep.labels.simulate_labelled`.
+        If the dataset given lacks a subject, or as `chisep.pipeline.reference_labels.simulate_labelled`.
     """
     if config.dataset is None:
         simulate_labelled(config.simulation(), progress)
@@ -129,8 +129,8 @@ def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
                 raise InputError(
                     path,
                     found="no such file",
-                    wanted="a dataset with labels and truth of subjects 01 to 08",
-                    remedy="Wait until its simulation is done, or leave --dataset out to make one.",
+                    expected="a dataset with labels and truth of subjects 01 to 08",
+                    fix="Wait until its simulation is done, or leave --dataset out to make one.",
                 )
     return config.root
 
@@ -153,8 +153,8 @@ def recipe_of(root: Path, subject: str) -> dict[str, Any]:
         raise InputError(
             path,
             found="no such file",
-            wanted="a subject that `chisep simulate` made",
-            remedy="Check the dataset and the subject.",
+            expected="a subject that `chisep simulate` made",
+            fix="Check the dataset and the subject.",
         )
     return dict(json.loads(path.read_text(encoding="utf-8")))
 

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from chisep.chi_maps import make_chi_maps, missing_chi_maps
 from chisep.errors import ChisepWarning, InputError
 from chisep.experiments import Progress
 from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
 from chisep.experiments.thesis.rows import PRECISION, RECIPES, WEIGHTS_FILE, described
 from chisep.io.files import make_directory, write_json
 from chisep.io.weights import load_header
-from chisep.networks import NetworkOptions
+from chisep.networks.inference import NetworkOptions
 from chisep.training.data import FoldersConfig
+from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import ScansOfTraining, TrainConfig, plain, train
 
@@ -188,8 +188,8 @@ def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Pr
         raise InputError(
             missing[0],
             found="no χ map",
-            wanted="χ maps of QSMnet, which go into this network",
-            remedy="Train qsmnet first (leave --only out, or add it).",
+            expected="χ maps of QSMnet, which go into this network",
+            fix="Train qsmnet first (leave --only out, or add it).",
         )
 
 

@@ -13,10 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import chisep
-from chisep import figures
 from chisep.errors import InputError
 from chisep.experiments import Progress
-from chisep.experiments.texts import markdown, plus_minus
+from chisep.experiments.common.texts import markdown, plus_minus
 from chisep.experiments.thesis.data import (
     SUBJECTS,
     TEST,
@@ -32,12 +31,21 @@ from chisep.experiments.thesis.data import (
     recipe_of,
     scanned,
 )
-from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, checksums, described, iterates, separated
+from chisep.experiments.thesis.rows import (
+    RECIPES,
+    ROWS,
+    UNROLLED,
+    checksums,
+    described,
+    intermediate_estimates,
+    separated,
+)
 from chisep.experiments.thesis.table import mean_and_sd, with_qsmnet
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.metrics import lesion_slope
+from chisep.report import figures
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
-from chisep.simulation.lesions import KINDS, Kind, Patient, add_lesions
+from chisep.simulation.lesions.placement import KINDS, Kind, Patient, add_lesions
 from chisep.simulation.measured import measured_maps
 from chisep.types import Sources
 
@@ -66,8 +74,8 @@ class LesionsConfig:
             raise InputError(
                 "strengths_ppb",
                 found=f"{self.strengths_ppb}",
-                wanted=f"{_FEWEST} numbers above 0, or more",
-                remedy="Correct the option.",
+                expected=f"{_FEWEST} numbers above 0, or more",
+                fix="Correct the option.",
             )
         for kind in GRADED:
             self.lesion(kind, self.strengths_ppb[0])
@@ -182,7 +190,11 @@ class _Subject:
             graded = graded_patient(self.config, self.config, self.subject)
             self.graded = replace(graded, case=with_qsmnet(graded.case, folder))
         maps = self.graded.case.maps
-        found = iterates(maps, folder) if name == UNROLLED else [separated(ROWS[name], maps, folder)]
+        found = (
+            intermediate_estimates(maps, folder)
+            if name == UNROLLED
+            else [separated(ROWS[name], maps, folder)]
+        )
         return {"subject": self.subject, "row": name, **read_lesions(self.graded, found)}
 
 
@@ -227,8 +239,8 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
         raise InputError(
             thesis.root,
             found=f"another head as subject {subject} than is made of the label map",
-            wanted="the label maps that the dataset was made of, and the version of chisep that made it",
-            remedy="Give the --labels of `chisep simulate`, in its order.",
+            expected="the label maps that the dataset was made of, and the version of chisep that made it",
+            fix="Give the --labels of `chisep simulate`, in its order.",
         )
     lesions_rng, noise_rng = np.random.default_rng([config.seed, index, _STREAM]).spawn(2)
     wanted = [lesions.lesion(kind, s) for s in lesions.strengths_ppb for kind in GRADED]
@@ -245,8 +257,8 @@ def _check_options(thesis: ThesisConfig, config: SimulateConfig, subject: str) -
         raise InputError(
             thesis.root,
             found=f"subject {subject} made with other {', '.join(different)}",
-            wanted="the options of the thesis' dataset",
-            remedy="Give the --voxel-mm and --seed that it was made with, or leave --dataset out.",
+            expected="the options of the thesis' dataset",
+            fix="Give the --voxel-mm and --seed that it was made with, or leave --dataset out.",
         )
 
 

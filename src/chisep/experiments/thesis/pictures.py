@@ -12,7 +12,6 @@ import torch
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from chisep import figures
 from chisep.errors import InputError
 from chisep.experiments import Progress
 from chisep.experiments.thesis.data import (
@@ -25,12 +24,13 @@ from chisep.experiments.thesis.data import (
     load_case,
     provenance,
 )
-from chisep.experiments.thesis.rows import ROWS, UNROLLED, described, iterates
+from chisep.experiments.thesis.rows import ROWS, UNROLLED, described, intermediate_estimates
 from chisep.experiments.thesis.table import with_qsmnet
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json
 from chisep.metrics import nrmse_percent
-from chisep.models.network import SOURCES
+from chisep.networks.config import SOURCES
+from chisep.report import figures
 from chisep.simulation import labelmap
 from chisep.simulation.dataset import TRUTH
 from chisep.types import Sources
@@ -43,7 +43,7 @@ _COLUMNS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FiguresConfig(AppliedConfig):
-    """Figures 2.2 to 2.4: iterates of the unrolled network, their errors, their differences."""
+    """Figures 2.2 to 2.4: intermediate estimates of the unrolled network, their errors, their differences."""
 
     iterations: tuple[int, ...] = (1, 2, 3, 5, 7, 10)
     """Iterations that are shown."""
@@ -54,13 +54,13 @@ class FiguresConfig(AppliedConfig):
             raise InputError(
                 "iterations",
                 found=f"{self.iterations}",
-                wanted="numbers of iterations, 1 or more",
-                remedy="Correct the option.",
+                expected="numbers of iterations, 1 or more",
+                fix="Correct the option.",
             )
 
 
 def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Path]:
-    """Show the iterates of the first test subject, and the error of every iterate of all of them.
+    """Plot the intermediate estimates of the first test subject, and their errors for all test subjects.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
     Returns
     -------
     list of Path
-        Of each map the iterates (2.2), their errors against the label (2.3) and what each iteration changed
+        Of each map the intermediate estimates (2.2), their errors against the label (2.3) and the changes
         (2.4); the curve of NRMSE over the iterations as picture and JSON.
 
     Raises
@@ -94,9 +94,9 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
     written: list[Path] = []
     for done, subject in enumerate(TEST):
         if progress is not None:
-            progress(f"sub-{subject}: iterates", done, len(TEST))
+            progress(f"sub-{subject}: intermediate estimates", done, len(TEST))
         case = with_qsmnet(load_case(root, subject), config.weights_folder)
-        found = iterates(case.maps, config.weights_folder)
+        found = intermediate_estimates(case.maps, config.weights_folder)
         curves[subject] = nrmse_curves(case, found)
         if not written:
             written = _write_planes(config, case, found, lentiform(root, subject))
@@ -142,8 +142,8 @@ def _write_planes(
         raise InputError(
             "iterations",
             found=f"{max(config.iterations)}",
-            wanted=f"{len(found)} at most, as the network has",
-            remedy="Correct --iterations.",
+            expected=f"{len(found)} at most, as the network has",
+            fix="Correct --iterations.",
         )
     mask, affine = case.maps.mask.numpy(), case.maps.grid.matrix()
     nothing = torch.zeros_like(case.maps.field_ppm)

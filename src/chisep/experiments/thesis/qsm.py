@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import chisep
-from chisep import figures, methods, metrics
+from chisep import methods, metrics
 from chisep.experiments import Progress
-from chisep.experiments.texts import markdown, number, plus_minus
+from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     TEST,
     dataset_of,
@@ -42,7 +42,8 @@ from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
 from chisep.experiments.thesis.table import mean_and_sd
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
-from chisep.simulation.lesions import Patient
+from chisep.report import figures
+from chisep.simulation.lesions.placement import Patient
 from chisep.types import Maps, Volume
 
 METHODS: Mapping[str, str] = {"tikhonov": "Tikhonov", "tv": "total variation", "qsmnet": "QSMnet"}

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from chisep import methods, networks
+from chisep import methods
 from chisep.errors import InputError
 from chisep.io.files import checksum
 from chisep.io.weights import load_header
-from chisep.networks import NetworkOptions, Precision
+from chisep.networks import inference
+from chisep.networks.inference import NetworkOptions, Precision
 from chisep.types import Maps, Sources, Volume
 
 RECIPES: Mapping[str, str] = {
@@ -77,7 +78,7 @@ def row_of(name: str) -> Row:
     """
     if name not in ROWS:
         raise InputError(
-            "method", found=repr(name), wanted=f"one of: {', '.join(ROWS)}", remedy="Correct the name."
+            "method", found=repr(name), expected=f"one of: {', '.join(ROWS)}", fix="Correct the name."
         )
     return ROWS[name]
 
@@ -98,14 +99,14 @@ def weights_path(name: str, folder: Path | None) -> Path:
         If they are not there.
     """
     if folder is None:
-        return networks.find_weights(name)
+        return inference.find_weights(name)
     path = folder / RECIPES[name] / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(
             path,
             found="no weights",
-            wanted=f"a trained {RECIPES[name]}",
-            remedy=f"`chisep reproduce networks {folder}` trains it.",
+            expected=f"a trained {RECIPES[name]}",
+            fix=f"`chisep reproduce networks {folder}` trains it.",
         )
     return path
 
@@ -151,7 +152,7 @@ def separated(row: Row, maps: Maps, folder: Path | None) -> Sources:
     return methods.separate(_given(row, maps), row.method, _options(row, folder))
 
 
-def iterates(maps: Maps, folder: Path | None) -> list[Sources]:
+def intermediate_estimates(maps: Maps, folder: Path | None) -> list[Sources]:
     """Apply the unrolled network and return what it would give after each iteration.
 
     Parameters
@@ -160,12 +161,14 @@ def iterates(maps: Maps, folder: Path | None) -> list[Sources]:
         As of `separated`.
     """
     row = ROWS[UNROLLED]
-    trained = networks.load(weights_path(UNROLLED, folder))
-    channels = networks.measured_channels(
+    trained = inference.load(weights_path(UNROLLED, folder))
+    channels = inference.measured_channels(
         _given(row, maps), trained.config.inputs, NetworkOptions(precision=PRECISION)
     )
     ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
-    found = networks.iterates(trained, channels, maps.mask, maps.grid, ratio=ratio, precision=PRECISION)
+    found = inference.intermediate_estimates(
+        trained, channels, maps.mask, maps.grid, ratio=ratio, precision=PRECISION
+    )
     return [Sources(*x.clamp_(min=0)) for x in found]
 
 

@@ -13,9 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import chisep
-from chisep import figures
 from chisep.experiments import Progress
-from chisep.experiments.texts import markdown, number, plus_minus
+from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
     TEST,
@@ -39,7 +38,8 @@ from chisep.experiments.thesis.rows import (
     separated,
 )
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
-from chisep.models.network import SOURCES
+from chisep.networks.config import SOURCES
+from chisep.report import figures
 
 Published = Mapping[str, tuple[float, float]]
 PUBLISHED: Mapping[str, Mapping[str, Published]] = {

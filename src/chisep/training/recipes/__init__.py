@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from chisep.errors import InputError, unknown_name
-from chisep.models.network import NetworkConfig
+from chisep.networks.config import NetworkConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig
@@ -58,8 +58,8 @@ class Recipe:
             raise InputError(
                 "recipe",
                 found=f"epochs, steps, saves, batch size {counts}, {self.validation_crops} validation crops",
-                wanted="numbers of 1 or more, the steps of an epoch a multiple of its saves",
-                remedy="Correct the options.",
+                expected="numbers of 1 or more, the steps of an epoch a multiple of its saves",
+                fix="Correct the options.",
             )
 
 

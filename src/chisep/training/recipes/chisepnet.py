@@ -1,6 +1,6 @@
 """χ-sepnet and R2PRIMEnet (Kim M. et al., Human Brain Mapping 2025): from maps to sources in one pass."""
 
-from chisep.models.network import PHI_ROWS, SOURCES, NetworkConfig
+from chisep.networks.config import PHI_ROWS, SOURCES, NetworkConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
 from chisep.training.recipes import Recipe

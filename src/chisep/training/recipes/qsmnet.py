@@ -1,6 +1,6 @@
 """QSMnet (Yoon 2018, 10.1016/j.neuroimage.2018.06.030): from the local field to χ."""
 
-from chisep.models.network import NetworkConfig
+from chisep.networks.config import NetworkConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
 from chisep.training.recipes import Recipe

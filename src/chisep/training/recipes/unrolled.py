@@ -1,8 +1,8 @@
 """Unrolled χ-sepnet-R2' (Kim K.W., Seoul National University, December 2023), and its successor."""
 
-from chisep.models.network import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
-from chisep.models.proximal import ProximalConfig
-from chisep.models.unrolled import UnrolledConfig
+from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
+from chisep.networks.unrolled_gradient import UnrolledConfig
+from chisep.networks.unrolled_proximal import ProximalConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
 from chisep.training.protocols import ProtocolConfig

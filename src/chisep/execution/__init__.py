@@ -1,0 +1,1 @@
+"""Cohorts: sessions on local processes or a cluster."""

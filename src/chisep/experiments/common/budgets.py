@@ -1,0 +1,108 @@
+"""Many small trainings of one equal budget, each changed in one thing: what every ablation shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chisep.errors import InputError
+from chisep.training.recipes import Recipe, annealed
+
+_ALPHA_FASTER = 3.0
+"""More would throw α past where it is to start: the first step of RMSprop is ten times its rate."""
+_BUDGET = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What every run may cost, and which runs are wanted."""
+
+    only: tuple[str, ...] = ()
+    """Runs to train, by name; all, in order, if left out."""
+    minutes: float | None = None
+    """Stop after so many minutes; the same command goes on from there."""
+    widths: tuple[int, ...] = (8, 16, 32)
+    """Channels of each level; others in the runs on width."""
+    crop: int = 32
+    """Edge of a crop in voxels."""
+    batch_size: int = 2
+    """Crops of a batch."""
+    epochs: int = 5
+    """Epochs."""
+    steps_per_epoch: int = 100
+    """Batches of an epoch."""
+    validation_crops: int = 32
+    """Crops of heads of validation, which choose the best epoch."""
+    threads: int | None = None
+    """Threads of the CPU; all of them if left out."""
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What all runs have in common."""
+        return {name: getattr(self, name) for name in _BUDGET}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Parameters
+    ----------
+    name
+        Of its folder.
+    title
+        As tables have it.
+    recipe
+        What is trained.
+    """
+
+    name: str
+    title: str
+    recipe: Recipe
+
+
+def require_known(config: BudgetConfig, runs: Sequence[Run]) -> None:
+    """Refuse names in `only` that no run has.
+
+    Raises
+    ------
+    InputError
+        If there are any.
+    """
+    known = [run.name for run in runs]
+    if unknown := [name for name in config.only if name not in known]:
+        raise InputError(
+            "only",
+            found=", ".join(unknown),
+            expected=f"some of: {', '.join(known)}",
+            fix="Correct the names.",
+        )
+
+
+def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
+    """Return the same within the budget.
+
+    α moves by about its rate in every step: in so few it is given a higher one, to come from its start to
+    where it settles before the rate has fallen.
+    """
+    own = recipe.optimiser
+    if recipe.network.unrolled is not None:
+        own = replace(own, alpha_learning_rate=_ALPHA_FASTER * own.alpha_learning_rate)
+    return annealed(
+        replace(
+            wide(recipe, config.widths),
+            optimiser=own,
+            crops=replace(recipe.crops, size=config.crop),
+            epochs=config.epochs,
+            steps_per_epoch=config.steps_per_epoch,
+            batch_size=config.batch_size,
+            validation_crops=config.validation_crops,
+        )
+    )
+
+
+def wide(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
+    """Return the same with other channels of each level."""
+    network = recipe.network
+    return replace(recipe, network=replace(network, unet=replace(network.unet, widths=widths)))

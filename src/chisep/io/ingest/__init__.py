@@ -1,0 +1,1 @@
+"""Convert DICOM files and unnamed images into a BIDS dataset."""

@@ -1,0 +1,129 @@
+"""Bring NIfTI files that are not BIDS into a BIDS dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from tyro.conf import Positional
+
+from chisep.errors import InputError
+from chisep.io import bids, nifti
+from chisep.io.files import write_json
+from chisep.io.paths import require_inside, require_label
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Files and facts of one scan session."""
+
+    bids: Positional[Path]
+    """BIDS dataset to create or to add a subject to."""
+    magnitude: Path
+    """4-D NIfTI: gradient-echo magnitude, echoes along the last axis."""
+    phase: Path
+    """4-D NIfTI: gradient-echo phase in any scale; kept as it is, scaled later."""
+    te: tuple[float, ...]
+    """Echo times of the gradient echo in seconds, one per echo."""
+    b0: float
+    """Field strength in tesla."""
+    spin_echo: Path | None = None
+    """4-D NIfTI: multi-echo spin-echo magnitude."""
+    te_spin_echo: tuple[float, ...] = ()
+    """Echo times of the spin echo in seconds, one per echo."""
+    subject: str = "01"
+    """Label of the participant, letters and digits."""
+
+    def __post_init__(self) -> None:
+        require_label(self.subject, "--subject")
+        for option, times, longest_s in (
+            ("--te", self.te, bids.LONGEST_TE_S["MEGRE"]),
+            ("--te-spin-echo", self.te_spin_echo, bids.LONGEST_TE_S["MESE"]),
+        ):
+            if not all(before < after for before, after in pairwise((0.0, *times, longest_s))):
+                raise InputError(
+                    option,
+                    found=", ".join(f"{te:g}" for te in times),
+                    expected=f"seconds that grow from echo to echo, above 0 and below {longest_s:g}",
+                    fix="Give times in seconds, in the order of the echoes.",
+                )
+        if not bids.LOWEST_B0_T <= self.b0 <= bids.HIGHEST_B0_T:
+            raise InputError(
+                "--b0", found=f"{self.b0:g}", expected="tesla, e.g. 3", fix="Give the field strength."
+            )
+        if (self.spin_echo is None) != (not self.te_spin_echo):
+            raise InputError(
+                "--te-spin-echo",
+                found="only one of --spin-echo and --te-spin-echo",
+                expected="both or none",
+                fix="Give the other as well.",
+            )
+
+
+def import_session(config: ImportConfig) -> list[Path]:
+    """Write one subject of a BIDS raw dataset from 4-D files.
+
+    Returns
+    -------
+    list of Path
+        The images written.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be used, grids differ, the number of echo times is not that of the echoes, or the
+        participant is there already.
+    OutputError
+        If the dataset cannot be written, or a link in it leads elsewhere.
+    """
+    magnitude = _echoes(config.magnitude, config.te)
+    phase = _echoes(config.phase, config.te)
+    nifti.require_same_grid(magnitude, phase)
+    spin_echo = _echoes(config.spin_echo, config.te_spin_echo) if config.spin_echo else None
+    _refuse_overwriting(config)
+    if not (config.bids / bids.DESCRIPTION).exists():
+        bids.write_dataset_description(config.bids, "Imported by chisep")
+    written = _write(config, magnitude, "MEGRE", config.te, part="mag")
+    written += _write(config, phase, "MEGRE", config.te, part="phase")
+    if spin_echo is not None:
+        written += _write(config, spin_echo, "MESE", config.te_spin_echo)
+    return written
+
+
+def _refuse_overwriting(config: ImportConfig) -> None:
+    folder = bids.raw_path(config.bids, config.subject, "MEGRE", echo=1).parent
+    if any(folder.glob("*_MEGRE.nii*")):
+        raise InputError(
+            folder,
+            found="gradient-echo images of this participant",
+            expected="a participant who is not there yet",
+            fix="Choose another --subject, or remove the old files.",
+        )
+
+
+def _echoes(path: Path, te_s: Sequence[float]) -> nifti.Image:
+    image = nifti.load(path, ndim=4)
+    if image.data.shape[3] != len(te_s):
+        raise InputError(
+            path,
+            found=f"{image.data.shape[3]} echoes",
+            expected=f"{len(te_s)}, one for each echo time given",
+            fix="Give one echo time in seconds for every echo.",
+        )
+    return image
+
+
+def _write(
+    config: ImportConfig, image: nifti.Image, suffix: str, te_s: Sequence[float], part: str | None = None
+) -> list[Path]:
+    written = []
+    for echo, time in enumerate(te_s, start=1):
+        path = bids.raw_path(config.bids, config.subject, suffix, echo=echo, part=part)
+        require_inside(config.bids, path)
+        facts = {"EchoTime": time, "MagneticFieldStrength": config.b0}
+        write_json(bids.sidecar_of(path), facts | ({"Units": "arbitrary"} if part == "phase" else {}))
+        written.append(nifti.save(path, np.ascontiguousarray(image.data[..., echo - 1]), image.affine))
+    return written

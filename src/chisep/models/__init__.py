@@ -1,1 +1,0 @@
-"""Networks: pure `torch.nn` modules on tensors in ppm, without training code."""

@@ -1,0 +1,1 @@
+"""Trained networks: architectures, weights, and inference on whole volumes."""

@@ -1,0 +1,142 @@
+"""Model card of a trained network, in Markdown, from all that is known of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from chisep.errors import InputError
+
+_LIMITS = """\
+## What it was not tested on
+Nothing is known of how well this network works in people: there are no in-vivo maps with known χ_pos and
+χ_neg. It was not tested on other {protocols}, nor
+on diseases these do not have. It is no medical device and no basis for a diagnosis."""
+
+
+def model_card(card: Mapping[str, Any]) -> str:
+    """Write what is known of weights as a page.
+
+    Parameters
+    ----------
+    card
+        As `chisep.api.weight_cards` returns it of one network.
+
+    Returns
+    -------
+    str
+        Markdown: purpose, network, training data and licence, training, what it was not tested on.
+
+    Raises
+    ------
+    InputError
+        If the header of the weights does not say all of it.
+    """
+    try:
+        return _page(card)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            "model card",
+            found=f"a header of weights without what it should say ({error})",
+            expected="weights that `chisep train` of this version wrote",
+            fix="Leave --card out to see what the header says.",
+        ) from error
+
+
+def _page(card: Mapping[str, Any]) -> str:
+    network, recipe, data = card["network"], card["recipe"], card["training_data"]
+    unrolled = network["unrolled"]
+    norm = {"none": "no"}.get(network["unet"]["norm"], network["unet"]["norm"])
+    shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {norm} norm"
+    if unrolled:
+        shape += f", {unrolled['iterations']} iterations with physics, α from {unrolled['alpha']:g}"
+    if proximal := network.get("proximal"):
+        shape += f", {proximal['passes']} passes with exact data steps"
+    optimiser, crops, made_by = recipe["optimiser"], recipe["crops"], card["made_by"]
+    loss = card["metrics"]["validation_loss"]
+    statistics = [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in card["statistics"].items()]
+    protocol = recipe.get("protocol")
+    rows = {
+        "from": _joined(network["inputs"]),
+        "to": _joined(network["outputs"]),
+        "network": f"{shape}; {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB",
+        "B0": "along the third axis; other scans are turned" if network["b0_along_z"] else "not asked for",
+        "trained on": f"{data['dataset']}: subjects {_joined(data['train'])}",
+        **({"started from": _start(start)} if (start := card.get("start")) else {}),
+        "best epoch chosen on": f"subjects {_joined(data['validation'])}",
+        "licence of the data": card["licence_of_data"],
+        **({"scanned by": _protocol(protocol)} if protocol else {}),
+        "mean ± SD of the data (ppm)": _joined(statistics),
+        "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
+        f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
+        f"seed {recipe['seed']}{_averaged(optimiser)}",
+        **({"after training": after} if (after := card.get("after_training")) else {}),
+        "loss": _joined(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight),
+        "best validation loss": f"{loss:.4f} after step {card['best_step']}",
+        "made by": f"chisep {made_by['chisep']}, commit {made_by['commit']}",
+    }
+    return "\n".join(
+        (
+            f"# {card['name']}\n",
+            f"**{_as_sentence(card['trust'])}.**\n",
+            f"{_as_sentence(card['summary'])} ({card['reference']}).\n",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {text} |" for name, text in rows.items()),
+            "",
+            _LIMITS.format(
+                protocols="protocols than those above, nor on other data than digital heads"
+                if protocol
+                else "field strengths, voxel sizes or contrasts than those of its training data"
+            ),
+            "",
+        )
+    )
+
+
+def _start(start: Mapping[str, Any]) -> str:
+    """Say which weights the training went on from."""
+    data = start["training_data"]
+    before = f" that started from {_start(earlier)}" if (earlier := start.get("start")) else ""
+    return (
+        f"step {start['best_step']} of an earlier training on {data['dataset']}: subjects "
+        f"{_joined(data['train'])}{before}"
+    )
+
+
+def _averaged(optimiser: Mapping[str, Any]) -> str:
+    steps = optimiser.get("average_steps")
+    return f", average of about the last {steps} steps" if steps else ""
+
+
+def _protocol(ranges: Mapping[str, Any]) -> str:
+    """Say what the scans of every crop were like."""
+    axial = ranges.get("axial_share")
+    across = f", {100 * axial:.0f} % of them across the long axis, others across any" if axial else ""
+    texts = [
+        f"3 T, 1 mm, B0 along the head, D_r 114 in {100 * ranges['standard_share']:.0f} % of crops; "
+        f"in others B0 {_range(ranges['b0_t'])} T within {ranges['tilt_deg']:g}° of the head",
+        f"voxels of {_range(ranges['voxel_mm'])} mm, "
+        f"slices up to {ranges['slice_ratio']:g} times as thick{across}",
+        f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} "
+        f"times that, told with errors up to {100 * ranges['dr_error']:.0f} %",
+        f"SNR {_range(ranges['snr'])}",
+        f"no field in rims up to {ranges['erosion_mm']:g} mm and {ranges['holes']} holes",
+        f"background field up to {ranges['background_ppb']:g} ppb and other errors up to "
+        f"{ranges['unexplained_ppb']:g} ppb",
+        f"no spin echo in {100 * ranges['gre_only_share']:.0f} %",
+    ]
+    return "; ".join(texts)
+
+
+def _range(ends: Iterable[float]) -> str:
+    return "–".join(f"{end:g}" for end in ends)
+
+
+def _joined(values: Iterable[Any], by: str = ", ") -> str:
+    return by.join(str(value) for value in values)
+
+
+def _as_sentence(text: str) -> str:
+    """Begin with a capital, but for names such as χ-sepnet."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text

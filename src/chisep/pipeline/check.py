@@ -1,0 +1,297 @@
+"""What would run on a dataset: for every session what is there, what is missing and what will be assumed.
+
+Only names, sidecars and image headers are read. Values of voxels are looked at when a session runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from chisep import methods
+from chisep.errors import InputError
+from chisep.io import bids, nifti
+from chisep.physics.signal import default_relaxivity
+from chisep.preprocessing.relaxometry import pseudo_r2_hz
+
+_EVEN_STEPS = 1e-3
+_FEWEST_FOR_R2STAR, _FEW_ECHOES = 3, 4
+_SAME_PLACE_MM = 1e-2
+_LONG_VOXEL = 3.0
+_SAMPLES = 24
+
+
+@dataclass(frozen=True)
+class BidsCheckConfig:
+    """Which data are looked at, and for which method."""
+
+    bids: Positional[Path]
+    """BIDS raw dataset with MEGRE and, if there are any, MESE images."""
+    participant_label: tuple[str, ...] = ()
+    """Participants, with or without `sub-`; all if left out."""
+    method: str = methods.DEFAULTS["sources"]
+    """Separation method that is to run; `chisep methods` lists them."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        methods.find(self.method, "sources")
+
+
+@dataclass(frozen=True)
+class SessionCheck:
+    """What one session brings.
+
+    Parameters
+    ----------
+    name
+        Of the session, e.g. sub-01_ses-1, or of a participant without any.
+    will_run
+        Stages, in their order, with what they work on; empty where problems stop the session.
+    missing
+        What is not there that would make results better.
+    assumed
+        What will be taken for granted, since the data do not say it.
+    warnings
+        What will run, but may give poor results.
+    problems
+        What stops the session, with how to mend it.
+    """
+
+    name: str
+    will_run: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the session will run."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """Text: the name with a verdict, then one line for each fact."""
+        facts = {
+            "will run": self.will_run,
+            "missing": self.missing,
+            "assumed": self.assumed,
+            "warning": self.warnings,
+            "problem": self.problems,
+        }
+        verdict = "will run" if self.ok else "will not run"
+        return [
+            f"{self.name}: {verdict}",
+            *(f"  {title:<9} {text}" for title, texts in facts.items() for text in texts),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {"ok": self.ok, **{key: list(v) if key != "name" else v for key, v in asdict(self).items()}}
+
+
+def bids_check(config: BidsCheckConfig) -> list[SessionCheck]:
+    """Check a dataset; see `check_dataset`."""
+    return check_dataset(config.bids, config.participant_label, config.method)
+
+
+def check_dataset(
+    root: Path, participants: Sequence[str] = (), method: str = methods.DEFAULTS["sources"]
+) -> list[SessionCheck]:
+    """Say for every session what will run; one that is broken does not hide the others.
+
+    Parameters
+    ----------
+    root
+        Root of a BIDS raw dataset.
+    participants
+        Labels with or without `sub-`; empty means all.
+    method
+        Separation method that is to run.
+
+    Returns
+    -------
+    list of SessionCheck
+        Sorted by name; participants without a multi-echo gradient echo are among them.
+
+    Raises
+    ------
+    InputError
+        If the folder or a participant does not exist, no session is found, or the method is unknown.
+    """
+    methods.find(method, "sources")
+    found = bids.discover(root, participants)
+    checks = [
+        SessionCheck(one.name, problems=(str(one.error),))
+        if one.session is None
+        else _checked(one.session, method)
+        for one in found
+    ]
+    wanted = {label.removeprefix("sub-") for label in participants}
+    for folder in bids.participant_folders(root):
+        if any(one.name.split("_")[0] == folder for one in found):
+            continue
+        if not wanted or folder.removeprefix("sub-") in wanted:
+            checks.append(
+                SessionCheck(
+                    repr(folder)[1:-1],
+                    problems=("no multi-echo gradient-echo (MEGRE) images: it is left out",),
+                )
+            )
+    return sorted(checks, key=lambda check: check.name)
+
+
+def _checked(session: bids.Session, method: str) -> SessionCheck:
+    """Check one session whose names and sidecars can be read."""
+    notes = _Notes(session, method)
+    notes.images()
+    notes.gradient_echo()
+    notes.spin_echo()
+    notes.separation()
+    return SessionCheck(
+        session.name,
+        () if notes.problems else tuple(notes.will_run),
+        *(tuple(texts) for texts in (notes.missing, notes.assumed, notes.warnings, notes.problems)),
+    )
+
+
+class _Notes:
+    """Collects what is to be said on a session."""
+
+    def __init__(self, session: bids.Session, method: str) -> None:
+        if session.megre.b0_t is None:
+            raise ValueError("a gradient-echo series without field strength")
+        self.session, self.method, self.b0_t = session, methods.METHODS[method], session.megre.b0_t
+        self.will_run: list[str] = []
+        self.missing: list[str] = []
+        self.assumed: list[str] = []
+        self.warnings: list[str] = []
+        self.problems: list[str] = []
+        self.megre: nifti.Header | None = None
+        self.mese: nifti.Header | None = None
+
+    def images(self) -> None:
+        """Headers of all images, which must share a grid within a series."""
+        self.megre = self._grid_of(self.session.megre.files)
+        if self.session.mese:
+            self.mese = self._grid_of(self.session.mese.magnitude)
+
+    def _grid_of(self, paths: Sequence[Path]) -> nifti.Header | None:
+        first: nifti.Header | None = None
+        for path in paths:
+            try:
+                header = nifti.read_header(path)
+            except InputError as error:
+                self.problems.append(str(error))
+                continue
+            first = first or header
+            if header.shape != first.shape or not np.allclose(
+                header.affine, first.affine, atol=_SAME_PLACE_MM
+            ):
+                self.problems.append(f"{path}: another grid than {paths[0].name}; resample it to that")
+        return first
+
+    def gradient_echo(self) -> None:
+        """Field and R2*."""
+        megre = self.session.megre
+        times = ", ".join(f"{1000 * te:.4g}" for te in megre.te_s)
+        count = len(megre.te_s)
+        self.will_run += [
+            f"brain mask, field and its local part from {count} gradient echoes (TE {times} ms)",
+        ]
+        steps = [after - before for before, after in pairwise(megre.te_s)]
+        if count < _FEWEST_FOR_R2STAR:
+            self.problems.append(
+                f"{count} gradient echoes: R2* needs {_FEWEST_FOR_R2STAR}; add the other echoes of the scan"
+            )
+        elif max(steps) - min(steps) > _EVEN_STEPS * max(steps):
+            self.will_run.append("R2* by a non-linear fit: the echoes are not evenly spaced")
+        else:
+            self.will_run.append("R2* from evenly spaced echoes")
+        if _FEWEST_FOR_R2STAR <= count < _FEW_ECHOES:
+            self.warnings.append(f"only {count} gradient echoes: R2* and R2' will be noisy")
+        if not megre.phase_units:
+            self.missing.append("Units in the sidecars of the phase")
+            self.assumed.append("the scale of the phase, recognised by its values")
+        elif megre.phase_units.lower() == "arbitrary":
+            self.assumed.append("the scale of the phase, recognised by its values (Units are arbitrary)")
+        self.assumed += [
+            "phase that grows with the field; --field-map.phase-sign -1 for the opposite",
+            "read-out of all echoes in one direction (unipolar), as sidecars do not say",
+        ]
+        if self.megre is None:
+            return
+        edges = np.linalg.norm(self.megre.affine[:3, :3], axis=0)
+        if edges.max() > _LONG_VOXEL * edges.min():
+            size = " × ".join(f"{edge:.3g}" for edge in edges)
+            self.warnings.append(f"voxels of {size} mm: susceptibility is underestimated with thick slices")
+        if megre.b0_direction is None:
+            i, j, k = nifti.b0_direction_of(self.megre.affine)
+            self.assumed.append(
+                f"B0 along scanner z: ({i:.3f}, {j:.3f}, {k:.3f}) in voxel axes, from the affine"
+            )
+
+    def spin_echo(self) -> None:
+        """R2 and R2'."""
+        mese = self.session.mese
+        if mese is None:
+            self.missing.append("multi-echo spin echo (MESE): R2 is not measured")
+            r2 = pseudo_r2_hz(self.b0_t)
+            self.assumed.append(f"R2 of {r2:.1f} 1/s everywhere (pseudo-R2), so that R2' = R2* − {r2:.1f}")
+            return
+        times = ", ".join(f"{1000 * te:.4g}" for te in mese.te_s)
+        self.will_run.append("registration of the spin echo to the gradient echo (rigid)")
+        self.will_run.append(f"R2 from {len(mese.te_s)} spin echoes (TE {times} ms), R2' = R2* − R2")
+        if len(mese.te_s) < _FEW_ECHOES:
+            self.warnings.append(f"only {len(mese.te_s)} spin echoes: R2 will be noisy, and biased by B1")
+        if mese.b0_t is None:
+            self.assumed.append("that the spin echo is of the field strength of the gradient echo")
+        if self.megre is None or self.mese is None:
+            return
+        same = self.megre.shape == self.mese.shape
+        if not (same and np.allclose(self.megre.affine, self.mese.affine, atol=_SAME_PLACE_MM)):
+            self.will_run.append("resampling of the spin echo, whose grid is another")
+        share = _share_inside(self.megre, self.mese)
+        if share == 0:
+            self.problems.append(
+                f"{mese.magnitude[0]}: does not overlap the gradient echo in scanner coordinates; "
+                "check the affines, or remove the spin echo"
+            )
+        elif share < 1:
+            self.warnings.append(
+                f"the spin echo covers {100 * share:.0f} % of the gradient echo's volume; sources are not "
+                "separated beyond it"
+            )
+
+    def separation(self) -> None:
+        """Separate, and by what D_r."""
+        self.will_run.append(f"QSM, and χ_pos and χ_neg by {self.method.name}")
+        d_r = default_relaxivity(self.b0_t).pos_hz_per_ppm
+        self.assumed.append(f"D_r of {d_r:.4g} 1/s/ppm for both sources at {self.b0_t:g} T; --dr for another")
+        if lacking := self.method.missing_weights:
+            self.problems.append(
+                f"{self.method.name}: needs weights that do not come with this version "
+                f"({', '.join(lacking)}); give --weights or choose another method"
+            )
+        if self.session.mese is None and "r2prime" in self.method.needs:
+            self.warnings.append(
+                f"{self.method.name} reads R2', which rests on the pseudo-R2; methods that take R2* do not"
+            )
+
+
+def _share_inside(grid: nifti.Header, other: nifti.Header) -> float:
+    """Part of a grid's field of view that lies in another's, from places spread over it."""
+    axes = [np.linspace(0, n - 1, _SAMPLES) for n in grid.shape[:3]]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    pull = np.linalg.inv(other.affine) @ grid.affine
+    voxels = places @ pull[:3, :3].T + pull[:3, 3]
+    inside = (voxels >= -0.5 - _SAME_PLACE_MM) & (
+        voxels <= np.asarray(other.shape[:3]) - 0.5 + _SAME_PLACE_MM
+    )
+    return float(inside.all(1).mean())

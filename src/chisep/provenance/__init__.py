@@ -1,0 +1,1 @@
+"""Stage records: reading them, explaining them, and the methods text made from them."""

@@ -1,0 +1,1 @@
+"""Region labels, atlas registration and region statistics."""
