@@ -1,25 +1,38 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
-# `make fuzz`, `make valid` and `make faults` are the long forms of tests that `make test` has in a short one.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+PYTEST  = $(BIN)/pytest -n 2 --dist worksteal
+SHORT   = -m "not slow and not real and not gpu"
 
-.PHONY: demo test lint fuzz valid faults clean
+.PHONY: demo test test-all slow fuzz valid faults coverage mutants lint clean
 
 demo: $(VENV)/.installed  ## simulate a scan, process it, compare all methods
 	$(BIN)/chisep demo demo-out
 
-test: lint  ## style, types, import contract, tests
-	$(BIN)/pytest -n 2 --dist worksteal
+test: lint  ## style, types, import contract, and the tests that take minutes
+	$(PYTEST) $(SHORT)
 
-fuzz: $(VENV)/.installed-dev  ## thousands of hostile files, names and calls
-	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile -k "not valid and not private and not offline"
+test-all: lint  ## all tests, with shapes and types of every call checked; real data where ../shared has them
+	CHISEP_TYPECHECK=1 $(PYTEST)
+
+slow: $(VENV)/.installed-dev  ## the tests that `make test` leaves out
+	$(PYTEST) -m "slow or real or gpu"
+
+fuzz: $(VENV)/.installed-dev  ## thousands of malformed files, names and calls
+	CHISEP_FUZZ=long $(PYTEST) tests/hostile -k "not valid and not private and not offline"
 
 valid: $(VENV)/.installed-dev  ## the validator of BIDS on all that chisep writes
-	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/hostile/test_valid.py
+	CHISEP_FUZZ=long $(PYTEST) tests/hostile/test_valid.py
 
 faults: $(VENV)/.installed-dev  ## processes killed, frozen and cut off at more moments
-	CHISEP_FUZZ=long $(BIN)/pytest -n 2 tests/test_faults.py tests/test_pipeline.py -k "faults or killed"
+	CHISEP_FUZZ=long $(PYTEST) tests/execution/test_faults.py tests/pipeline/test_session.py -k "faults or killed"
+
+coverage: $(VENV)/.installed-dev  ## which lines and branches the tests of `make test` run
+	$(PYTEST) $(SHORT) --cov --cov-report=term:skip-covered
+
+mutants: $(VENV)/.installed-dev  ## plant faults one by one; `make test` has to notice each
+	$(BIN)/python tools/mutants.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

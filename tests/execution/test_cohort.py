@@ -38,7 +38,6 @@ from chisep.io import bids
 from chisep.io.files import locked
 from chisep.pipeline.session import RunConfig, run_session
 from chisep.preprocessing.mask import MaskConfig
-from chisep.simulation.dataset import SimulateConfig, simulate
 from tests.outcome import contents
 
 QUICK = ["--method", "closed-form", "--qsm", "tkd", "--mask.method", "threshold"]
@@ -51,10 +50,9 @@ def quick(raw: Path, out: Path, **options) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
+def raw(raw_gradient_echo, tmp_path_factory) -> Path:
     """A coarse gradient-echo scan of one person, and a person whose sidecars cannot be read."""
-    root = tmp_path_factory.mktemp("cohort") / "raw"
-    simulate(SimulateConfig(out=root, voxel_mm=6.0, megre_only=True, te_gre_s=(0.006, 0.012, 0.018)))
+    root = Path(shutil.copytree(raw_gradient_echo, tmp_path_factory.mktemp("cohort") / "raw"))
     broken = root / "sub-broken" / "anat"
     broken.mkdir(parents=True)
     for path in (root / "sub-01" / "anat").glob("*echo-1*"):

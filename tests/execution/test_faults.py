@@ -1,7 +1,7 @@
 """Faults, injected into the real command on a small simulated dataset: each has its promised end.
 
 Whatever happens, files are whole or absent, messages are no tracebacks, no process is left behind, and the
-same command afterwards ends with the bytes of an undisturbed run. `make faults` is the long form.
+same command afterwards ends with the bytes of an undisturbed run. `make faults` runs all, at more moments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 import psutil
 import pytest
 
-from chisep.simulation.dataset import SimulateConfig, simulate
+from chisep import cli
+from chisep.execution.cohort import ClusterConfig, CohortConfig, run_cohort
 from tests.hostile.conftest import LONG
 from tests.outcome import contents
 
@@ -41,16 +42,14 @@ QUICK = [
 ]
 STAGES = ("field", "report") if LONG else ("qsm",)
 """That processes are killed in."""
-ONLY_LONG = pytest.mark.skipif(not LONG, reason="make faults")
 PATIENCE_S = 300
 SOON_S = 60
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
+def raw(raw_gradient_echo, tmp_path_factory) -> Path:
     """A coarse gradient-echo scan, of two people by name."""
-    root = tmp_path_factory.mktemp("faults") / "raw"
-    simulate(SimulateConfig(out=root, voxel_mm=6.0, megre_only=True, te_gre_s=(0.006, 0.012, 0.018)))
+    root = Path(shutil.copytree(raw_gradient_echo, tmp_path_factory.mktemp("faults") / "raw"))
     for path in (root / "sub-01" / "anat").iterdir():
         twin = root / "sub-02" / "anat" / path.name.replace("sub-01", "sub-02")
         twin.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +61,11 @@ def raw(tmp_path_factory) -> Path:
 def undisturbed(raw, tmp_path_factory) -> dict[str, str]:
     """What a run in one process leaves that nothing happens to."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    with running(raw, out, "--cluster", "none") as run:
-        assert run.end() == 0, run.said()
+    results = run_cohort(
+        cli._parse(CohortConfig, "run", [str(raw), str(out), *QUICK], prefixes=True).run,
+        ClusterConfig("none"),
+    )
+    assert not [result.error for result in results if result.error]
     return contents(out)
 
 
@@ -190,7 +192,7 @@ class TestEndedRuns:
                 assert "the same command goes on from there" in run.said()
             assert_whole(out, undisturbed)
 
-    @ONLY_LONG
+    @pytest.mark.slow
     def test_sigkill_at_any_moment(self, raw, undisturbed, tmp_path):
         out, moments = tmp_path / "out", random.Random(0)
         for stage in STAGES:
@@ -202,6 +204,7 @@ class TestEndedRuns:
             assert_whole(out, undisturbed)
         complete(raw, out, undisturbed)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL] if LONG else [signal.SIGKILL])
     def test_simulation_leaves_no_processes(self, tmp_path, number):
         command = [sys.executable, "-m", "chisep.cli", "simulate", str(tmp_path / "heads")]
@@ -224,6 +227,7 @@ class TestWorkers:
             assert "the session goes on in another" in run.said()
         assert contents(out) == undisturbed
 
+    @pytest.mark.slow
     def test_out_of_memory(self, raw, undisturbed, tmp_path):
         """The session that needs too much fails by name, with what to do; the other is done."""
         crowded, out = tmp_path / "raw", tmp_path / "out"
@@ -252,7 +256,7 @@ class TestDisks:
         ).returncode,
         reason="may not mount",
     )
-    @pytest.mark.parametrize("options", ["size=400k", "ro"])
+    @pytest.mark.parametrize("options", [pytest.param("size=400k", marks=pytest.mark.slow), "ro"])
     def test_full_or_read_only(self, raw, undisturbed, tmp_path, options):
         """On a small or read-only file system, in a namespace of its own."""
         out, left = tmp_path / "out", tmp_path / "left"
@@ -284,6 +288,7 @@ class TestDisks:
         assert not list(out.rglob("*.chisep-tmp"))
         assert_whole(out, undisturbed)
 
+    @pytest.mark.slow
     def test_vanished(self, raw, undisturbed, tmp_path):
         out = tmp_path / "out"
         with running(raw, out) as run:
@@ -297,17 +302,20 @@ class TestDisks:
 
 def test_two_runs_on_one_out(raw, undisturbed, tmp_path):
     out = tmp_path / "out"
-    with running(raw, out, "--cluster", "none") as run:
+    with running(raw, out, "--cluster", "none", "--participant-label", "01") as run:
         run.until_said("sub-01: field")
+        run.process.suspend()  # so that it is still at work when the other has started
         second = subprocess.run(
             [sys.executable, "-m", "chisep.cli", "run", str(raw), str(out)], capture_output=True, text=True
         )
+        run.process.resume()
         assert second.returncode == 1
         said = " ".join(second.stderr.split())
         assert f"another run at work here: process {run.process.pid} on" in said
         assert "Traceback" not in said
         assert run.end() == 0, run.said()
-    assert contents(out) == undisturbed
+    assert (out / "sub-01.html").exists()
+    assert_whole(out, undisturbed)
 
 
 def changed(tmp_path: Path, change: str) -> list[str]:
@@ -318,7 +326,7 @@ def changed(tmp_path: Path, change: str) -> list[str]:
     return [sys.executable, str(script)]
 
 
-@ONLY_LONG
+@pytest.mark.slow
 def test_clocks_that_jump(raw, undisturbed, tmp_path):
     """The clock of every process jumps ahead by an hour and back again; files are of other centuries."""
     out = tmp_path / "out"
@@ -338,7 +346,7 @@ def test_clocks_that_jump(raw, undisturbed, tmp_path):
     assert run.said().count("0 stages would run") == 2
 
 
-@ONLY_LONG
+@pytest.mark.slow
 def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
     """As one whose disk does not answer: it lives, and says nothing. The patience is less than a user's."""
     out = tmp_path / "out"
@@ -351,7 +359,7 @@ def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
     assert contents(out) == undisturbed
 
 
-@ONLY_LONG
+@pytest.mark.slow
 def test_a_scheduler_that_dies(raw, undisturbed, tmp_path):
     out = tmp_path / "out"
     dask = [sys.executable, "-m", "distributed.cli"]

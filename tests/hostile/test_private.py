@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import pytest
 from chisep import cli
 from chisep.io import bids
 from chisep.io.weights import load_weights, save_weights
-from chisep.simulation.dataset import SimulateConfig, simulate
 from tests.hostile.limits import CASES, names
 from tests.untrained import save_untrained
 
@@ -73,10 +73,9 @@ ALLOWED = {
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
+def raw(raw_session, tmp_path_factory) -> Path:
     """A scan that names a person, and attacks, in every text of its headers, sidecars and tables."""
-    root = tmp_path_factory.mktemp("private") / "raw"
-    simulate(SimulateConfig(out=root, voxel_mm=7.0, snr=100.0, seed=3))
+    root = Path(shutil.copytree(raw_session, tmp_path_factory.mktemp("private") / "raw"))
     secrets = {
         key: f"{SECRET}{number}"
         for number, key in enumerate(
@@ -101,6 +100,11 @@ def raw(tmp_path_factory) -> Path:
         file.header["intent_name"], file.header["db_name"] = SECRET, SECRET
         file.header.extensions.append(nib.nifti1.Nifti1Extension("comment", SECRET.encode()))
         nib.save(nib.Nifti1Image(np.asanyarray(file.dataobj), file.affine, file.header), image)
+    for name in ("dseg", "desc-brain_mask"):
+        path = root / "derivatives" / "truth" / "sub-01" / "anat" / f"sub-01_{name}.nii.gz"
+        file = nib.load(path)
+        file.header["descrip"] = SECRET
+        nib.save(nib.Nifti1Image(np.asanyarray(file.dataobj), file.affine, file.header), path)
     table = root / "derivatives" / "truth" / "dseg.tsv"
     index, *rows = table.read_text().splitlines()
     table.write_text("\n".join([index, *(row.split("\t")[0] + f"\t{ATTACK}" for row in rows)]) + "\n")
@@ -127,6 +131,7 @@ def made(raw, weights, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out"
     call = ["run", str(raw), str(out)]
     options = ["--method", "unrolled-thesis", "--weights", weights, "--qsm", "tkd"]
+    options += ["--r2.method", "exponential", "--masks", str(raw / "derivatives" / "truth")]
     assert cli.main([*call, "participant", *options]) == 0
     assert cli.main([*call, "group"]) == 0
     return out
