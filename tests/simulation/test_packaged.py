@@ -1,0 +1,47 @@
+"""The packaged label maps are bit-equal to what the atlases gave when chisep still read them at run time."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from chisep.regions.atlas import packaged_atlas
+from chisep.simulation.labelmap import CEREBRAL_CORTEX
+from chisep.simulation.packaged import DATA, package_versions, packaged_parcels
+
+SHA256 = {
+    "labels": "473b875f11a148945a6cb62e10b9f1a8988d3ae898366d1f6fd53bde028ad7f0",
+    "affine": "2de74a86e0bc99b02e9fd5769d2792f8ed57e0d7019a26404cf01e65093b08de",
+    "atlas": "c45509ddafd5f6f6fd391592696ff0a97f5160a68ff93ab6fb820f333e8e6472",
+}
+
+
+def sha256(array: np.ndarray) -> str:
+    head = str((array.dtype, array.shape)).encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["labels", "affine"])
+def test_the_packaged_subject_is_bit_equal(packaged, name):
+    assert sha256(getattr(packaged, name)) == SHA256[name]
+
+
+def test_the_packaged_atlas_is_bit_equal(packaged):
+    atlas = packaged_atlas()
+    assert sha256(atlas.labels) == SHA256["atlas"]
+    assert np.array_equal(atlas.affine, packaged.affine)
+
+
+def test_parcels_lie_in_the_cortex(packaged):
+    parcels = packaged_parcels()
+    assert np.isin(packaged.labels[parcels > 0], CEREBRAL_CORTEX).all()
+    assert set(np.unique(parcels)) <= {0, *range(1001, 1036), *range(2001, 2036)}
+
+
+def test_the_sources_are_named():
+    notice = (DATA / "NOTICE").read_text(encoding="utf-8")
+    for package, version in package_versions().items():
+        assert f"{package} {version}" in notice
+    assert "McConnell Brain Imaging Centre" in notice
