@@ -127,7 +127,7 @@ def test_rotating_volume_and_b0_together_rotates_the_result(name, solve, maps, h
 @pytest.mark.parametrize("name", METHODS)
 def test_reports_progress_to_the_end(name, solve, maps):
     seen = []
-    solve(name, maps, progress=lambda done, most: seen.append((done, most)))
+    solve(name, maps, progress=lambda _what, done, most: seen.append((done, most)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][0] <= seen[-1][1]
 

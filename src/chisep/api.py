@@ -27,10 +27,14 @@ from chisep.networks.inference import NetworkOptions, Precision, WeightsConfig
 from chisep.pipeline.session import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz
 from chisep.preprocessing.relaxometry import r2prime as r2prime_of
+from chisep.progress import Progress
 from chisep.types import Grid, Maps
 
 ImageLike = str | Path | NDArray[Any] | nib.spatialimages.SpatialImage
 """A path of a NIfTI file, a nibabel image, or an array (then give `voxel_mm`)."""
+
+IterationProgress = Callable[[int, int], None]
+"""Called with the number of finished iterations and their maximum number."""
 
 SOURCE_FILES = {
     "paramagnetic": "desc-paramagnetic_Chimap.nii.gz",
@@ -138,7 +142,7 @@ def separate(
     r2prime_sigma: ImageLike | None = None,
     options: SeparationOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: IterationProgress | None = None,
 ) -> SeparatedImages:
     """Separate paramagnetic from diamagnetic susceptibility.
 
@@ -168,7 +172,7 @@ def separate(
     voxel_mm
         Voxel edges in mm, for arrays.
     progress
-        Called with iterations done and iterations at most.
+        Called with the number of finished iterations and their maximum number.
 
     Returns
     -------
@@ -200,7 +204,7 @@ def separate(
     if methods.METHODS[options.method].uses_noise_maps:
         maps = _with_pseudo_r2(maps, options.b0)
     config = methods.config_for(options.method, options.network)
-    sources = methods.separate(maps, options.method, config, device=options.device, progress=progress)
+    sources = methods.separate(maps, options.method, config, device=options.device, progress=_named(progress))
     return SeparatedImages(
         *(images.wrap(x) for x in (sources.chi_pos_ppm, sources.chi_neg_ppm, sources.chi_ppm)),
         *(
@@ -208,6 +212,11 @@ def separate(
             for sigma in (sources.chi_pos_sigma_ppm, sources.chi_neg_sigma_ppm)
         ),
     )
+
+
+def _named(progress: IterationProgress | None) -> Progress | None:
+    """Adapt a public callback, which takes no name of the work, to the progress protocol."""
+    return None if progress is None else lambda _what, done, total: progress(done, total)
 
 
 def _with_pseudo_r2(maps: Maps, b0_t: float) -> Maps:
@@ -233,7 +242,7 @@ def qsm(
     support: ImageLike | None = None,
     options: InversionOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: IterationProgress | None = None,
 ) -> nib.Nifti1Image:
     """Make a susceptibility map (QSM) from a local field; arguments as in `separate`.
 
@@ -259,7 +268,7 @@ def qsm(
     _question_units(maps)
     config = methods.config_for(options.method, options.network)
     return images.wrap(
-        methods.invert(maps, options.method, config, device=options.device, progress=progress).chi_ppm
+        methods.invert(maps, options.method, config, device=options.device, progress=_named(progress)).chi_ppm
     )
 
 
@@ -378,7 +387,7 @@ class SeparateConfig:
     """Standard deviation of the noise of R2' in 1/s (NIfTI), for methods that weigh by it."""
 
 
-def separate_files(config: SeparateConfig, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def separate_files(config: SeparateConfig, progress: IterationProgress | None = None) -> list[Path]:
     """Run `separate` on files and write the maps with their sidecars.
 
     Raises
@@ -444,7 +453,7 @@ class QsmConfig:
             )
 
 
-def qsm_files(config: QsmConfig, progress: Callable[[int, int], None] | None = None) -> Path:
+def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> Path:
     """Run `qsm` on files and write the map with its sidecar.
 
     Raises

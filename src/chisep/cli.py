@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from chisep.execution.cohort import Update, Watch
     from chisep.pipeline.session import RunConfig
+    from chisep.progress import Progress as ShowProgress
 
 T = TypeVar("T")
 
@@ -170,8 +171,8 @@ def _parse(
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar while there is work; the function given takes what is done, how much, of how much."""
+def _progress_bar() -> Iterator[ShowProgress]:
+    """Show a progress bar while there is work."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (

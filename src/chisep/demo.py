@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from tyro.conf import Positional
 import chisep
 from chisep import api, methods, metrics
 from chisep.io import nifti
-from chisep.pipeline.session import Progress, RunConfig, run
+from chisep.pipeline.session import RunConfig, run
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.report.subject import Panel, SubjectReport, Table, write_report
 from chisep.simulation.dataset import SimulateConfig, simulate
@@ -109,12 +110,12 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     return DemoResult(_COLUMNS, comparison.rows, result.report, page)
 
 
-def _bar(progress: Progress, what: str) -> Callable[[int, int], None]:
+def _bar(progress: Progress, what: str) -> api.IterationProgress:
     return lambda done, total: progress(what, done, total)
 
 
 def _solve(
-    name: str, files: _Inputs, progress: Callable[[int, int], None] | None
+    name: str, files: _Inputs, progress: api.IterationProgress | None
 ) -> dict[str, figures.VolumeArray]:
     """Make the maps in ppm that a method makes."""
     if methods.METHODS[name].target == "chi":

@@ -17,10 +17,9 @@ from chisep.errors import InputError, unknown_name
 from chisep.io.files import checksum
 from chisep.networks import inference
 from chisep.networks.inference import NetworkOptions
+from chisep.progress import Progress
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
-Progress = Callable[[int, int], None]
-"""Called with iterations done and iterations at most."""
 Target = Literal["sources", "chi"]
 """What a method makes: χ_pos and χ_neg, or χ alone."""
 Solve = Callable[[Maps, Any, Progress | None], Sources | Susceptibility]

@@ -224,7 +224,7 @@ class TestMethods:
             assert volume.shape == MAPS.mask.shape
             assert volume[MAPS.mask].any()
             assert not volume[~MAPS.mask].any()
-        assert seen[-1][0] == seen[-1][1]
+        assert seen[-1][1] == seen[-1][2]
 
     def test_there_are_no_others(self):
         assert {name for name, method in METHODS.items() if method.source == "trained"} == set(OF_METHOD)

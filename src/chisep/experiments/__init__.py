@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+from chisep.progress import Progress
+
 Function = Callable[[Any, Progress | None], list[Path]]
 """Takes the experiment's config and returns the files to look at."""
 

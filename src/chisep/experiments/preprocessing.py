@@ -18,13 +18,13 @@ from tyro.conf import Positional
 import chisep
 from chisep import methods, metrics
 from chisep.errors import InputError
-from chisep.experiments import Progress
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.session import RunConfig, run
 from chisep.preprocessing.relaxometry import R2Config
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
 from chisep.types import Maps, MaskVolume, Volume

@@ -14,12 +14,12 @@ from tyro.conf import Positional
 
 import chisep
 from chisep.errors import InputError
-from chisep.experiments import Progress
 from chisep.io import nifti
 from chisep.io.files import make_directory, write_bytes, write_json
 from chisep.io.ingest.nifti import ImportConfig, import_session
 from chisep.pipeline.session import RunConfig, run
 from chisep.preprocessing.unwrapping import residual_jumps
+from chisep.progress import Progress
 from chisep.report import figures
 
 _BRIGHT = 0.4

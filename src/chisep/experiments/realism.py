@@ -28,10 +28,10 @@ from scipy import fft, ndimage
 
 import chisep
 from chisep.errors import ChisepWarning, InputError
-from chisep.experiments import Progress
 from chisep.experiments.common.texts import markdown
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.physics.dipole import Dipole
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.report.figures import MaskArray, VolumeArray
 from chisep.simulation import labelmap

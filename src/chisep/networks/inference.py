@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -24,10 +24,9 @@ from chisep.networks.unrolled_gradient import UnrolledConfig
 from chisep.networks.unrolled_proximal import ProximalConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
+from chisep.progress import Progress
 from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility, Volume
 
-Progress = Callable[[int, int], None]
-"""Called with passes done and passes in all."""
 Precision = Literal["auto", "single", "bfloat16"]
 """Of convolutions; auto: bfloat16 where the hardware has it."""
 
@@ -347,7 +346,7 @@ def invert(
     trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
     made, sigmas = _applied(trained, maps, options)
     if progress is not None:
-        progress(1, 1)
+        progress("network", 1, 1)
     return Susceptibility(made[0], chi_sigma_ppm=sigmas.get("chi"))
 
 
@@ -372,7 +371,7 @@ def separate(
     trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
     made, sigmas = _applied(trained, maps, options)
     if progress is not None:
-        progress(1, 1)
+        progress("network", 1, 1)
     pos, neg = made.clamp_min(0)
     return Sources(
         pos,

@@ -16,7 +16,8 @@ import torch
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.pipeline.engine import Stage, StageCache
-from chisep.simulation.dataset import MAPS, TRUTH, Progress, SimulateConfig, acquired, simulate
+from chisep.progress import Progress
+from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, acquired, simulate
 from chisep.solvers.cosmos import CosmosConfig, cosmos, nonnegative_sources
 from chisep.types import Volume
 

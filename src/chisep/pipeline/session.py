@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from chisep.preprocessing.mask import MaskConfig, QualityConfig, brain_mask, che
 from chisep.preprocessing.registration import RegistrationConfig, coverage, register, resample_to
 from chisep.preprocessing.relaxivity import calibrate_relaxivity
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig, Rate, pseudo_r2_hz, r2, r2prime, r2star
+from chisep.progress import Progress
 from chisep.regions import atlas as regions
 from chisep.report.session import SessionImages, panels, region_rows
 from chisep.report.subject import SubjectReport, write_report
@@ -56,9 +57,6 @@ _PASSING = (
     *(errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
 )
 """Errors of file systems on a network that another attempt may not meet."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import chisep
 from chisep.errors import InputError
 from chisep.io.files import write_json, write_text
 from chisep.io.paths import is_directory, is_file
+from chisep.progress import Progress
 from chisep.regions.atlas import COLUMNS, MISSING, STATISTICS, cell, clean_text, slug, write_table
 from chisep.report import figures
 from chisep.report.group import GroupReport, SessionLine, render_group
@@ -32,8 +33,6 @@ Column = Float[np.ndarray, " session"]
 Values = Float[np.ndarray, "session column"]
 """Numbers of all sessions, NaN where one is not known."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 FEWEST_FOR_OUTLIERS = 8
 """With fewer sessions no outliers are looked for."""

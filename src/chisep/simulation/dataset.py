@@ -29,6 +29,7 @@ import chisep
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import checksum, make_directory, write_json, write_text
+from chisep.progress import Progress
 from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, tilted, with_structures
 from chisep.simulation.fields import dental_implants, total_field
 from chisep.simulation.kspace import block_mean
@@ -50,8 +51,6 @@ TRUTH = Path("derivatives", "truth")
 """Where the truth lies within the raw dataset."""
 MAPS = Path("derivatives", "maps")
 """Where the maps of the fast path lie."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many subjects are done, and of how many."""
 
 _README = """Simulated multi-echo gradient-echo and spin-echo scans
 ======================================================

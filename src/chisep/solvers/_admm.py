@@ -18,7 +18,8 @@ from torch import Tensor
 
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import Gradient
-from chisep.solvers._common import Progress, Window, relative_change
+from chisep.progress import Progress
+from chisep.solvers._common import Window, relative_change
 from chisep.types import Grid
 
 PENALTY_VOXEL = 2e-3
@@ -139,7 +140,7 @@ def minimise(
 
         change.append(relative_change(solution, before))
         if progress is not None:
-            progress(iteration + 1, iterations)
+            progress("iterations", iteration + 1, iterations)
         if iteration >= _FEWEST_ITERATIONS and change[-1] < tolerance:
             break
     return solution, change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from scipy.fft import next_fast_len
@@ -13,9 +13,6 @@ from torch import Tensor
 from chisep.errors import ChisepWarning, InputError
 from chisep.physics.operators import Gradient
 from chisep.types import Convergence, Grid, MaskVolume, Relaxivity, Volume
-
-Progress = Callable[[int, int], None]
-"""Called with the iterations done and the most there can be."""
 
 _LEAST_RELATIVE_NOISE, _LEAST_NOISE_PPM = 1e-3, 1e-6
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chisep.progress import Progress
 from chisep.solvers import tikhonov
-from chisep.solvers._common import Progress, check, required, required_relaxivity
+from chisep.solvers._common import check, required, required_relaxivity
 from chisep.types import Maps, Sources
 
 
@@ -57,5 +58,5 @@ def solve(maps: Maps, config: ClosedFormConfig, progress: Progress | None = None
     pos = (d_neg * chi + r2prime_hz).div_(d_pos + d_neg).mul_(maps.mask)
     neg = pos.sub(chi).mul_(maps.mask)
     if progress is not None:
-        progress(1, 1)
+        progress("susceptibility", 1, 1)
     return Sources(pos.clamp_(min=0), neg.clamp_(min=0))

@@ -20,7 +20,8 @@ from torch import Tensor
 from chisep.errors import ChisepWarning, InputError
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import LinearOperator
-from chisep.solvers._common import Progress, Window, check, ended, relative_change
+from chisep.progress import Progress
+from chisep.solvers._common import Window, check, ended, relative_change
 from chisep.types import Grid, MaskVolume, Relaxivity, Sources, Susceptibility, Volume
 
 Fields = Float[Tensor, "orientation i j k"]
@@ -149,7 +150,7 @@ def cosmos(
         before, chi = chi, chi + step * direction
         change.append(relative_change(chi, before))
         if progress is not None:
-            progress(iteration + 1, config.iterations)
+            progress("iterations", iteration + 1, config.iterations)
         if change[-1] < config.tolerance:
             break
         residual.sub_(step * image)

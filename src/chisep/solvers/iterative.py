@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from chisep.physics.operators import Gradient
+from chisep.progress import Progress
 from chisep.solvers import closed_form
 from chisep.solvers._admm import PENALTY_VOXEL, minimise
 from chisep.solvers._common import (
-    Progress,
     Window,
     check,
     ended,

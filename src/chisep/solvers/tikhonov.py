@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chisep.physics.dipole import Dipole
-from chisep.solvers._common import Progress, Window, check
+from chisep.progress import Progress
+from chisep.solvers._common import Window, check
 from chisep.types import Maps, Susceptibility
 
 
@@ -49,5 +50,5 @@ def solve(maps: Maps, config: TikhonovConfig, progress: Progress | None = None) 
     inverse = dipole.kernel / (dipole.kernel**2 + config.alpha)
     chi = window.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
     if progress is not None:
-        progress(1, 1)
+        progress("susceptibility", 1, 1)
     return Susceptibility(window.restore(chi))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from chisep.physics.dipole import Dipole
-from chisep.solvers._common import Progress, Window, check
+from chisep.progress import Progress
+from chisep.solvers._common import Window, check
 from chisep.types import Maps, Susceptibility
 
 
@@ -57,7 +58,7 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     inverse /= _volume_mean(inverse * kernel, window.periodic_grid.shape[2])
     chi = window.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
     if progress is not None:
-        progress(1, 1)
+        progress("susceptibility", 1, 1)
     return Susceptibility(window.restore(chi))
 
 

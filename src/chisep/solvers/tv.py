@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from chisep.physics.operators import Gradient
+from chisep.progress import Progress
 from chisep.solvers._admm import minimise
 from chisep.solvers._common import (
-    Progress,
     Window,
     check,
     ended,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pytorch_lightning.utilities import rank_zero_only
 
 from chisep import methods
 from chisep.networks.inference import NetworkOptions
+from chisep.progress import Progress
 from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import TrainConfig, Trained, train
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made or read, how many are done, and of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from chisep.networks.config import Channel, NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.physics.signal import default_relaxivity
+from chisep.progress import Progress
 from chisep.types import Grid, MaskVolume, Volume
 
 _FILES: Mapping[Channel, tuple[str, str, str | None]] = {
@@ -127,10 +128,6 @@ class Example(NamedTuple):
     def as_batch(self) -> Example:
         """Batch of this one crop."""
         return Example(*(part[None] for part in self))
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being read, how many are done, and of how many."""
 
 
 def load_scans(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
 from chisep.networks.inference import NetworkOptions
+from chisep.progress import Progress
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.types import Maps
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being made, how many are done, and of how many."""
 
 
 def make_chi_maps(

@@ -24,9 +24,10 @@ from chisep.networks.config import NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
 from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
+from chisep.progress import Progress
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.solvers import tikhonov
-from chisep.training.data import Example, FoldersConfig, Progress, RandomCrops, Scan
+from chisep.training.data import Example, FoldersConfig, RandomCrops, Scan
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")

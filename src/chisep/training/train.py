@@ -28,13 +28,13 @@ from chisep.io.weights import load_header, save_weights
 from chisep.networks import inference
 from chisep.networks.config import build
 from chisep.networks.uncertainty import Factors
+from chisep.progress import Progress
 from chisep.training.conformal import sigma_factors
 from chisep.training.data import (
     BatchSampler,
     Crops,
     Example,
     FoldersConfig,
-    Progress,
     Scan,
     load_scans,
     statistics,

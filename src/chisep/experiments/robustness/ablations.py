@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from tyro.conf import Positional
 
 import chisep
-from chisep.experiments import Progress
 from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
 from chisep.experiments.common.texts import markdown, number
 from chisep.experiments.thesis.data import finite, kept
@@ -26,6 +25,7 @@ from chisep.networks import inference
 from chisep.networks.config import MEASURED_ROWS, SOURCES
 from chisep.networks.unet import Norm
 from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.training.data import FoldersConfig, Scan
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops

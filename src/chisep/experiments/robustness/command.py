@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import chisep
-from chisep.experiments import Progress
 from chisep.experiments.robustness.results import lesion_figure, page, summarised
 from chisep.experiments.robustness.scans import ROWS, BeyondConfig, Row, Scan, weights_of
 from chisep.experiments.thesis.data import kept
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
+from chisep.progress import Progress
 from chisep.report import figures
 
 

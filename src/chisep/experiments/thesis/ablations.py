@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 import chisep
 from chisep import methods
-from chisep.experiments import Progress
 from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
@@ -53,6 +52,7 @@ from chisep.io.weights import load_header
 from chisep.networks.config import SOURCES
 from chisep.networks.inference import NetworkOptions
 from chisep.networks.unrolled_gradient import UnrolledConfig
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import TRUTH
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps

@@ -16,12 +16,12 @@ from tyro.conf import Positional
 import chisep
 from chisep import metrics
 from chisep.errors import InputError
-from chisep.experiments import Progress
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
 from chisep.networks.config import SOURCES
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.reference_labels import LabelledConfig, simulate_labelled
+from chisep.progress import Progress
 from chisep.simulation.dataset import TRUTH, first_maps
 from chisep.simulation.measured import MeasuredMaps
 from chisep.simulation.tissue import Tissue, TissueConfig

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chisep.errors import ChisepWarning, InputError
-from chisep.experiments import Progress
 from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
 from chisep.experiments.thesis.rows import PRECISION, RECIPES, WEIGHTS_FILE, described
 from chisep.io.files import make_directory, write_json
 from chisep.io.weights import load_header
 from chisep.networks.inference import NetworkOptions
+from chisep.progress import Progress
 from chisep.training.data import FoldersConfig
 from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 import chisep
 from chisep.errors import InputError
-from chisep.experiments import Progress
 from chisep.experiments.common.texts import markdown, plus_minus
 from chisep.experiments.thesis.data import (
     SUBJECTS,
@@ -43,6 +42,7 @@ from chisep.experiments.thesis.rows import (
 from chisep.experiments.thesis.table import mean_and_sd, with_qsmnet
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.metrics import lesion_slope
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
 from chisep.simulation.lesions.placement import KINDS, Kind, Patient, add_lesions

@@ -13,7 +13,6 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from chisep.errors import InputError
-from chisep.experiments import Progress
 from chisep.experiments.thesis.data import (
     REFERENCES,
     TEST,
@@ -30,6 +29,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json
 from chisep.metrics import nrmse_percent
 from chisep.networks.config import SOURCES
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation import labelmap
 from chisep.simulation.dataset import TRUTH

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 import chisep
 from chisep import methods, metrics
-from chisep.experiments import Progress
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     TEST,
@@ -42,6 +41,7 @@ from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
 from chisep.experiments.thesis.table import mean_and_sd
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.lesions.placement import Patient
 from chisep.types import Maps, Volume

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import chisep
-from chisep.experiments import Progress
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
@@ -39,6 +38,7 @@ from chisep.experiments.thesis.rows import (
 )
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.networks.config import SOURCES
+from chisep.progress import Progress
 from chisep.report import figures
 
 Published = Mapping[str, tuple[float, float]]
