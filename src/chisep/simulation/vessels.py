@@ -118,12 +118,17 @@ def vein_fraction(
     filled = np.zeros(int(np.prod(shape)))
     for thick, balls in _SUNFLOWERS.items():
         some = np.flatnonzero((veins.radius_mm > _THICK_MM) == thick)
-        spread = balls[some % _BALLS] * (veins.radius_mm[some, None, None] / np.array(voxel_mm))
-        index = np.rint(at[some, None] + spread).astype(np.int64).reshape(-1, 3)
-        inside = np.all((index >= 0) & (index < np.array(shape)), axis=-1)
-        flat = np.ravel_multi_index(tuple(index[inside].T), tuple(shape))
         points = balls.shape[1]
-        filled += np.bincount(flat, np.repeat(volume[some] / points, points)[inside], len(filled))
+        flat, inside = np.zeros((len(some), points), np.intp), np.ones((len(some), points), np.bool_)
+        # One axis at a time: a third of the memory.
+        for axis, (n, edge) in enumerate(zip(shape, voxel_mm, strict=True)):
+            spread = balls[:, :, axis][some % _BALLS] * (veins.radius_mm[some, None] / edge)
+            index = np.rint(at[some, axis, None] + spread)
+            inside &= (index >= 0) & (index < n)
+            flat *= n
+            flat += index.astype(np.intp)
+        weights = np.broadcast_to(volume[some, None] / points, inside.shape)
+        filled += np.bincount(flat[inside], weights[inside], len(filled))
     return np.minimum(filled, 1.0).astype(np.float32).reshape(tuple(shape))
 
 
