@@ -152,7 +152,7 @@ def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number
 
 
 def test_a_quick_look_is_painted_coarser_and_says_so(tmp_path):
-    """Equal anatomy to a few voxels, and a subject painted otherwise is made again."""
+    """Brain and mean χ_pos stay about the same; a subject painted otherwise is made again."""
     config = SimulateConfig(out=tmp_path / "bids", voxel_mm=8.0, maps_only=True)
     chi = {}
     for paint_mm in (4.0, 8.0):
@@ -161,8 +161,9 @@ def test_a_quick_look_is_painted_coarser_and_says_so(tmp_path):
         recipe = json.loads((config.out / TRUTH / "sub-01" / "sub-01_simulation.json").read_text())
         assert recipe["PaintMm"] == paint_mm
     assert chi[4.0].shape == chi[8.0].shape
-    brain = (chi[4.0] > 0) & (chi[8.0] > 0)
-    assert np.corrcoef(chi[4.0][brain], chi[8.0][brain])[0, 1] > 0.5
+    fine, coarse = chi[4.0] > 0, chi[8.0] > 0
+    assert 2 * (fine & coarse).sum() / (fine.sum() + coarse.sum()) > 0.8
+    assert chi[8.0][coarse].mean() == pytest.approx(chi[4.0][fine].mean(), rel=0.15)
 
 
 def test_label_maps_are_used_in_turn(coarse, coarse_file, tmp_path):
