@@ -25,7 +25,7 @@ from chisep.errors import ChisepError, ChisepWarning, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chisep.execution.cohort import Update, Watch
+    from chisep.execution.progress import Update, Watch
     from chisep.pipeline.session import RunConfig
     from chisep.progress import Progress as ShowProgress
 
@@ -194,7 +194,8 @@ def _progress_bar() -> Iterator[ShowProgress]:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from chisep.execution.cohort import CohortConfig, run_cohort
+    from chisep.execution.cohort import run_cohort
+    from chisep.execution.config import CohortConfig
 
     config = _parse(CohortConfig, "run", arguments, prefixes=True)
     if config.run.level == "group":
@@ -261,7 +262,7 @@ def _session_table() -> Iterator[Watch]:
         for title in ("session", "stage", "of", "s", "GB"):
             shown.add_column(title, justify="left" if title in ("session", "stage") else "right")
         for name, now in sorted(running.copy().items()):
-            stage = now.stage if now.state == "running" else f"{now.stage} (goes on in another worker)"
+            stage = now.stage if now.state == "running" else f"{now.stage} (requeued)"
             at = f"{now.done + 1}/{now.total}" if now.total else ""
             shown.add_row(name, stage, at, f"{now.seconds:.0f}", f"{now.memory_gb:.1f}")
         return shown

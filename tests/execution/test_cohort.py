@@ -24,16 +24,10 @@ from hypothesis import strategies as st
 
 from chisep import cli
 from chisep.errors import InputError
-from chisep.execution.cohort import (
-    ClusterConfig,
-    CohortConfig,
-    Machine,
-    Update,
-    local_workers,
-    plan,
-    run_cohort,
-    this_machine,
-)
+from chisep.execution.cohort import plan, run_cohort
+from chisep.execution.config import ClusterConfig, CohortConfig
+from chisep.execution.machine import Machine, local_workers, this_machine
+from chisep.execution.progress import Update
 from chisep.io import bids
 from chisep.io.files import locked
 from chisep.pipeline.session import RunConfig, run_session

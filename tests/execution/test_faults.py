@@ -26,7 +26,8 @@ import psutil
 import pytest
 
 from chisep import cli
-from chisep.execution.cohort import ClusterConfig, CohortConfig, run_cohort
+from chisep.execution.cohort import run_cohort
+from chisep.execution.config import ClusterConfig, CohortConfig
 from tests.hostile.conftest import LONG
 from tests.outcome import contents
 
@@ -224,7 +225,7 @@ class TestWorkers:
                 run.until(lambda: len(run.workers()) > 0)
                 random.Random(0).choice(run.workers()).kill()
             assert run.end() == 0, run.said()
-            assert "the session goes on in another" in run.said()
+            assert "the session is requeued" in run.said()
         assert contents(out) == undisturbed
 
     @pytest.mark.slow
@@ -241,9 +242,7 @@ class TestWorkers:
         with running(crowded, out, "--memory-gb", "0.9", "--retries", "0") as run:
             assert run.end() == 1
             assert "sub-02: FAILED" in run.said()
-            assert re.search(
-                r"sub-02: found its worker ended at its limit of memory.*--memory-gb", run.said()
-            )
+            assert re.search(r"sub-02: found its worker ended at its memory limit.*--memory-gb", run.said())
         assert "--memory-gb" in (out / ".chisep" / "sub-02" / "error.json").read_text()
         assert (out / "sub-01.html").exists()
         assert_whole(out, undisturbed)
@@ -336,7 +335,7 @@ def test_clocks_that_jump(raw, undisturbed, tmp_path):
     )
     with started([*changed(tmp_path, change), "run", str(raw), str(out), *QUICK], tmp_path / "log") as run:
         assert run.end() == 0, run.said()
-        assert "goes on in another" not in run.said()
+        assert "is requeued" not in run.said()
     assert contents(out) == undisturbed
     far = [time.time() + 3e9, 0.0]
     for number, path in enumerate(sorted([*out.rglob("*"), out])):
@@ -350,12 +349,12 @@ def test_clocks_that_jump(raw, undisturbed, tmp_path):
 def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
     """As one whose disk does not answer: it lives, and says nothing. The patience is less than a user's."""
     out = tmp_path / "out"
-    change = "import chisep.execution.cohort; chisep.execution.cohort._SILENCE_S = 30.0"
+    change = "import chisep.execution.dispatch; chisep.execution.dispatch._UNRESPONSIVE_S = 30.0"
     with started([*changed(tmp_path, change), "run", str(raw), str(out), *QUICK], tmp_path / "log") as run:
         run.until_said("sub-0[12]: field")
         run.workers()[0].suspend()
         assert run.end() == 0, run.said()
-        assert "its worker says nothing any more" in run.said()
+        assert "its worker is unresponsive" in run.said()
     assert contents(out) == undisturbed
 
 

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from chisep import cli
 from chisep.errors import InputError
-from chisep.execution.cohort import CohortConfig
+from chisep.execution.config import CohortConfig
 from chisep.io import bids, nifti
 from chisep.networks.inference import NetworkOptions
 from chisep.pipeline.session import RunConfig, run

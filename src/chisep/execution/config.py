@@ -1,0 +1,83 @@
+"""Configuration of a cohort run: what to compute, and on which workers."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from chisep.errors import InputError
+from chisep.pipeline.session import RunConfig
+
+_ADDRESS = re.compile(r"(tcp|tls|ucx|wss?)://\S+")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Workers that process the sessions."""
+
+    cluster: str = "local"
+    """`local`: worker processes of this machine; `none`: this process, one session after the other; `slurm`:
+    jobs of a SLURM cluster; tcp://HOST:PORT: a running Dask scheduler."""
+    workers: int | None = None
+    """Number of workers (sessions at a time); default: as many as cores, memory, GPUs and sessions allow, 16
+    jobs on SLURM."""
+    threads_per_worker: int | None = None
+    """Threads per worker; default: its share of the cores, 1 on a cluster."""
+    memory_gb: float | None = None
+    """Memory limit per worker in GB (10⁹ bytes); default: its share of the memory, 4 on SLURM."""
+    retries: int = 2
+    """Number of retries of a session after its worker died or its files were unreachable, counted since the
+    last finished stage."""
+    cluster_config: Path | None = None
+    """YAML file with options of dask_jobqueue.SLURMCluster: queue, account, walltime, …"""
+
+    def __post_init__(self) -> None:
+        if self.cluster not in ("local", "none", "slurm") and not _ADDRESS.fullmatch(self.cluster):
+            raise InputError(
+                "--cluster",
+                found=repr(self.cluster),
+                expected="local, none, slurm, or the address of a scheduler (tcp://HOST:PORT)",
+                fix="Leave it out for processes of this machine.",
+            )
+        for name, lowest in (("workers", 1), ("threads_per_worker", 1), ("memory_gb", 0.1), ("retries", 0)):
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < math.inf:
+                raise InputError(
+                    f"--{name.replace('_', '-')}",
+                    found=f"{value}",
+                    expected=f"{lowest} or more",
+                    fix="Correct the option, or leave it out.",
+                )
+        if self.cluster_config is not None and self.cluster != "slurm":
+            raise InputError(
+                "--cluster-config",
+                found=f"--cluster {self.cluster}",
+                expected="--cluster slurm, which it is for",
+                fix="Add that, or leave the file out.",
+            )
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """Settings of `chisep run`: what to compute, and where."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """What to compute."""
+    cluster: Annotated[ClusterConfig, tyro.conf.arg(name="")] = field(default_factory=ClusterConfig)
+    """Where."""
+    dry_run: bool = False
+    """List for every session the stages that would run, and why; nothing is written."""
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.run.level == "group":
+            raise InputError(
+                "--dry-run",
+                found="the level `group`, which always runs",
+                expected="the level `participant`",
+                fix="Leave one of them out.",
+            )
