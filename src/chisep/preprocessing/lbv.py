@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chisep.errors import InputError
+from chisep.physics.cg import cg
 from chisep.preprocessing.mask import depth_mm
 from chisep.preprocessing.vsharp import LocalField, without_rim
 from chisep.types import Grid, MaskVolume, Volume
@@ -92,7 +93,13 @@ def lbv(total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: LbvConfig
     levels = _levels(inner[box].to(field.dtype), grid.voxel_mm)
     right = levels[0].laplacian(field)
     local = torch.zeros_like(total_field_ppm)
-    local[box] = _solved(right, levels, config)
+    local[box] = cg(
+        levels[0].laplacian,
+        right,
+        iterations=config.iterations,
+        tolerance=config.tolerance,
+        preconditioner=lambda residual: _v_cycle(residual, levels),
+    )
     depth = depth_mm(mask, grid).to(field.device, field.dtype)
     return without_rim(local, mask, depth, grid, min(config.rim_mm, float(depth.max()) / 3))
 
@@ -183,24 +190,3 @@ def _v_cycle(right: Tensor, levels: Sequence[_Level]) -> Tensor:
     correction = _v_cycle(rest.mul_(levels[1].inner), levels[1:])
     x.add_(_finer(correction, level.axes, x.shape).mul_(level.inner))
     return level.smoothed(x, right, _SWEEPS)
-
-
-def _solved(right: Tensor, levels: list[_Level], config: LbvConfig) -> Tensor:
-    """Solve −Δx = right by conjugate gradients, preconditioned by a V-cycle."""
-    x, residual = torch.zeros_like(right), right.clone()
-    direction = torch.zeros_like(right)
-    goal, before = config.tolerance * float(right.norm()), math.inf
-    for _ in range(config.iterations):
-        steered = _v_cycle(residual, levels)
-        now = float((residual * steered).sum())
-        if now <= 0:
-            break
-        direction = steered.add_(direction, alpha=now / before)
-        step = levels[0].laplacian(direction)
-        length = now / float((direction * step).sum())
-        x.add_(direction, alpha=length)
-        residual.sub_(step, alpha=length)
-        before = now
-        if float(residual.norm()) <= goal:
-            break
-    return x

@@ -10,6 +10,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from chisep.errors import InputError
+from chisep.physics.cg import cg
 from chisep.physics.dipole import Dipole
 from chisep.preprocessing.mask import depth_mm
 from chisep.preprocessing.vsharp import LocalField, without_rim
@@ -127,22 +128,12 @@ def _background(field: Tensor, mask: Tensor, weight: Tensor, grid: Grid, config:
         gradient: Tensor = dipole.adjoint(volume).mul_(outside)
         return gradient
 
-    residual = without_plane(in_mask * field[mask])
-    chi = torch.zeros_like(outside)
-    direction = torch.zeros_like(outside)
-    goal, before = 0.0, math.inf
-    for _ in range(config.iterations):
-        gradient = back(residual)
-        now = float(gradient.square().sum())
-        goal = goal or config.tolerance**2 * now
-        if now <= goal:
-            break
-        direction = gradient.add_(direction, alpha=now / before)
-        step = seen(direction)
-        length = now / float(step.square().sum())
-        chi.add_(direction, alpha=length)
-        residual.sub_(step, alpha=length)
-        before = now
+    chi = cg(
+        lambda chi: back(seen(chi)),
+        back(without_plane(in_mask * field[mask])),
+        iterations=config.iterations,
+        tolerance=config.tolerance,
+    )
     background: Tensor = dipole.apply(chi)[corner]
     rest = plane.T @ (in_mask * (field - background)[mask])
     background[mask] += terms @ torch.linalg.solve_triangular(triangle, rest[:, None], upper=True)[:, 0]

@@ -12,6 +12,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from chisep.errors import InputError
+from chisep.physics.cg import cg
 from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
 from chisep.preprocessing.mask import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
@@ -220,21 +221,12 @@ def _field_of_sources(
         return dipole.volume(total.mul_(dipole.kernel)) * inside
 
     weight = (dipole.kernel * kernels[-1]).square_().add_(_DAMPING).reciprocal_()
-    residual = seen(half_spectrum(field, padded.shape))
-    chi = torch.zeros_like(residual)
-    direction = torch.zeros_like(residual)
-    before = math.inf
-    for _ in range(config.iterations):
-        steered = dipole.volume(dipole.spectrum(residual).mul_(weight)) * inside
-        now = _sum(residual * steered)
-        if now == 0:  # a field without sources inside
-            break
-        direction = steered.add_(direction, alpha=now / before)
-        step = seen(dipole.spectrum(direction).mul_(dipole.kernel))
-        length = now / _sum(direction * step)
-        chi.add_(direction, alpha=length)
-        residual.sub_(step, alpha=length)
-        before = now
+    chi = cg(
+        lambda chi: seen(dipole.spectrum(chi).mul_(dipole.kernel)),
+        seen(half_spectrum(field, padded.shape)),
+        iterations=config.iterations,
+        preconditioner=lambda residual: dipole.volume(dipole.spectrum(residual).mul_(weight)) * inside,
+    )
     return dipole.apply(chi)[corner]
 
 

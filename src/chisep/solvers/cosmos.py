@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from chisep.errors import ChisepWarning, InputError
+from chisep.physics.cg import CgState, cg
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import LinearOperator
 from chisep.progress import Progress
-from chisep.solvers._common import Window, check, ended, relative_change
+from chisep.solvers._common import Window, check, ended
 from chisep.types import Grid, MaskVolume, Relaxivity, Sources, Susceptibility, Volume
 
 Fields = Float[Tensor, "orientation i j k"]
@@ -134,29 +135,26 @@ def cosmos(
     grids = [replace(window.box_grid, b0_direction=_three(b)) for b in b0_directions]
     _warn_if_alike([box.b0_direction for box in grids])
     operator = MaskedDipoles(grids, torch.stack([window.cut(mask) for mask in masks]), fields_ppm.dtype)
-    fields = torch.stack([window.cut(field) for field in fields_ppm])
-    closed_form = _ClosedForm(operator, config.tikhonov)
 
-    # Conjugate gradients, preconditioned by the closed form: so they start along it.
-    residual = operator.adjoint(fields)
-    del fields
-    chi = torch.zeros_like(residual)
-    direction = closed_form(residual)
-    energy = (residual * direction).sum()
     change: list[float] = []
-    for iteration in range(config.iterations):
-        image = operator.gram(direction).add_(direction, alpha=config.tikhonov)
-        step = energy / (direction * image).sum().clamp_min(torch.finfo(energy.dtype).tiny)
-        before, chi = chi, chi + step * direction
-        change.append(relative_change(chi, before))
+
+    def record(state: CgState) -> bool:
+        size = float(torch.linalg.vector_norm(state.solution))
+        moved = abs(state.step) * float(torch.linalg.vector_norm(state.direction))
+        change.append(moved / size if size > 0 else 0.0)
         if progress is not None:
-            progress("iterations", iteration + 1, config.iterations)
-        if change[-1] < config.tolerance:
-            break
-        residual.sub_(step * image)
-        turned = closed_form(residual)
-        before_energy, energy = energy, (residual * turned).sum()
-        direction = turned.add_(direction * (energy / before_energy))
+            progress("iterations", state.iteration, config.iterations)
+        return change[-1] < config.tolerance
+
+    chi = cg(
+        lambda chi: operator.gram(chi).add_(chi, alpha=config.tikhonov),
+        operator.adjoint(torch.stack([window.cut(field) for field in fields_ppm])),
+        iterations=config.iterations,
+        preconditioner=_ClosedForm(operator, config.tikhonov),
+        callback=record,
+    )
+    if not change:  # fields of zero need no iteration
+        record(CgState(1, chi, chi, 0.0))
     if reference is not None:
         chi = (chi - chi[window.cut(reference) & operator.support].mean()) * operator.support
     return Susceptibility(window.restore(chi), ended(change, config.tolerance, "COSMOS"))
