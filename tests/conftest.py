@@ -84,4 +84,4 @@ def raw_session(make_once) -> Path:
 def raw_gradient_echo(make_once) -> Path:
     """A coarser gradient-echo scan, three echoes. Copy it before you change it."""
     config = {"voxel_mm": 6.0, "megre_only": True, "te_gre_s": (0.006, 0.012, 0.018)}
-    return make_once("raw-megre", lambda root: simulate(SimulateConfig(out=root, **config)))
+    return make_once("raw-megre", lambda root: simulate(SimulateConfig(out=root, **config), paint_mm=4.0))

@@ -81,7 +81,7 @@ def run_tests(source: Path, tests: tuple[str, ...], *options: str) -> subprocess
 
 
 def plant(mutant: Mutant) -> tuple[str, float, str]:
-    """Plant a fault and run its tests; return `noticed`, `SURVIVED` or `INVALID`, seconds, and the evidence."""
+    """Plant a fault and run its tests; return noticed, SURVIVED or INVALID, seconds, and the evidence."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chisep-mutant-") as folder:
         source = Path(folder, "src")

@@ -53,7 +53,7 @@ def main() -> None:
         "most_loads_of_a_raw_image": max(loads[name] for name in raw),
         "most_checksums_of_a_raw_image": max(checksums[name] for name in raw),
     }
-    print(json.dumps(found, indent=2))  # noqa: T201
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main() -> None:
         "longest_function": functions[-1],
         "functions_over_60_lines": sum(number > 60 for number, _ in functions),
     }
-    print(json.dumps(found, indent=2))  # noqa: T201
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

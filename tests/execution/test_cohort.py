@@ -26,6 +26,7 @@ from chisep import cli
 from chisep.errors import InputError
 from chisep.execution.cohort import plan, run_cohort
 from chisep.execution.config import ClusterConfig, CohortConfig
+from chisep.execution.dispatch import _SessionState
 from chisep.execution.machine import Machine, local_workers, this_machine
 from chisep.execution.progress import Update
 from chisep.io import bids
@@ -101,6 +102,16 @@ class TestSharing:
         assert sum(worker.threads for worker in workers) <= cores
         if memory_each is None or len(workers) > 1:
             assert sum(worker.memory_gb for worker in workers) <= memory_gb
+
+
+class TestRequeue:
+    """A session is given up when it comes no further, not when it needs several workers."""
+
+    def test_setbacks_are_counted_where_it_came_no_further(self):
+        state = _SessionState(bids.DiscoveredSession("sub-01"), Update("sub-01", "running"))
+        assert [state.count_setback(), state.count_setback(), state.count_setback()] == [1, 2, 3]
+        state.furthest = 4
+        assert [state.count_setback(), state.count_setback()] == [1, 2]
 
 
 class TestConfig:

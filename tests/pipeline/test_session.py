@@ -23,10 +23,11 @@ from chisep.errors import InputError
 from chisep.execution.config import CohortConfig
 from chisep.io import bids, nifti
 from chisep.networks.inference import NetworkOptions
-from chisep.pipeline.session import RunConfig, run
+from chisep.pipeline.session import RunConfig, relaxivity, run
 from chisep.regions.atlas import read_values
 from chisep.simulation.labelmap import WHITE_MATTER
 from chisep.simulation.tissue import BRAIN_LABELS
+from chisep.types import Relaxivity
 from tests.hostile.conftest import LONG
 from tests.outcome import contents
 from tests.pipeline.stages import run_up_to
@@ -188,6 +189,12 @@ class TestOptions:
         sidecar = json.loads((tmp_path / "out" / ANAT / "sub-01_desc-total_Chimap.json").read_text())
         assert sidecar["Parameters"]["D_r"] == "calibrated"
         assert "bids::sub-01/anat/sub-01_relaxivity.json" in sidecar["Sources"]
+
+
+def test_one_relaxivity_is_that_of_both_sources_and_two_are_one_each():
+    assert relaxivity((), 1.5) == Relaxivity(57, 57)
+    assert relaxivity((100,), 3.0) == Relaxivity(100, 100)
+    assert relaxivity((100, 120), 3.0) == Relaxivity(100, 120)
 
 
 class TestResuming:
