@@ -89,3 +89,18 @@ def test_relative_change():
 def test_numbers_out_of_range_are_named(value):
     with pytest.raises(InputError, match="some-option"):
         check("some-option", value, low=0.0, high=2.0)
+
+
+def test_weights_of_a_noise_map_are_inverse_variances():
+    """(median/σ)² inside the mask, 0 where nothing was measured; σ is floored."""
+    mask = torch.ones(5, 1, 1, dtype=torch.bool)
+    mask[4] = False
+    sigma = torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0])[:, None, None]
+    typical, weight = known_noise(sigma, mask, 1e-3)
+    assert typical == 1.0
+    assert weight.flatten().tolist() == [4.0, 1.0, 0.25, 0.0, 0.0]
+    typical, weight = known_noise(sigma, mask, 1.0)
+    assert weight.flatten().tolist() == [1.0, 1.0, 0.25, 0.0, 0.0]
+    assert known_noise(0.25, mask, 1e-3)[0] == 0.25
+    with pytest.raises(InputError, match="noise map"):
+        known_noise(torch.zeros_like(sigma), mask, 1e-3)
