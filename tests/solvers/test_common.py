@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from chisep.errors import ChisepWarning, InputError
 from chisep.physics.operators import Gradient
 from chisep.solvers._common import Window, check, ended, relative_change, smooth_places
-from chisep.solvers.noise import noise_sigma
+from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Grid
 
 
