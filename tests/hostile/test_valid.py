@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def write(root: Path, voxel_mm: float = 7.0, **options) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCANS if LONG else list(SCANS)[:1])
 def test_simulated(name, tmp_path):
     root = write(tmp_path / "raw", **SCANS[name])
@@ -54,9 +56,14 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS if LONG else list(RUNS)[:1])
-def test_derivatives(name, tmp_path):
+def test_derivatives(name, raw_session, tmp_path):
     voxel_mm, options = RUNS[name]
-    raw, out = write(tmp_path / "raw", voxel_mm), tmp_path / "out"
+    out = tmp_path / "out"
+    if name == "spin echo":
+        raw = Path(shutil.copytree(raw_session, tmp_path / "raw"))
+        options = (*options[:4], "--masks", str(raw / "derivatives" / "truth"), "--r2.method", "exponential")
+    else:
+        raw = write(tmp_path / "raw", voxel_mm)
     if name == "no spin echo":
         for file in (raw / "sub-01" / "anat").glob("*MESE*"):
             file.unlink()
