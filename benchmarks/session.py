@@ -23,7 +23,8 @@ from pathlib import Path
 import nibabel as nib
 import torch
 
-from chisep.pipeline.session import RunConfig, run
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run
 
 TARGET_S, TARGET_GB = 360.0, 6.0
 RESULTS = Path(__file__).parent / "results" / "session.json"

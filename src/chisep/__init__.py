@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chisep.api import EvaluateConfig, InversionOptions, SeparationOptions, evaluate, qsm, separate
-    from chisep.pipeline.session import RunConfig, run
+    from chisep.pipeline.config import RunConfig
+    from chisep.pipeline.run import run
     from chisep.simulation.dataset import SimulateConfig, simulate
 
 # Before torch asks for its first memory: getting a volume in pages of 4 KB takes longer than computing it.
@@ -23,12 +24,12 @@ __version__ = "0.1.0"
 _OWNERS = {
     "EvaluateConfig": "chisep.api",
     "InversionOptions": "chisep.api",
-    "RunConfig": "chisep.pipeline.session",
+    "RunConfig": "chisep.pipeline.config",
     "SeparationOptions": "chisep.api",
     "SimulateConfig": "chisep.simulation.dataset",
     "evaluate": "chisep.api",
     "qsm": "chisep.api",
-    "run": "chisep.pipeline.session",
+    "run": "chisep.pipeline.run",
     "separate": "chisep.api",
     "simulate": "chisep.simulation.dataset",
 }

@@ -24,7 +24,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
 from chisep.networks import inference
 from chisep.networks.inference import NetworkOptions, Precision, WeightsConfig
-from chisep.pipeline.session import relaxivity
+from chisep.preprocessing.relaxivity import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz
 from chisep.preprocessing.relaxometry import r2prime as r2prime_of
 from chisep.progress import Progress
@@ -205,6 +205,7 @@ def separate(
         maps = _with_pseudo_r2(maps, options.b0)
     config = methods.config_for(options.method, options.network)
     sources = methods.separate(maps, options.method, config, device=options.device, progress=_named(progress))
+    _show(sources.convergence.warnings)
     return SeparatedImages(
         *(images.wrap(x) for x in (sources.chi_pos_ppm, sources.chi_neg_ppm, sources.chi_ppm)),
         *(
@@ -267,9 +268,15 @@ def qsm(
     )
     _question_units(maps)
     config = methods.config_for(options.method, options.network)
-    return images.wrap(
-        methods.invert(maps, options.method, config, device=options.device, progress=_named(progress)).chi_ppm
-    )
+    found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
+    _show(found.convergence.warnings)
+    return images.wrap(found.chi_ppm)
+
+
+def _show(texts: Sequence[str]) -> None:
+    """Show what results warn of to a caller of the Python functions."""
+    for text in texts:
+        warnings.warn(text, ChisepWarning, stacklevel=3)
 
 
 class _Images:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from chisep.execution.progress import Update, Watch
-    from chisep.pipeline.session import RunConfig
+    from chisep.pipeline.config import RunConfig
     from chisep.progress import Progress as ShowProgress
 
 T = TypeVar("T")

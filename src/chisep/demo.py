@@ -13,7 +13,8 @@ from tyro.conf import Positional
 import chisep
 from chisep import api, methods, metrics
 from chisep.io import nifti
-from chisep.pipeline.session import RunConfig, run
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.report.subject import Panel, SubjectReport, Table, write_report

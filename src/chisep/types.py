@@ -191,11 +191,14 @@ class Convergence:
         Whether the relative change fell below the tolerance before the iterations ran out.
     change
         Relative change of the solution at every iteration.
+    warnings
+        What the user should know; empty if it ended well.
     """
 
     iterations: int = 0
     converged: bool = True
     change: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

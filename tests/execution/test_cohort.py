@@ -31,7 +31,8 @@ from chisep.execution.machine import Machine, local_workers, this_machine
 from chisep.execution.progress import Update
 from chisep.io import bids
 from chisep.io.files import locked
-from chisep.pipeline.session import RunConfig, run_session
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run_session
 from chisep.preprocessing.mask import MaskConfig
 from tests.outcome import contents
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from chisep.pipeline.config import RunConfig
 from chisep.pipeline.engine import Stage, StageCache
-from chisep.pipeline.session import RunConfig, SessionResult, SessionRun, discover, opened
+from chisep.pipeline.run import discover, opened
+from chisep.pipeline.session import SessionResult, process
 
 
 class UpTo(StageCache):
@@ -35,6 +37,6 @@ def run_up_to(last: str, config: RunConfig) -> SessionResult:
     assert found.session is not None, found.error
     with opened(config):
         cache = UpTo(config, found.name, last)
-        result = SessionRun(config, found.session).process(cache=cache)
+        result = process(config, found.session, cache=cache)
     assert last in cache.records
     return result

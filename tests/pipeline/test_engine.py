@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 
 import chisep
-from chisep.errors import ChisepWarning, InputError, OutputError
+from chisep.errors import InputError, OutputError
 from chisep.io import nifti
 from chisep.io.files import checksum
-from chisep.pipeline.engine import COSTS, DryRunPlanner, Stage, StageCache, output_checksum
+from chisep.pipeline.engine import COSTS, DryRunPlanner, Stage, StageCache, StageResult, output_checksum
 from tests.outcome import contents
 
 
@@ -33,10 +32,10 @@ def doubled(place: Path, name: str = "first", **changes) -> Stage:
     source = place / "raw" / "a.txt" if name == "first" else place / "out" / "first.txt"
     target = place / "out" / f"{name}.txt"
 
-    def work():
+    def work(files):
         target.parent.mkdir(exist_ok=True)
-        target.write_text(str(2 * int(source.read_text())))
-        return {"Digits": len(target.read_text())}
+        files.write(target).write_text(str(2 * int(files.read(source).read_text())))
+        return StageResult({"Digits": len(target.read_text())})
 
     facts = {"parameters": {"Method": "sum", "R2": {"method": "epg", "te_s": (0.01, 0.02)}}} | changes
     return Stage(name, "twice", [source], [target], facts["parameters"], work)
@@ -45,13 +44,11 @@ def doubled(place: Path, name: str = "first", **changes) -> Stage:
 def image_stage(place: Path, said: str = "", pause_s: float = 0.0, megabytes: int = 0) -> Stage:
     target = place / "out" / "sub-01_Chimap.nii.gz"
 
-    def work():
+    def work(files):
         time.sleep(pause_s)
         np.ones(megabytes * 1_000_000, dtype=np.uint8)
-        if said:
-            warnings.warn(said, ChisepWarning, stacklevel=1)
-        nifti.save(target, np.ones((2, 3, 4), dtype=np.float32), np.eye(4))
-        return {"ErosionMm": 1.5}
+        nifti.save(files.write(target), np.ones((2, 3, 4), dtype=np.float32), np.eye(4))
+        return StageResult({"ErosionMm": 1.5}, [said, said] if said else [])
 
     weights = [{"Name": "net", "SHA256": "ab" * 32}]
     return Stage("map", "a map", [place / "raw" / "a.txt"], [target], {"Weights": weights}, work)
@@ -76,8 +73,8 @@ class TestStageCache:
         """Else the next run took what is missing for what the record says."""
         stage = doubled(place)
 
-        def work():
-            facts = stage.work()
+        def work(files):
+            facts = stage.work(files)
             (place / "out").rename(place / "gone")
             return facts
 
@@ -135,7 +132,7 @@ class TestStageCache:
         """Files of neither dataset are named by their address; relative paths are those of absolute ones."""
         elsewhere = place / "mask.txt"
         elsewhere.write_text("1")
-        stage = Stage("copy", "", [elsewhere], [], {}, dict)
+        stage = Stage("copy", "", [elsewhere], [], {}, lambda _files: StageResult())
         ledger(place).do(stage)
         record = json.loads((place / "out" / ".chisep" / "sub-01" / "copy.json").read_text())
         assert record["inputs"] == {elsewhere.as_uri(): checksum(elsewhere)}
@@ -235,9 +232,22 @@ class TestForecast:
 
 
 def test_errors_pass(place):
-    def work():
+    def work(_files):
         raise InputError("x", found="a", expected="b", fix="c")
 
     with pytest.raises(InputError):
         ledger(place).do(Stage("bad", "", [], [], {}, work))
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("use", ["read", "write"])
+def test_a_stage_can_use_declared_files_only(place, use):
+    """A file that is read unseen could change, and the stage would be skipped all the same."""
+    stage = doubled(place)
+
+    def work(files):
+        return StageResult({"Path": str(getattr(files, use)(place / "raw" / "b.txt"))})
+
+    with pytest.raises(ValueError, match=r"b\.txt"):
+        ledger(place).do(replace(stage, work=work))
+    assert ledger(place).why(stage) == "never ran"

@@ -23,7 +23,9 @@ from chisep.errors import InputError
 from chisep.execution.config import CohortConfig
 from chisep.io import bids, nifti
 from chisep.networks.inference import NetworkOptions
-from chisep.pipeline.session import RunConfig, relaxivity, run
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run
+from chisep.preprocessing.relaxivity import relaxivity
 from chisep.regions.atlas import read_values
 from chisep.simulation.labelmap import WHITE_MATTER
 from chisep.simulation.tissue import BRAIN_LABELS

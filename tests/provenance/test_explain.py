@@ -14,7 +14,7 @@ import chisep
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.files import write_json, write_text
-from chisep.pipeline.engine import Stage, StageCache
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageCache, StageResult
 from chisep.preprocessing.background import BackgroundConfig
 from chisep.preprocessing.field import FieldConfig
 from chisep.preprocessing.mask import MaskConfig, QualityConfig
@@ -63,10 +63,10 @@ class Derivatives:
 
     def stages(self) -> list[Stage]:
         def work(outputs: list[Path], facts: dict[str, object]):
-            def make() -> dict[str, object]:
+            def make(_declared: DeclaredFiles) -> StageResult:
                 for path in outputs:
                     save(path) if path.suffix == ".gz" else write_text(path, "<p>page</p>")
-                return facts
+                return StageResult(facts)
 
             return make
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import r2prime_of_sources
 from chisep.simulation.anatomy import LabelMap, packaged_labels, with_structures
@@ -136,8 +136,9 @@ def test_iterating_beats_the_closed_form_and_more_orientations_beat_fewer(head):
     everything = list(range(6))
     six = error(everything, CosmosConfig())
     assert six < error([0, 1, 3], CosmosConfig())
-    with pytest.warns(ChisepWarning, match="COSMOS stopped after 1 iteration"):
-        assert six < 0.5 * error(everything, CosmosConfig(iterations=1))
+    assert six < 0.5 * error(everything, CosmosConfig(iterations=1))
+    stopped = cosmos(fields, mask, SIX, grid, CosmosConfig(iterations=1)).convergence
+    assert "COSMOS stopped after 1 iteration" in stopped.warnings[0]
 
 
 def test_what_lies_outside_a_mask_is_not_read(head):
@@ -204,14 +205,8 @@ def test_condition_number():
 def test_orientations_that_hardly_differ_are_warned_of():
     fields = torch.zeros(3, 6, 6, 6)
     b0 = [tilted(0, 0), tilted(4, 0), tilted(0, 4)]
-    with pytest.warns(ChisepWarning, match="condition number"):
-        cosmos(
-            fields,
-            torch.ones(6, 6, 6, dtype=torch.bool),
-            b0,
-            Grid((6, 6, 6), (1.0, 1.0, 1.0)),
-            CosmosConfig(),
-        )
+    mask, grid = torch.ones(6, 6, 6, dtype=torch.bool), Grid((6, 6, 6), (1.0, 1.0, 1.0))
+    assert "condition number" in cosmos(fields, mask, b0, grid, CosmosConfig()).convergence.warnings[0]
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.4, 2.5])

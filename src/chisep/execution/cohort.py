@@ -24,8 +24,10 @@ from chisep.execution.worker import Work, run_with_retries
 from chisep.io import bids
 from chisep.io.files import Lock
 from chisep.networks.inference import NetworkOptions
+from chisep.pipeline.config import RunConfig
 from chisep.pipeline.engine import DryRunPlanner
-from chisep.pipeline.session import RunConfig, SessionResult, SessionRun, discover, opened, trouble_of
+from chisep.pipeline.run import discover, opened
+from chisep.pipeline.session import SessionResult, as_user_error, process
 from chisep.provenance.methods_text import write_methods
 
 log = logging.getLogger("chisep")
@@ -64,10 +66,10 @@ def plan(config: RunConfig) -> list[SessionPlan]:
         try:
             if one.session is None:
                 raise one.error or ValueError("neither a session nor an error")
-            SessionRun(config, one.session).process(cache=planner)
+            process(config, one.session, cache=planner)
             plans.append(SessionPlan(one.name, planner.reasons))
         except (ChisepError, OSError) as error:
-            plans.append(SessionPlan(one.name, planner.reasons, trouble_of(one.name, error)))
+            plans.append(SessionPlan(one.name, planner.reasons, as_user_error(one.name, error)))
     return plans
 
 

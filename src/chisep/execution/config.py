@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from chisep.errors import InputError
-from chisep.pipeline.session import RunConfig
+from chisep.pipeline.config import RunConfig
 
 _ADDRESS = re.compile(r"(tcp|tls|ucx|wss?)://\S+")
 

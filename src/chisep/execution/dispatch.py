@@ -18,7 +18,8 @@ from chisep.execution.clusters import CONNECT_S
 from chisep.execution.progress import Update, Watch
 from chisep.execution.worker import HEARTBEAT_S, Work, process
 from chisep.io import bids
-from chisep.pipeline.session import SessionResult, note_ending
+from chisep.pipeline.run import note_ending
+from chisep.pipeline.session import SessionResult
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -249,7 +250,7 @@ class Dispatcher:
         """Fail a session whose workers died."""
         where = f" in stage {state.last.stage}" if state.last.stage else ""
         result = SessionResult(state.one.name, error=self._dead_workers(state, where))
-        note_ending(self._work.config.out, result, self._work.lock)
+        note_ending(self._work.config, result, self._work.lock)
         self._end(result)
 
     def _end(self, result: SessionResult) -> None:

@@ -19,8 +19,9 @@ import torch
 from chisep.execution.progress import Update, Watch
 from chisep.io import bids
 from chisep.io.files import Lock
-from chisep.pipeline.engine import collected_warnings
-from chisep.pipeline.session import RunConfig, SessionResult, run_session
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run_session
+from chisep.pipeline.session import SessionResult
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -130,13 +131,10 @@ def process(work: Work, one: bids.DiscoveredSession) -> SessionResult:
     def send(update: Update) -> None:
         worker.log_event(work.topic, {"update": asdict(replace(update, worker=worker.address))})
 
-    # Threads and warnings belong to the process: one session at a time, even with several slots.
-    with _one_at_a_time, _forwarded_log(worker, work.topic), collected_warnings() as messages:
+    # Threads belong to the process: one session at a time, even with several slots.
+    with _one_at_a_time, _forwarded_log(worker, work.topic):
         torch.set_num_threads(work.threads)
-        result = run_with_retries(work.config, one, work.lock, work.retries, send)
-    for message in messages:
-        worker.log_event(work.topic, {"level": logging.WARNING, "text": f"{one.name}: {message}"})
-    return result
+        return run_with_retries(work.config, one, work.lock, work.retries, send)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.physics.signal import default_relaxivity
-from chisep.pipeline.session import RunConfig, run
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run
 from chisep.preprocessing.relaxometry import R2Config
 from chisep.progress import Progress
 from chisep.report import figures

@@ -17,7 +17,8 @@ from chisep.errors import InputError
 from chisep.io import nifti
 from chisep.io.files import make_directory, write_bytes, write_json
 from chisep.io.ingest.nifti import ImportConfig, import_session
-from chisep.pipeline.session import RunConfig, run
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.run import run
 from chisep.preprocessing.unwrapping import residual_jumps
 from chisep.progress import Progress
 from chisep.report import figures

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,12 @@ def derivative_path(
 def sidecar_of(image: Path) -> Path:
     """Path of the JSON file beside an image."""
     return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file name matches a pattern of the `.bidsignore` that `write_dataset_description` writes."""
+    patterns = (line for line in _NOT_IN_BIDS.splitlines() if not line.startswith("#"))
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def write_dataset_description(

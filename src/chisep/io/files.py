@@ -32,6 +32,21 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Checksums:
+    """SHA-256 of files, computed once as long as path, size and time of a file stay as they were."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def __call__(self, path: Path) -> str:
+        """SHA-256 of a file; errors as of `checksum`."""
+        state = path.stat()
+        key = (str(path), state.st_size, state.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = checksum(path)
+        return self._known[key]
+
+
 def make_directory(path: Path) -> Path:
     """Create a directory and its parents, and check that it can be written.
 

@@ -346,20 +346,34 @@ def is_same_grid(reference: Image, other: Image) -> bool:
 
 
 def require_same_grid(reference: Image, other: Image) -> None:
-    """Check that two images have the same voxels at the same places.
+    """Check that two images have the same voxels at the same places; errors as of `require_grid`."""
+    require_grid(reference.data.shape[:3], reference.affine, reference.source, other)
+
+
+def require_grid(shape: Sequence[int], affine: Affine, source: str, other: Image) -> None:
+    """Check that an image has the voxels of a grid at the same places.
+
+    Parameters
+    ----------
+    shape, affine
+        Of the grid.
+    source
+        Image that the grid is of, for the message.
+    other
+        Image to check.
 
     Raises
     ------
     InputError
         If shape or affine differ.
     """
-    if is_same_grid(reference, other):
+    same_shape = other.data.shape[:3] == tuple(shape)
+    if same_shape and np.allclose(affine, other.affine, atol=_SAME_PLACE_MM):
         return
-    same_shape = reference.data.shape[:3] == other.data.shape[:3]
     raise InputError(
         other.source,
         found="another position or orientation (affine)" if same_shape else f"shape {other.data.shape[:3]}",
-        expected=f"the grid of {reference.source}, shape {reference.data.shape[:3]}",
+        expected=f"the grid of {source}, shape {tuple(shape)}",
         fix="Resample it to the grid of the other image.",
     )
 
@@ -369,6 +383,18 @@ def b0_direction_of(affine: Affine) -> tuple[float, float, float]:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     i, j, k = np.linalg.solve(axes, np.array([0.0, 0.0, 1.0]))
     return float(i), float(j), float(k)
+
+
+def grid_of_header(header: Header, source: str, b0_direction: Sequence[float] | None = None) -> Grid:
+    """Grid of a 3-D image from its header, as `grid_of` makes it from the image.
+
+    Raises
+    ------
+    InputError
+        If the image is not 3-D.
+    """
+    shape = _trimmed(header.shape, 3, source)
+    return grid_of(Image(np.broadcast_to(np.float32(0), shape), header.affine, source), b0_direction)
 
 
 def grid_of(image: Image, b0_direction: Sequence[float] | None = None) -> Grid:

@@ -13,36 +13,84 @@ import json
 import logging
 import re
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import chisep
-from chisep.errors import ChisepWarning
+from chisep.errors import InputError
 from chisep.io import bids
-from chisep.io.files import checksum, output_gone, remove_leftovers, write_json
+from chisep.io.files import Checksums, checksum, output_gone, remove_leftovers, write_json
 from chisep.io.paths import require_inside
+from chisep.pipeline.outputs import UNITS
+from chisep.provenance.records import Record, read_record, record_path
 
 log = logging.getLogger("chisep")
 
 COSTS = ("Seconds", "PeakMemoryGB")
 """Fields of sidecars that differ from run to run; all else is the same in two equal runs."""
 
+_RECORD_KEYS = (
+    *("version", "description", "parameters", "inputs", "outputs", "facts", "warnings", "libraries"),
+    *("seconds", "peak_memory_gb"),
+)
+"""Order of the keys in a record file."""
 _LONGEST_VALUE = 60
 _LIBRARIES = ("SimpleITK", "nibabel", "numpy", "scikit-image", "scipy", "torch")
-_UNITS = {
-    "Chimap": "ppm",
-    "fieldmap": "ppm",
-    "MEGRE": "rad",
-    "R2map": "1/s",
-    "R2starmap": "1/s",
-    "R2primemap": "1/s",
-    "TB1map": "arbitrary",
-}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has to say beside its outputs.
+
+    Parameters
+    ----------
+    facts
+        What it measured and did, for the sidecars and the record.
+    warnings
+        What the user should know.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+class DeclaredFiles:
+    """The files that a stage declares; it can read and write no others.
+
+    Parameters
+    ----------
+    name
+        Of the stage.
+    inputs, outputs
+        Files that it reads and writes.
+    """
+
+    def __init__(self, name: str, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+        self._name, self._inputs, self._outputs = name, frozenset(inputs), frozenset(outputs)
+
+    def read(self, path: Path) -> Path:
+        """Return a path to read from.
+
+        Raises
+        ------
+        ValueError
+            If the stage does not declare it: a fault of chisep, since a changed file would go unnoticed.
+        """
+        if path not in self._inputs and path not in self._outputs:
+            raise ValueError(f"stage {self._name} reads {path.name}, which is none of its inputs")
+        return path
+
+    def write(self, path: Path) -> Path:
+        """Return a path to write to; errors as of `read`."""
+        if path not in self._outputs:
+            raise ValueError(f"stage {self._name} writes {path.name}, which is none of its outputs")
+        return path
 
 
 @dataclass(frozen=True)
@@ -62,7 +110,7 @@ class Stage:
     parameters
         All that changes its result besides its inputs.
     work
-        Writes the outputs; returns what is worth noting beside them.
+        Writes the outputs; gets the files that it may read and write.
     """
 
     name: str
@@ -70,47 +118,7 @@ class Stage:
     inputs: Sequence[Path]
     outputs: Sequence[Path]
     parameters: Mapping[str, Any]
-    work: Callable[[], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a finished stage left.
-
-    Parameters
-    ----------
-    version
-        Of chisep.
-    description
-        Of the outputs.
-    parameters
-        All that changed the result besides the inputs.
-    inputs
-        BIDS URI, or address of a file elsewhere → SHA-256.
-    outputs
-        Path relative to the derivatives dataset → checksum as of `output_checksum`.
-    facts
-        What the stage noted, e.g. its convergence.
-    warnings
-        What the user should know.
-    libraries
-        Name → version of what it computed with; told, but no reason to compute again.
-    seconds
-        How long it took.
-    peak_memory_gb
-        Most resident memory of the process meanwhile, 10⁹ bytes.
-    """
-
-    version: str
-    description: str
-    parameters: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-    facts: Mapping[str, Any]
-    warnings: Sequence[str]
-    libraries: Mapping[str, str]
-    seconds: float
-    peak_memory_gb: float
+    work: Callable[[DeclaredFiles], StageResult]
 
 
 class StageCache:
@@ -128,6 +136,7 @@ class StageCache:
         self.raw, self.out, self.session = raw, out, session
         self.records: dict[str, Record] = {}
         self.skipped: list[str] = []
+        self._checksum = Checksums()
 
     def do(self, stage: Stage) -> None:
         """Run a stage unless its record still holds.
@@ -154,15 +163,12 @@ class StageCache:
     def read(self, name: str) -> Record | None:
         """Read the record of a stage; None if there is none that can be read."""
         try:
-            content = json.loads(self._record_of(name).read_text(encoding="utf-8"))
-            record = Record(**content)
-        except (OSError, ValueError, TypeError, RecursionError):
+            return read_record(self._record_of(name))
+        except InputError:
             return None
-        mappings = (record.parameters, record.inputs, record.outputs, record.facts, record.libraries)
-        return record if all(isinstance(m, dict) for m in mappings) else None
 
     def _record_of(self, name: str) -> Path:
-        return self.out / ".chisep" / self.session / f"{name}.json"
+        return record_path(self.out, self.session, name)
 
     def _changes(self, stage: Stage, record: Record) -> list[str]:
         """Say what is not as a record has it."""
@@ -177,16 +183,17 @@ class StageCache:
                 if uri in record.inputs and uri in inputs:
                     verb = "changed" if inputs[uri] else "missing"
                 changes.append(f"input {re.split('[/:]', uri)[-1]} {verb}")
-        wanted = {str(path.relative_to(self.out)) for path in self._files(stage)}
+        expected = {str(path.relative_to(self.out)) for path in self._files(stage)}
         changes += [
             f"output {Path(name).name} missing or changed"
-            for name in sorted({*record.outputs, *wanted})
-            if name not in wanted or record.outputs.get(name) != output_checksum(self.out / name)
+            for name in sorted({*record.outputs, *expected})
+            if name not in expected
+            or record.outputs.get(name) != output_checksum(self.out / name, self._checksum)
         ]
         return changes
 
     def _inputs(self, stage: Stage) -> dict[str, str]:
-        return {self._uri(path): checksum(path) if path.is_file() else "" for path in stage.inputs}
+        return {self._uri(path): self._checksum(path) if path.is_file() else "" for path in stage.inputs}
 
     def _files(self, stage: Stage) -> list[Path]:
         """List outputs with the sidecars of images."""
@@ -200,30 +207,29 @@ class StageCache:
         inputs = self._inputs(stage)
         start = time.perf_counter()
         _forget_peak_memory()
-        with collected_warnings() as said:
-            facts = stage.work()
+        result = stage.work(DeclaredFiles(stage.name, stage.inputs, stage.outputs))
         record = Record(
             version=chisep.__version__,
             description=stage.description,
             parameters=dict(stage.parameters),
             inputs=inputs,
             outputs={},
-            facts=dict(facts),
-            warnings=said,
+            facts=dict(result.facts),
+            warnings=list(dict.fromkeys(result.warnings)),
             libraries=library_versions(),
             seconds=round(time.perf_counter() - start, 2),
             peak_memory_gb=round(_peak_memory_gb(), 3),
         )
-        for message in said:
+        for message in record.warnings:
             log.warning("%s: %s: %s", self.session, stage.name, message)
         for image in _images(stage):
             write_json(bids.sidecar_of(image), _sidecar(image, record))
-        outputs = {str(path.relative_to(self.out)): output_checksum(path) for path in files}
+        outputs = {str(path.relative_to(self.out)): output_checksum(path, self._checksum) for path in files}
         if gone := [Path(name).name for name, made in outputs.items() if not made]:
             raise output_gone(self.out, ", ".join(gone))
-        content = {f.name: getattr(record, f.name) for f in fields(Record)} | {"outputs": outputs}
-        write_json(record_file, content)
-        return Record(**content)
+        record = msgspec.structs.replace(record, outputs=outputs)
+        write_json(record_file, {name: getattr(record, name) for name in _RECORD_KEYS})
+        return record
 
     def _uri(self, path: Path) -> str:
         """BIDS URI of a file of this dataset or of the raw one; the address of a file elsewhere."""
@@ -260,15 +266,23 @@ class DryRunPlanner(StageCache):
         self.reasons[stage.name] = reason
         if reason is not None:
             self._remade |= dict.fromkeys(stage.outputs, stage.name)
-        self.records[stage.name] = record or Record("", "", {}, {}, {}, {}, [], {}, 0.0, 0.0)
+        self.records[stage.name] = record or Record(outputs={})
 
 
-def output_checksum(path: Path) -> str:
-    """SHA-256 of an output; that of a sidecar is of what it says without its costs; "" if it is not there."""
+def output_checksum(path: Path, measure: Callable[[Path], str] = checksum) -> str:
+    """SHA-256 of an output, "" if it is not there; that of a sidecar leaves its costs out.
+
+    Parameters
+    ----------
+    path
+        Of the output.
+    measure
+        Computes the SHA-256 of a file.
+    """
     try:
         content = json.loads(path.read_bytes()) if path.suffix == ".json" else None
         if not isinstance(content, dict) or not set(COSTS) & set(content):
-            return checksum(path)
+            return measure(path)
     except (OSError, ValueError, RecursionError):
         return ""
     said = {key: value for key, value in content.items() if key not in COSTS}
@@ -287,7 +301,7 @@ def _images(stage: Stage) -> list[Path]:
 
 def _sidecar(image: Path, record: Record) -> dict[str, Any]:
     suffix = image.name.split(".")[0].rsplit("_", 1)[-1]
-    units = {"Units": _UNITS[suffix]} if suffix in _UNITS else {}
+    units = {"Units": UNITS[suffix]} if suffix in UNITS else {}
     return {
         "Description": record.description,
         **units,
@@ -348,17 +362,3 @@ def _peak_memory_gb() -> float:
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak) * 1024 / 1e9
-
-
-@contextlib.contextmanager
-def collected_warnings() -> Iterator[list[str]]:
-    """Collect what chisep warns of, in order and once each; other warnings pass."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ChisepWarning)
-        yield said
-    for warning in caught:
-        if not issubclass(warning.category, ChisepWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif str(warning.message) not in said:
-            said.append(str(warning.message))

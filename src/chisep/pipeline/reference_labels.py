@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from chisep.errors import InputError
 from chisep.io import bids, nifti
-from chisep.pipeline.engine import Stage, StageCache
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageCache, StageResult
 from chisep.progress import Progress
 from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, acquired, simulate
 from chisep.solvers.cosmos import CosmosConfig, cosmos, nonnegative_sources
@@ -104,7 +103,7 @@ def _stage(config: LabelledConfig, name: str) -> Stage:
     ]
     relaxivity, options = config.tissue.relaxivity(config.b0_t), CosmosConfig()
 
-    def work() -> dict[str, Any]:
+    def work(_declared: DeclaredFiles) -> StageResult:
         image = nifti.load_mask(mask)
         grid, inside = nifti.grid_of(image), torch.from_numpy(image.data)
         # Seen from the head, B0 turns from scan to scan; the affine is that of the first.
@@ -116,7 +115,8 @@ def _stage(config: LabelledConfig, name: str) -> Stage:
             outputs, (sources.chi_pos_ppm, sources.chi_neg_ppm, chi.chi_ppm), strict=True
         ):
             nifti.save(path, volume.numpy(), image.affine)
-        return {"B0DirectionsVoxelAxes": directions, "Iterations": chi.convergence.iterations}
+        facts = {"B0DirectionsVoxelAxes": directions, "Iterations": chi.convergence.iterations}
+        return StageResult(facts, chi.convergence.warnings)
 
     return Stage(
         "labels",

@@ -9,7 +9,6 @@ even echoes are read in opposite directions, ±ψ is added to them, which is lin
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +19,7 @@ import torch
 from scipy import ndimage, special
 from torch import Tensor
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.unwrapping import unwrap
 from chisep.types import Echoes, Grid, MaskVolume, Volume
@@ -101,6 +100,12 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     return (phase - centre) * scale, note
 
 
+_TWO_ECHOES = (
+    "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
+    "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
+)
+
+
 @dataclass(frozen=True)
 class FieldConfig:
     """How phase becomes a field."""
@@ -161,8 +166,10 @@ class FieldMap:
     quality
         How far unwrapping trusts a voxel, 0 to 1, shape (i, j, k).
     reliable
-        Largest connected part of the mask without voxels of large residual or steep phase, holes filled,
-        shape (i, j, k).
+        Largest connected component of the mask without voxels of large residual or steep phase, holes
+        filled, shape (i, j, k).
+    warnings
+        What the user should know.
     """
 
     total_field_ppm: Volume
@@ -173,6 +180,7 @@ class FieldMap:
     residual_rad: Volume
     quality: Volume
     reliable: MaskVolume
+    warnings: tuple[str, ...] = ()
 
 
 def total_field(
@@ -211,11 +219,6 @@ def total_field(
     InputError
         If there is one echo only, or echoes and echo times do not fit, or the mask is empty.
 
-    Warns
-    -----
-    ChisepWarning
-        If there are two echoes, which cannot tell the phase of bipolar read-outs from a field.
-
     Notes
     -----
     - Phase gained over the shortest step between echoes is unwrapped in space by ROMEO
@@ -234,13 +237,6 @@ def total_field(
     """
     config = config or FieldConfig()
     _check(magnitude, phase_rad, te_s, b0_t, mask)
-    if len(te_s) == 2 and config.bipolar is not False:
-        warnings.warn(
-            "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
-            "has a ramp along the read axis; tell that the read-outs are not bipolar if you know",
-            ChisepWarning,
-            stacklevel=2,
-        )
     te = torch.tensor(list(te_s), dtype=phase_rad.dtype, device=phase_rad.device)[:, None]
     weight = (magnitude[:, mask] / magnitude.max().clamp_min(torch.finfo(magnitude.dtype).tiny)) ** 2
     wrapped = config.phase_sign * phase_rad[:, mask]
@@ -295,6 +291,7 @@ def total_field(
         residual_rad=_volume(residual, mask),
         quality=_volume(quality[inside], mask),
         reliable=_volume(reliable[inside], mask),
+        warnings=(_TWO_ECHOES,) if len(te_s) == 2 and config.bipolar is not False else (),
     )
 
 

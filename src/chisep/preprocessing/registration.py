@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.types import Affine, Echoes, Grid, MaskVolume
 
 MovingEchoes = Float[Tensor, "moving a b c"]
@@ -103,7 +102,9 @@ class Rigid:
         Part of the moving image's variance that the fixed scan explains, by the headers and after motion was
         corrected; NaN where the scans do not overlap.
     found
-        Whether the estimate is believed; if not, the transform is the identity.
+        Whether the estimate is accepted; if not, the transform is the identity.
+    warnings
+        Why it is not accepted.
     """
 
     fixed_to_moving_mm: Affine = field(default_factory=lambda: np.eye(4))
@@ -112,6 +113,7 @@ class Rigid:
     agreement_before: float = math.nan
     agreement: float = math.nan
     found: bool = True
+    warnings: tuple[str, ...] = ()
 
     @property
     def rotation_deg(self) -> float:
@@ -197,7 +199,7 @@ def _registered(
         for _ in range(config.iterations):
             step = level.step(estimate)
             if step is None:
-                return _not_believed(centre_mm, before, "too little of the brain is in both scans")
+                return _rejected(centre_mm, before, "too little of the brain is in both scans")
             estimate = step @ estimate
             if _largest_move_mm(step, points_mm) < config.tolerance_mm:
                 break
@@ -205,19 +207,20 @@ def _registered(
     result = Rigid(estimate, centre_mm, _largest_move_mm(estimate, reach_mm), before, after)
     shift_mm, rotation_deg = math.hypot(*result.translation_mm), result.rotation_deg
     if not shift_mm <= config.max_shift_mm or not rotation_deg <= config.max_rotation_deg:
-        return _not_believed(centre_mm, before, f"it found {shift_mm:.0f} mm and {rotation_deg:.0f}°")
+        return _rejected(centre_mm, before, f"it found {shift_mm:.0f} mm and {rotation_deg:.0f}°")
     if not after >= before:
-        return _not_believed(centre_mm, before, f"images agree less after it ({after:.3f} < {before:.3f})")
+        return _rejected(centre_mm, before, f"images agree less after it ({after:.3f} < {before:.3f})")
     return result
 
 
-def _not_believed(centre_mm: tuple[float, float, float], before: float, why: str) -> Rigid:
-    warnings.warn(
-        f"the registration of the scans failed: {why}; the alignment of the headers is kept",
-        ChisepWarning,
-        stacklevel=4,
+def _rejected(centre_mm: tuple[float, float, float], before: float, why: str) -> Rigid:
+    return Rigid(
+        centre_mm=centre_mm,
+        agreement_before=before,
+        agreement=before,
+        found=False,
+        warnings=(f"the registration of the scans failed: {why}; the alignment of the headers is kept",),
     )
-    return Rigid(centre_mm=centre_mm, agreement_before=before, agreement=before, found=False)
 
 
 def _edges_mm(affine: Affine) -> list[float]:

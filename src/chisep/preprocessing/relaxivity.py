@@ -1,6 +1,7 @@
-"""D_r of a scan from the person's own deep grey matter: how R2' grows with |χ|.
+"""Relaxivity D_r of a scan: as given, by default of the field strength, or calibrated in deep grey matter.
 
-In nuclei that are rich in iron and poor in myelin χ is almost χ_pos, so that R2' = D_r,pos |χ| + a constant
+The calibration measures how R2' grows with |χ|: in nuclei that are rich in iron and poor in myelin χ is
+almost χ_pos, so that R2' = D_r,pos |χ| + a constant
 (Shin 2021, 10.1016/j.neuroimage.2021.118371; 137 1/s/ppm at 3 T. Dimov 2022, 10.3390/tomography8030127,
 finds another value with another QSM: D_r goes with the QSM method that it was found with).
 """
@@ -8,7 +9,7 @@ finds another value with another QSM: D_r goes with the QSM method that it was f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,7 +19,8 @@ from scipy import stats
 from torch import Tensor
 
 from chisep.errors import InputError
-from chisep.types import MaskVolume, Volume
+from chisep.physics.signal import default_relaxivity
+from chisep.types import MaskVolume, Relaxivity, Volume
 
 Labels = Int[Tensor, "i j k"]
 """One label number per voxel."""
@@ -45,6 +47,19 @@ MeanPairs = Float[np.ndarray, "resample 2"]
 
 _MAD = 1.4826
 _OUTLIER = 4.0
+
+
+def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:
+    """D_r from options: none (the default of the field strength), one number, or two.
+
+    Parameters
+    ----------
+    dr
+        D_r in 1/s/ppm: empty, of both sources, or of χ_pos and χ_neg.
+    b0_t
+        Field strength in tesla.
+    """
+    return Relaxivity(dr[0], dr[-1]) if dr else default_relaxivity(b0_t)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ echoes: least squares of the magnitudes themselves weighs them as they deserve.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.physics.epg import slice_profile
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.epg_fit import DecayModel, EpgTable, Trains, Values, transmit_field
@@ -139,9 +138,15 @@ class SpinEchoFit(Rate):
     b1
         Transmit field relative to nominal, shape (i, j, k), 0 outside the mask; None from an exponential.
         Where pulses are near 180°, values above and below nominal look alike: either may be reported.
+    model
+        Signal model of the fit: extended phase graphs, or one exponential.
+    warnings
+        Why an exponential was fitted where extended phase graphs were asked for.
     """
 
     b1: Volume | None = None
+    model: Literal["epg", "exponential"] = "epg"
+    warnings: tuple[str, ...] = ()
 
 
 def r2star(
@@ -259,23 +264,18 @@ def r2(
     ------
     InputError
         If there are fewer than two echoes, or the echo times do not fit.
-
-    Warns
-    -----
-    ChisepWarning
-        If an exponential is fitted where echo trains were asked for.
     """
     config = config or R2Config()
     _check_echoes(magnitude, te_s, at_least=2, name="R2")
     method = config.method
     if method == "epg" and not _fit_for_epg(te_s):
-        warnings.warn(
+        fallback: tuple[str, ...] = (
             f"spin-echo times {', '.join(f'{te:g}' for te in te_s)} s are not at least three multiples of "
             "the first: R2 is that of one exponential, which stimulated echoes make too small",
-            ChisepWarning,
-            stacklevel=2,
         )
         method = "exponential"
+    else:
+        fallback = ()
     signal = torch.nan_to_num(magnitude[:, mask])
     sigma = noise_sigma if noise_sigma is not None else estimate_noise_sigma(magnitude, mask)
     scale = float(signal.amax()) if signal.numel() else 0.0
@@ -283,7 +283,7 @@ def r2(
     every = torch.ones_like(signal)
     if method == "exponential" or not scale:
         rate, error = _fit(signal, te_s, sigma, _exponential(te_s, every), every)
-        return SpinEchoFit(_filled(rate, mask), _filled(error, mask))
+        return SpinEchoFit(_filled(rate, mask), _filled(error, mask), model=method, warnings=fallback)
     profile = None
     if config.pulse != "ideal":
         profile = slice_profile(

@@ -19,14 +19,9 @@ from chisep.errors import InputError
 from chisep.io import bids
 from chisep.io.files import checksum
 from chisep.physics.signal import default_relaxivity
-from chisep.pipeline.engine import Record, output_checksum
-from chisep.pipeline.session import RunConfig
-
-RECORDS = ".chisep"
-"""Folder of the records in a derivatives dataset."""
-
-_FAILURE = "error"
-"""Why a session stopped, beside its records."""
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.engine import output_checksum
+from chisep.provenance.records import RECORDS, Record, records_of, sessions_of
 
 State = Literal["unchanged", "changed since", "missing", "not looked for"]
 """What became of a file since it was read or written; `not looked for`: its dataset is not known."""
@@ -306,59 +301,7 @@ def explain(path: Path, *, raw: Path | None = None, out: Path | None = None) -> 
     return _explain_raw(path, out) if home is None else _explain_output(path, home, raw)
 
 
-# Records ---------------------------------------------------------------------------------------------
-
-
-def records_of(out: Path, session: str) -> dict[str, Record]:
-    """Read the records of one session, by stage.
-
-    Raises
-    ------
-    InputError
-        If one cannot be read.
-    """
-    files = [file for file in sorted((out / RECORDS / session).glob("*.json")) if file.stem != _FAILURE]
-    return {file.stem: _read_record(file) for file in files}
-
-
-def sessions_of(out: Path, start: str = "") -> list[str]:
-    """Names of sessions that left records, sorted; only those that begin as given."""
-    return sorted(folder.name for folder in (out / RECORDS).glob(f"{start}*") if folder.is_dir())
-
-
-def _read_record(file: Path) -> Record:
-    """Read a record; what it lacks, as those of older versions do, is empty."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        record = Record(
-            version=str(content.get("version", "")),
-            description=str(content.get("description", "")),
-            parameters=dict(content.get("parameters", {})),
-            inputs=_checksums(content.get("inputs", {})),
-            outputs=_checksums(content["outputs"]),
-            facts=dict(content.get("facts", {})),
-            warnings=[str(text) for text in content.get("warnings", [])],
-            libraries={str(name): str(one) for name, one in content.get("libraries", {}).items()},
-            seconds=float(content.get("seconds", 0)),
-            peak_memory_gb=float(content.get("peak_memory_gb", 0)),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            file,
-            found=f"a record that cannot be read ({type(error).__name__}: {error})",
-            expected="a record as `chisep run` writes it",
-            fix="Remove it and call `chisep run` again: that stage is then made anew.",
-        ) from error
-    return record
-
-
-def _checksums(content: Mapping[str, Any]) -> dict[str, str]:
-    """Files and their checksums; a path out of a dataset was not written by chisep."""
-    for name in content:
-        place = PurePosixPath(str(name).rsplit(":", 1)[-1])
-        if not name.startswith("file:") and (place.is_absolute() or ".." in place.parts):
-            raise ValueError(f"a path that leaves its dataset: {name}")
-    return {str(name): str(value) for name, value in content.items()}
+# Datasets --------------------------------------------------------------------------------------------
 
 
 def dataset_links(out: Path, raw: Path | None = None) -> dict[str, Path]:

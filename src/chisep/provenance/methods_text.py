@@ -25,7 +25,8 @@ import numpy as np
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids
 from chisep.io.files import write_text
-from chisep.provenance.explain import Records, dataset_links, flat, locate, records_of, sessions_of, unit_of
+from chisep.provenance.explain import Records, dataset_links, flat, locate, unit_of
+from chisep.provenance.records import records_of, sessions_of
 
 NOT_STATED = "not stated in the sidecar"
 NOT_RECORDED = "not recorded"
@@ -36,8 +37,6 @@ Sentences = Iterator[tuple[str, str]]
 
 _MOST_NAMES, _MOST_VALUES, _MOST_WARNINGS, _MOST_LETTERS = 5, 4, 10, 300
 _OBLIQUE_DEG = 1.0
-_FELL_BACK = "R2 is that of one exponential"
-"""Of the warning that echo times do not suit extended phase graphs."""
 _PLANES = ("sagittal", "coronal", "axial")
 
 _QSM = {
@@ -619,7 +618,7 @@ def _rates(scan: Scan) -> Sentences:
         )
         return
     r2_method = dict(flat(parameters)).get("R2.method")
-    if any(_FELL_BACK in text for text in scan.records["relaxometry"].warnings):
+    if scan.fact("relaxometry", "R2Model") == "exponential":
         r2_method = "exponential"
     match r2_method:
         case "epg":

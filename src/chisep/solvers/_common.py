@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.physics.operators import Gradient
 from chisep.types import Convergence, Grid, MaskVolume, Relaxivity, Volume
 
@@ -144,22 +143,13 @@ def relative_change(new: Tensor, old: Tensor) -> float:
 
 
 def ended(change: Sequence[float], tolerance: float, method: str) -> Convergence:
-    """Sum an iteration up, and warn where it stopped far from converged.
-
-    Warns
-    -----
-    ChisepWarning
-        If the last relative change is above ten times the tolerance.
-    """
-    converged = change[-1] < tolerance
-    if change[-1] > 10 * tolerance:
-        warnings.warn(
-            f"{method} stopped after {len(change)} iterations with a relative change of {change[-1]:.1e}, "
-            f"far above the tolerance {tolerance:.1e}; allow more iterations",
-            ChisepWarning,
-            stacklevel=3,
-        )
-    return Convergence(len(change), converged, tuple(change))
+    """Summarise an iteration; it has a warning if the last change is above ten times the tolerance."""
+    far = change[-1] > 10 * tolerance
+    text = (
+        f"{method} stopped after {len(change)} iterations with a relative change of {change[-1]:.1e}, "
+        f"far above the tolerance {tolerance:.1e}; allow more iterations"
+    )
+    return Convergence(len(change), change[-1] < tolerance, tuple(change), (text,) if far else ())
 
 
 def least_noise_ppm(volume_ppm: Tensor, mask: Tensor) -> float:

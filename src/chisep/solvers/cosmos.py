@@ -9,7 +9,6 @@ the cones of three or more orientations that differ enough have no direction in 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.physics.cg import CgState, cg
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import LinearOperator
@@ -118,11 +117,8 @@ def cosmos(
         If there are fewer than three orientations, not one B0 direction of some length for each, or a
         mask or the reference is empty.
 
-    Warns
-    -----
-    ChisepWarning
-        If the orientations differ so little that noise is amplified much, or the iterations ran out far
-        from convergence.
+    The convergence has a warning if the orientations differ so little that noise is amplified much, or if the
+    iterations ran out far from convergence.
 
     Notes
     -----
@@ -133,7 +129,6 @@ def cosmos(
     masks = _checked(len(fields_ppm), masks, b0_directions, reference)
     window = Window(masks.any(0), grid, padding=0.0)
     grids = [replace(window.box_grid, b0_direction=_three(b)) for b in b0_directions]
-    _warn_if_alike([box.b0_direction for box in grids])
     operator = MaskedDipoles(grids, torch.stack([window.cut(mask) for mask in masks]), fields_ppm.dtype)
 
     change: list[float] = []
@@ -157,7 +152,10 @@ def cosmos(
         record(CgState(1, chi, chi, 0.0))
     if reference is not None:
         chi = (chi - chi[window.cut(reference) & operator.support].mean()) * operator.support
-    return Susceptibility(window.restore(chi), ended(change, config.tolerance, "COSMOS"))
+    convergence = ended(change, config.tolerance, "COSMOS")
+    alike = _too_alike([box.b0_direction for box in grids])
+    convergence = replace(convergence, warnings=(*alike, *convergence.warnings))
+    return Susceptibility(window.restore(chi), convergence)
 
 
 def separate_by_orientations(
@@ -191,11 +189,6 @@ def separate_by_orientations(
     Raises
     ------
     InputError
-        As `cosmos`.
-
-    Warns
-    -----
-    ChisepWarning
         As `cosmos`.
     """
     susceptibility = cosmos(
@@ -327,12 +320,12 @@ def _checked(
     return each
 
 
-def _warn_if_alike(b0_directions: Sequence[Sequence[float]]) -> None:
+def _too_alike(b0_directions: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """Warning for head orientations that condition COSMOS badly, if they do."""
     condition = condition_number(b0_directions)
-    if condition > _ILL_CONDITIONED:
-        warnings.warn(
-            f"the head orientations differ too little for COSMOS: condition number {condition:.1f}, "
-            f"wanted below {_ILL_CONDITIONED:.0f}; χ is noisy where their dipoles are all near 0",
-            ChisepWarning,
-            stacklevel=3,
-        )
+    if condition <= _ILL_CONDITIONED:
+        return ()
+    return (
+        f"the head orientations differ too little for COSMOS: condition number {condition:.1f}, "
+        f"expected below {_ILL_CONDITIONED:.0f}; χ is noisy where their dipoles are all near 0",
+    )

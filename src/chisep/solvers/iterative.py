@@ -87,11 +87,6 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     ------
     InputError
         If R2' or D_r is missing.
-
-    Warns
-    -----
-    ChisepWarning
-        If the iterations ran out far from convergence.
     """
     r2prime_hz = required(maps.r2prime_hz, "R2'")
     relaxivity = required_relaxivity(maps.relaxivity)

@@ -69,11 +69,6 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     -------
     Susceptibility
         χ in ppm, 0 outside the mask.
-
-    Warns
-    -----
-    ChisepWarning
-        If the iterations ran out far from convergence.
     """
     window = Window(maps.sources_mask, maps.grid, padding=0.1)
     mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)

@@ -1,0 +1,106 @@
+"""What all stages of one session share: options, raw series, methods, files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chisep import methods
+from chisep.io import bids
+from chisep.pipeline.config import RunConfig
+from chisep.pipeline.files import SessionFiles
+from chisep.pipeline.segmentation import Segmentation, find_segmentation
+from chisep.types import Convergence
+
+
+@dataclass(frozen=True, eq=False)
+class SessionContext:
+    """Options and inputs of one session.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    session
+        Raw series to work on.
+    b0_t
+        Field strength in tesla.
+    files
+        Paths of the session.
+    weights
+        Weights that the stages `qsm` and `separation` compute with.
+    atlas
+        Atlas that the user gave, if any.
+    segmentation
+        Segmentation of this head, if there is one.
+    """
+
+    config: RunConfig
+    session: bids.Session
+    b0_t: float
+    files: SessionFiles
+    weights: Mapping[str, list[dict[str, str]]]
+    atlas: Path | None
+    segmentation: Segmentation | None
+
+    @classmethod
+    def of(cls, config: RunConfig, session: bids.Session) -> SessionContext:
+        """Gather what the stages of a session need.
+
+        Raises
+        ------
+        InputError
+            If a segmentation was asked for and there is none.
+        """
+        if session.megre.b0_t is None:
+            raise ValueError("a gradient-echo series without field strength")
+        atlas = config.regions if config.regions is not None and config.regions.is_file() else None
+        found = None if atlas else find_segmentation(session, config.bids, config.out, config.regions)
+        files = SessionFiles(session, config.bids, config.out, config.device)
+        return cls(config, session, session.megre.b0_t, files, config.weights(), atlas, found)
+
+    @property
+    def method(self) -> methods.Method:
+        """Separation method."""
+        return methods.METHODS[self.config.method]
+
+    @property
+    def reads_r2prime(self) -> bool:
+        """Whether the separation reads R2', not R2*."""
+        return "r2prime" in self.method.needs
+
+    @property
+    def magnitude(self) -> tuple[Path, ...]:
+        """Gradient-echo magnitudes."""
+        return self.session.megre.magnitude
+
+    @property
+    def echo_parameters(self) -> dict[str, Any]:
+        """Parameters of the gradient echo."""
+        return {"EchoTime": list(self.session.megre.te_s), "MagneticFieldStrength": self.b0_t}
+
+    @property
+    def b0_parameters(self) -> dict[str, Any]:
+        """Direction of B0."""
+        return {"B0Direction": list(self.files.grid.b0_direction)}
+
+    def weight_parameters(self, stage: str) -> dict[str, Any]:
+        """Weights and precision of a stage; nothing for a solver."""
+        if not self.weights[stage]:
+            return {}
+        return {"Weights": self.weights[stage], "Precision": self.config.network.precision}
+
+
+def convergence_facts(convergence: Convergence) -> dict[str, Any]:
+    """How an iteration ended, for the sidecar; nothing for a closed form."""
+    if not convergence.iterations:
+        return {}
+    return {
+        "Convergence": {
+            "Iterations": convergence.iterations,
+            "Converged": convergence.converged,
+            "Change": list(convergence.change),
+        }
+    }

@@ -1,0 +1,155 @@
+"""The catalogue of a session's outputs: names, units, and what each file is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chisep.io import bids
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file of a session's derivatives.
+
+    Parameters
+    ----------
+    key
+        Name in the code.
+    description
+        What it is, in a line.
+    suffix, entities, extension
+        Parts of its BIDS name.
+    unit
+        As in its sidecar; empty without one.
+    sigma
+        Key of the map of its standard deviation, if there is one.
+    region_column
+        Name of its values in the table of regions, with their unit; empty where regions have no values of it.
+    """
+
+    key: str
+    description: str
+    suffix: str
+    entities: Mapping[str, str] = field(default_factory=dict)
+    extension: str = ".nii.gz"
+    unit: str = ""
+    sigma: str = ""
+    region_column: str = ""
+
+    @property
+    def name(self) -> str:
+        """End of its file name, after the session's name, without extension."""
+        return "_".join([*(f"{key}-{value}" for key, value in self.entities.items()), self.suffix])
+
+    @property
+    def in_bids(self) -> bool:
+        """Whether BIDS knows files of this name."""
+        return not bids.is_ignored(f"sub-01_{self.name}{self.extension}")
+
+
+_PPM, _RATE = "ppm", "1/s"
+
+_ALL = (
+    Output("mask", "Brain mask", "mask", {"desc": "brain"}),
+    Output(
+        "unwrapped",
+        "Unwrapped phase of every echo, without receiver offset",
+        "MEGRE",
+        {"part": "phase", "desc": "unwrapped"},
+        unit="rad",
+    ),
+    Output(
+        "residual",
+        "RMS over the echoes of measured minus fitted phase",
+        "MEGRE",
+        {"part": "phase", "desc": "residual"},
+        unit="rad",
+    ),
+    Output("quality", "Phase quality, 0 to 1", "probseg", {"desc": "phasequality"}),
+    Output("total_field", "Field before background removal", "fieldmap", {"desc": "total"}, unit=_PPM),
+    Output("field_sigma", "Standard deviation of the field", "fieldmap", {"stat": "std"}, unit=_PPM),
+    Output(
+        "reliable_mask", "Phase-quality mask: where the total field is reliable", "mask", {"desc": "reliable"}
+    ),
+    Output("local_field", "Field after background removal", "fieldmap", {"desc": "local"}, unit=_PPM),
+    Output("eroded_mask", "Valid-field mask: where the local field is known", "mask", {"desc": "eroded"}),
+    Output(
+        "transform",
+        "Motion between MEGRE and MESE",
+        "xfm",
+        {"from": "MEGRE", "to": "MESE"},
+        extension=".json",
+    ),
+    Output("spin_echo", "Spin echo, registered to the gradient echo", "MESE", {"desc": "registered"}),
+    Output("r2star", "R2*, 1/s", "R2starmap", unit=_RATE, sigma="r2star_sigma", region_column="r2star_hz"),
+    Output("r2", "R2, 1/s", "R2map", unit=_RATE, sigma="r2_sigma", region_column="r2_hz"),
+    Output(
+        "r2prime", "R2', 1/s", "R2primemap", unit=_RATE, sigma="r2prime_sigma", region_column="r2prime_hz"
+    ),
+    Output("r2star_sigma", "Standard deviation of R2*", "R2starmap", {"stat": "std"}, unit=_RATE),
+    Output("r2_sigma", "Standard deviation of R2", "R2map", {"stat": "std"}, unit=_RATE),
+    Output("r2prime_sigma", "Standard deviation of R2'", "R2primemap", {"stat": "std"}, unit=_RATE),
+    Output("b1", "Transmit field relative to nominal", "TB1map", unit="arbitrary"),
+    Output("calibration", "D_r from deep grey matter", "relaxivity", extension=".json"),
+    Output("labels", "Regions on the grid of the gradient echo", "dseg", {"desc": "regions"}),
+    Output("label_names", "Names of the regions", "dseg", {"desc": "regions"}, extension=".tsv"),
+    Output("region_values", "Values of every map in every region", "regions", extension=".tsv"),
+    Output("region_columns", "Columns of the table of region values", "regions", extension=".json"),
+    Output(
+        "qsm",
+        "Susceptibility from dipole inversion of the local field",
+        "Chimap",
+        {"desc": "qsm"},
+        unit=_PPM,
+        sigma="qsm_sigma",
+        region_column="qsm_ppb",
+    ),
+    Output("qsm_sigma", "Standard deviation of the QSM", "Chimap", {"desc": "qsm", "stat": "std"}, unit=_PPM),
+    Output(
+        "chi_pos",
+        "Paramagnetic susceptibility",
+        "Chimap",
+        {"desc": "paramagnetic"},
+        unit=_PPM,
+        sigma="chi_pos_sigma",
+        region_column="chi_pos_ppb",
+    ),
+    Output(
+        "chi_neg",
+        "Diamagnetic susceptibility, as a positive magnitude",
+        "Chimap",
+        {"desc": "diamagnetic"},
+        unit=_PPM,
+        sigma="chi_neg_sigma",
+        region_column="chi_neg_ppb",
+    ),
+    Output(
+        "chi",
+        "Total susceptibility of the separation",
+        "Chimap",
+        {"desc": "total"},
+        unit=_PPM,
+        region_column="chi_total_ppb",
+    ),
+    Output(
+        "chi_pos_sigma",
+        "Standard deviation of χ_pos",
+        "Chimap",
+        {"desc": "paramagnetic", "stat": "std"},
+        unit=_PPM,
+    ),
+    Output(
+        "chi_neg_sigma",
+        "Standard deviation of χ_neg",
+        "Chimap",
+        {"desc": "diamagnetic", "stat": "std"},
+        unit=_PPM,
+    ),
+)
+
+OUTPUTS: Mapping[str, Output] = {output.key: output for output in _ALL}
+"""Every output by its key."""
+
+UNITS: Mapping[str, str] = {output.suffix: output.unit for output in _ALL if output.unit}
+"""Unit of the images of a suffix."""

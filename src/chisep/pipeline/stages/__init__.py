@@ -1,0 +1,1 @@
+"""The stages of a session: what each reads, writes, and does."""

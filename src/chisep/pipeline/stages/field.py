@@ -1,0 +1,90 @@
+"""Stages `field` and `background`: from phase to the total field, and to the local field."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch.nn.functional import max_pool3d
+
+from chisep.pipeline.context import SessionContext
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.background import remove_background
+from chisep.preprocessing.field import phase_in_radians, total_field
+from chisep.preprocessing.mask import quality_mask
+
+
+def field_stage(context: SessionContext) -> Stage:
+    """Phase unwrapping and combination of the echoes to the total field."""
+    config, megre, files = context.config, context.session.megre, context.files
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        return _total_field(context, StageFiles(files, declared))
+
+    return Stage(
+        "field",
+        "unwrapped phase without receiver offset, the total field with its noise, and how far the "
+        "phase is to be trusted",
+        [*megre.files, files["mask"]],
+        files.paths("unwrapped", "residual", "quality", "total_field", "field_sigma", "reliable_mask"),
+        context.echo_parameters
+        | asdict(config.field_map)
+        | {"PhaseUnits": megre.phase_units, "Quality": asdict(config.quality)},
+        work,
+    )
+
+
+def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
+    config, megre = context.config, context.session.megre
+    brain = files.load_mask("mask")
+    # A layer of voxels beyond the brain gives R2* the field's gradient at its surface.
+    around = max_pool3d(brain[None].float(), 3, stride=1, padding=1)[0] > 0
+    phase, note = phase_in_radians(files.echoes(megre.phase), str(megre.phase[0]), megre.phase_units)
+    result = total_field(
+        files.echoes(megre.magnitude),
+        phase,
+        megre.te_s,
+        context.b0_t,
+        around,
+        files.grid,
+        config.field_map,
+    )
+    reliable = quality_mask(result.quality, result.reliable & brain, files.grid, config.quality)
+    for key, volume in (
+        ("unwrapped", result.unwrapped_rad.movedim(0, -1)),
+        ("residual", result.residual_rad),
+        ("quality", result.quality),
+        ("total_field", result.total_field_ppm),
+        ("field_sigma", result.sigma_ppm),
+        ("reliable_mask", reliable),
+    ):
+        files.save(key, volume)
+    facts = {
+        "BipolarReadout": bool(result.bipolar_rad.any()),
+        "MedianResidualPhaseRad": round(float(result.residual_rad[reliable].median()), 4),
+        "MedianFieldNoisePpb": round(1000 * float(result.sigma_ppm[reliable].median()), 3),
+        "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
+    }
+    return StageResult(facts, [*([note] if note else []), *result.warnings])
+
+
+def background_stage(context: SessionContext) -> Stage:
+    """Background field removal."""
+    config, files = context.config.background, context.files
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        own = StageFiles(files, declared)
+        total, known = own.load("total_field"), own.load_mask("reliable_mask")
+        local = remove_background(total, known, own.grid, config, sigma_ppm=own.load("field_sigma"))
+        own.save("local_field", local.local_field_ppm)
+        own.save("eroded_mask", local.mask)
+        return StageResult({"ErosionMm": round(local.erosion_mm, 2), "ErosionMl": round(local.erosion_ml, 1)})
+
+    return Stage(
+        "background",
+        "local field after background removal, and the mask in which it is known",
+        files.paths("total_field", "field_sigma", "reliable_mask"),
+        files.paths("local_field", "eroded_mask"),
+        {"Method": config.method} | asdict(getattr(config, config.method)) | context.b0_parameters,
+        work,
+    )

@@ -1,0 +1,65 @@
+"""Stage `mask`: the brain mask, extracted or given."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.pipeline.context import SessionContext
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.mask import brain_mask, checked_mask
+
+
+def mask_stage(context: SessionContext) -> Stage:
+    """Brain extraction from the gradient-echo magnitude, or a mask of the user's.
+
+    Raises
+    ------
+    InputError
+        If masks are given and there is none of this session.
+    """
+    outputs = context.files.paths("mask")
+    if context.config.masks is None:
+
+        def extract(declared: DeclaredFiles) -> StageResult:
+            files = StageFiles(context.files, declared)
+            return _save(files, brain_mask(files.echoes(context.magnitude), files.grid, context.config.mask))
+
+        return Stage(
+            "mask",
+            "brain mask from the gradient-echo magnitude",
+            context.magnitude,
+            outputs,
+            asdict(context.config.mask),
+            extract,
+        )
+    given = _given(context, context.config.masks)
+
+    def copy(declared: DeclaredFiles) -> StageResult:
+        files = StageFiles(context.files, declared)
+        return _save(files, checked_mask(files.load(given), files.grid, str(given)))
+
+    return Stage("mask", "brain mask that was given", [given], outputs, {}, copy)
+
+
+def _given(context: SessionContext, masks: Path) -> Path:
+    given = context.session.output(masks, "mask", desc="brain")
+    if not given.is_file():
+        raise InputError(
+            given,
+            found="no such file",
+            expected="a brain mask of this session, as --masks says",
+            fix="Add it, or leave --masks out to have the brain extracted.",
+        )
+    return given
+
+
+def _save(files: StageFiles, brain: Tensor) -> StageResult:
+    files.save("mask", brain)
+    millilitre = float(brain.sum()) * float(np.prod(files.grid.voxel_mm)) / 1000
+    return StageResult({"BrainVolumeMl": round(millilitre, 1)})

@@ -1,0 +1,194 @@
+"""Stages `labels` and `regions`: the label map on the grid of the scan, and values of maps in its regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chisep.io import bids, nifti
+from chisep.io.files import write_json
+from chisep.pipeline.context import SessionContext
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.files import StageFiles
+from chisep.pipeline.outputs import OUTPUTS
+from chisep.pipeline.segmentation import Segmentation
+from chisep.preprocessing.registration import register
+from chisep.regions import atlas as regions
+
+_POOR_OVERLAP = 0.5
+_POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
+_MAPS = ("chi_pos", "chi_neg", "chi", "qsm", "r2star", "r2", "r2prime")
+"""Outputs whose values are read in regions, in the order of the table."""
+
+
+def labels_stage(context: SessionContext) -> Stage:
+    """Label map: a segmentation that is resampled, or an atlas that is registered."""
+    files, found = context.files, context.segmentation
+    outputs = files.paths("labels", "label_names")
+    if found is not None:
+
+        def resample(declared: DeclaredFiles) -> StageResult:
+            return _resample_segmentation(context, found, StageFiles(files, declared))
+
+        return Stage(
+            "labels",
+            "regions, from a segmentation",
+            [*found.files, files["mask"], *(context.magnitude if found.anatomy else ())],
+            outputs,
+            {"Registration": asdict(context.config.registration)} if found.anatomy else {},
+            resample,
+        )
+    atlas = () if context.atlas is None else (context.atlas, *_atlas_table(context.atlas))
+
+    def register_atlas(declared: DeclaredFiles) -> StageResult:
+        return _register_atlas(context, StageFiles(files, declared))
+
+    return Stage(
+        "labels",
+        "regions, from an atlas registered to R2* and susceptibility",
+        [*atlas, *files.paths("r2star", "qsm", "mask", "eroded_mask")],
+        outputs,
+        {"Atlas": context.atlas.name if context.atlas else regions.packaged_atlas_facts()},
+        register_atlas,
+    )
+
+
+def _atlas_table(atlas: Path) -> list[Path]:
+    """Label table beside an atlas that the user gave, if there is one."""
+    table = bids.sidecar_of(atlas).with_suffix(".tsv")
+    return [table] if table.is_file() else []
+
+
+def _resample_segmentation(context: SessionContext, found: Segmentation, files: StageFiles) -> StageResult:
+    for path in found.files:
+        files.path(path)
+    image = regions.load_labels(found.labels, found.table)
+    brain = files.load_mask("mask")
+    facts: dict[str, Any] = {}
+    warnings: list[str] = []
+    transform = None
+    if found.anatomy is not None and not _is_on_grid(image, files):
+        anatomy = regions.read_volume(found.anatomy)
+        moved = register(
+            torch.from_numpy(anatomy.data.astype(np.float32))[None],
+            anatomy.affine,
+            files.echoes(context.magnitude),
+            files.affine,
+            mask=brain,
+            config=context.config.registration,
+        )
+        transform = moved.fixed_to_moving_mm
+        agreement = round(moved.agreement, 4) if math.isfinite(moved.agreement) else None  # JSON has no NaN
+        facts = {"MovedMm": round(moved.displacement_mm, 3), "Agreement": agreement}
+        warnings += moved.warnings
+    labels = regions.resampled_labels(image, files.grid, transform)
+    inside = labels * brain.cpu().numpy()
+    _save_labels(inside, image, files)
+    brain_share = float((inside > 0).sum() / brain.sum())
+    share = float((inside > 0).sum() / max(int((labels > 0).sum()), 1))
+    if max(share, brain_share) < _POOR_OVERLAP:
+        warnings.append(
+            f"the segmentation {found.labels.name} covers {100 * brain_share:.0f} % of the brain mask, "
+            f"and {100 * share:.0f} % of it lie in the mask: check that it is of this head, in "
+            "scanner coordinates"
+        )
+    return StageResult(facts | {"LabelledPartOfBrain": round(brain_share, 4)}, warnings)
+
+
+def _is_on_grid(image: regions.LabelImage, files: StageFiles) -> bool:
+    grid = nifti.Image(np.broadcast_to(np.float32(0), files.grid.shape), files.affine)
+    return nifti.is_same_grid(grid, nifti.Image(image.labels, image.affine, image.source))
+
+
+def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
+    if context.atlas is None:
+        atlas = regions.packaged_atlas()
+    else:
+        table = next(iter(_atlas_table(context.atlas)), None)
+        atlas = regions.load_labels(files.path(context.atlas), table)
+    found = regions.atlas_on_scan(
+        atlas,
+        files.array("r2star"),
+        files.array("qsm"),
+        files.array("mask") > 0,
+        files.array("eroded_mask") > 0,
+        files.grid,
+    )
+    poor = found.overlap < _LEAST_ATLAS
+    _save_labels(np.zeros_like(found.labels) if poor else found.labels, atlas, files)
+    warnings = []
+    if found.overlap < _POOR_ATLAS:
+        warnings.append(
+            f"the registration of the atlas is poor: its brain and the brain mask overlap by "
+            f"{found.overlap:.2f} (Dice) only; "
+            + (
+                "there are no region values, give a segmentation (--regions)"
+                if poor
+                else "look at the report's figure of regions before their values are used"
+            )
+        )
+    return StageResult({"AtlasOverlapDice": round(found.overlap, 4)}, warnings)
+
+
+def _save_labels(labels: regions.LabelArray, image: regions.LabelImage, files: StageFiles) -> None:
+    files.save_array("labels", labels, np.int32)
+    regions.write_names(files.target("label_names"), labels, image)
+
+
+def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
+    """Values of maps in regions; noise maps are those that the stages before make."""
+    files = context.files
+    made = {path for stage in before for path in stage.outputs}
+    maps = [key for key in _MAPS if files[key] in made]
+    sigmas = {key: OUTPUTS[key].sigma for key in maps}
+    sigmas = {key: sigma for key, sigma in sigmas.items() if sigma and files[sigma] in made}
+    read = ["labels", "label_names", "mask", "eroded_mask", *maps, *sigmas.values(), "r2prime_sigma"]
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        own = StageFiles(files, declared)
+        names = regions.read_names(own.path("label_names"))
+        volumes = _region_maps(context, own, maps, sigmas)
+        values = regions.region_values(own.labels(), names, volumes, own.grid.voxel_mm)
+        regions.write_values(own.target("region_values"), values)
+        texts = {OUTPUTS[key].region_column: OUTPUTS[key].description for key in maps}
+        if context.session.mese is None:
+            texts[OUTPUTS["r2prime"].region_column] += "; its R2 is an assumption"
+        write_json(own.target("region_columns"), regions.values_dictionary(texts))
+        return StageResult()
+
+    return Stage(
+        "regions",
+        "values of maps in regions",
+        files.paths(*dict.fromkeys(read)),
+        files.paths("region_values", "region_columns"),
+        {},
+        work,
+    )
+
+
+def _region_maps(
+    context: SessionContext, files: StageFiles, maps: Sequence[str], sigmas: dict[str, str]
+) -> Iterator[regions.RegionMap]:
+    """Yield maps in the units of the table, with their noise and where they are known."""
+    brain, inner = (files.array(key) > 0 for key in ("mask", "eroded_mask"))
+    separated = inner
+    if context.session.mese and context.reads_r2prime:  # elsewhere sources are not separated
+        separated = inner & (files.array("r2prime_sigma") > 0)
+    for key in maps:
+        column = OUTPUTS[key].region_column
+        scale = np.float32(1000 if column.endswith("_ppb") else 1)
+        sigma: NDArray[np.float32] | None = scale * files.array(sigmas[key]) if key in sigmas else None
+        if column.startswith("chi_"):
+            known = separated
+        elif sigma is None or column.endswith("_ppb"):
+            known = inner
+        else:
+            known = brain & (sigma > 0)
+        yield regions.RegionMap(column, scale * files.array(key), known, sigma)

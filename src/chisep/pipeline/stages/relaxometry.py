@@ -1,0 +1,177 @@
+"""Stages `registration` and `relaxometry`: motion of the spin echo, and maps of R2*, R2 and R2'."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chisep.io import bids, nifti
+from chisep.pipeline.context import SessionContext
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.registration import coverage, register, resample_to
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz, r2, r2prime, r2star
+
+_MISSING_SPIN_ECHO = 0.01
+
+
+def registration_stage(context: SessionContext, mese: bids.Series) -> Stage:
+    """Rigid registration of the spin echo to the gradient echo."""
+    files = context.files
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        return _register(context, mese, StageFiles(files, declared))
+
+    return Stage(
+        "registration",
+        "where the head lay in the spin echo, and the spin echo brought to the gradient echo",
+        [*mese.magnitude, *context.magnitude, files["mask"]],
+        files.paths("transform", "spin_echo"),
+        asdict(context.config.registration),
+        work,
+    )
+
+
+def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> StageResult:
+    spin_echoes, image = _spin_echoes(mese, files)
+    found = register(
+        spin_echoes,
+        image.affine,
+        files.echoes(context.magnitude),
+        files.affine,
+        mask=files.load_mask("mask"),
+        config=context.config.registration,
+    )
+    facts = {
+        "MovedMm": round(found.displacement_mm, 3),
+        "RotationDeg": round(found.rotation_deg, 3),
+        "Agreement": round(found.agreement, 4),
+        "AgreementByHeaders": round(found.agreement_before, 4),
+    }
+    transform = found.fixed_to_moving_mm.tolist()
+    files.save_json(
+        "transform",
+        {
+            "Description": "Where points of the head in the MEGRE lie in the MESE, in world mm",
+            "MegreToMeseWorldMm": transform,
+            **facts,
+        },
+    )
+    together = spin_echoes.square().sum(0, keepdim=True).sqrt()
+    files.save("spin_echo", _resampled(together, image, np.asarray(transform), files)[0])
+    return StageResult(facts, found.warnings)
+
+
+def relaxometry_stage(context: SessionContext) -> Stage:
+    """Fits of R2* and R2, and their difference R2'."""
+    config, mese, files = context.config, context.session.mese, context.files
+    inputs = [*context.magnitude, *(mese.magnitude if mese else ()), *files.paths("mask", "total_field")]
+    outputs = files.paths("r2star", "r2star_sigma", "r2prime", "r2prime_sigma")
+    parameters: dict[str, Any] = {**context.echo_parameters, "R2star": asdict(config.r2star)}
+    if mese is None:
+        parameters["PseudoR2"] = pseudo_r2_hz(context.b0_t)
+    else:
+        inputs += files.paths("transform")
+        outputs += files.paths("r2", "r2_sigma", *(["b1"] if has_b1(context) else []))
+        parameters |= {"SpinEchoTime": list(mese.te_s), "R2": asdict(config.r2)}
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        return _relaxation_rates(context, StageFiles(files, declared))
+
+    return Stage(
+        "relaxometry", "relaxation rate, or its standard deviation", inputs, outputs, parameters, work
+    )
+
+
+def has_b1(context: SessionContext) -> bool:
+    """Whether the transmit field is fitted with R2."""
+    return context.session.mese is not None and context.config.r2.method == "epg"
+
+
+def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult:
+    brain, total = files.load_mask("mask"), files.load("total_field")
+    of_gre = r2star(
+        files.echoes(context.magnitude),
+        context.session.megre.te_s,
+        brain,
+        context.config.r2star,
+        total_field_ppm=total,
+        field_known=total != 0,
+        b0_t=context.b0_t,
+    )
+    if context.session.mese is None:
+        pseudo = pseudo_r2_hz(context.b0_t)
+        difference = r2prime(of_gre, pseudo)
+        facts: dict[str, Any] = {}
+        warnings = [
+            f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
+            "an assumption"
+        ]
+    else:
+        difference, facts, warnings = _r2prime(context, context.session.mese, of_gre, brain, files)
+    noise = difference.sigma_hz[difference.sigma_hz > 0]
+    if noise.numel():
+        facts |= {"MedianR2primeNoiseHz": round(float(noise.median()), 3)}
+    for key, volume in (
+        ("r2star", of_gre.rate_hz),
+        ("r2star_sigma", of_gre.sigma_hz),
+        ("r2prime", difference.rate_hz),
+        ("r2prime_sigma", difference.sigma_hz),
+    ):
+        files.save(key, volume)
+    return StageResult(facts, warnings)
+
+
+def _r2prime(
+    context: SessionContext, mese: bids.Series, of_gre: Rate, brain: Tensor, files: StageFiles
+) -> tuple[Rate, dict[str, Any], list[str]]:
+    """R2' by the spin echo, whose own maps are saved; 0 where the spin echo does not reach."""
+    spin_echoes, image = _spin_echoes(mese, files)
+    transform = np.asarray(files.json("transform")["MegreToMeseWorldMm"], dtype=np.float64)
+    i, j, k = spin_echoes.shape[1:]
+    covered = coverage((i, j, k), image.affine, files.grid, transform=transform).to(brain.device)
+    missing = float((brain & ~covered).sum() / brain.sum())
+    warnings = []
+    if missing > _MISSING_SPIN_ECHO:
+        warnings.append(
+            f"the spin echo does not reach {100 * missing:.0f} % of the brain; sources are not "
+            "separated there"
+        )
+    known = brain & covered
+    of_se = r2(
+        _resampled(spin_echoes, image, transform, files),
+        mese.te_s,
+        known,
+        context.config.r2,
+        voxel_mm=files.grid.voxel_mm,
+    )
+    files.save("r2", of_se.rate_hz)
+    files.save("r2_sigma", of_se.sigma_hz)
+    if has_b1(context):
+        files.save("b1", torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1)
+    difference = r2prime(of_gre, of_se)
+    return (
+        Rate(difference.rate_hz * known, difference.sigma_hz * known),
+        {"SpinEchoCoverage": round(1 - missing, 4), "R2Model": of_se.model},
+        [*warnings, *of_se.warnings],
+    )
+
+
+def _spin_echoes(mese: bids.Series, files: StageFiles) -> tuple[Tensor, nifti.Image]:
+    """Spin echoes on their own grid, and the first image for its place."""
+    images = [nifti.load(files.path(path)) for path in mese.magnitude]
+    for image in images[1:]:
+        nifti.require_same_grid(images[0], image)
+    data = torch.from_numpy(np.stack([image.data for image in images])).to(files.device)
+    return data, images[0]
+
+
+def _resampled(
+    spin_echoes: Tensor, image: nifti.Image, transform: NDArray[np.float64], files: StageFiles
+) -> Tensor:
+    return resample_to(spin_echoes, image.affine, files.grid, transform=transform, source=image.source)

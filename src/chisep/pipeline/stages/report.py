@@ -1,0 +1,109 @@
+"""Stage `report`: the page of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import chisep
+from chisep.io import nifti
+from chisep.pipeline.context import SessionContext
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.files import StageFiles
+from chisep.pipeline.stages.relaxometry import has_b1
+from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
+from chisep.provenance.records import Record
+from chisep.regions.atlas import read_values
+from chisep.report.session import SessionImages, panels, region_rows
+from chisep.report.subject import SubjectReport, write_report
+
+
+def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapping[str, Record]) -> Stage:
+    """Page with all figures; made when all others are done, since it shows what they found."""
+    convergence = {
+        name: record.facts["Convergence"] for name, record in records.items() if "Convergence" in record.facts
+    }
+    warnings = [f"{name}: {text}" for name, record in records.items() for text in record.warnings]
+    parameters = {stage.name: dict(stage.parameters) for stage in stages}
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        files = StageFiles(context.files, declared)
+        images = _images(context, files)
+        report = SubjectReport(
+            title=f"chisep: {context.session.name}",
+            subject=context.session.subject,
+            session=context.session.entities.get("ses"),
+            summary=_summary(context, files, images),
+            warnings=warnings,
+            panels=panels(images, convergence),
+            regions=region_rows(read_values(files.path("region_values"))),
+            parameters=parameters,
+            versions={"chisep": chisep.__version__},
+        )
+        write_report(declared.write(context.files.report), report)
+        return StageResult()
+
+    return Stage(
+        "report",
+        "report",
+        [*context.magnitude, *(path for stage in stages for path in stage.outputs)],
+        [context.files.report],
+        {"Warnings": warnings, "Convergence": convergence, "Parameters": parameters},
+        work,
+    )
+
+
+def _images(context: SessionContext, files: StageFiles) -> SessionImages:
+    mese = context.session.mese
+    return SessionImages(
+        affine=files.affine,
+        te_s=context.session.megre.te_s,
+        magnitude=np.stack([files.array(path) for path in context.magnitude]),
+        unwrapped_rad=np.moveaxis(nifti.load(files.path("unwrapped"), ndim=4).data, -1, 0),
+        residual_rad=files.array("residual"),
+        quality=files.array("quality"),
+        mask=files.array("mask") > 0,
+        reliable_mask=files.array("reliable_mask") > 0,
+        eroded_mask=files.array("eroded_mask") > 0,
+        total_field_ppm=files.array("total_field"),
+        field_sigma_ppm=files.array("field_sigma"),
+        local_field_ppm=files.array("local_field"),
+        spin_echo=files.array("spin_echo") if mese else None,
+        r2star_hz=files.array("r2star"),
+        r2_hz=files.array("r2") if mese else None,
+        r2prime_hz=files.array("r2prime"),
+        r2prime_sigma_hz=files.array("r2prime_sigma"),
+        b1=files.array("b1") if has_b1(context) else None,
+        qsm_ppm=files.array("qsm"),
+        chi_pos_ppm=files.array("chi_pos"),
+        chi_neg_ppm=files.array("chi_neg"),
+        chi_ppm=files.array("chi"),
+        chi_sigmas_ppm=tuple(files.array(key) for key in source_sigmas(context)),
+        labels=files.labels(),
+    )
+
+
+def _summary(context: SessionContext, files: StageFiles, images: SessionImages) -> list[tuple[str, str]]:
+    inside, grid = images.eroded_mask, files.grid
+    millilitre = inside.sum() * np.prod(grid.voxel_mm) / 1000
+    d_r = session_relaxivity(context, files)
+    rate = "R2′" if context.reads_r2prime else "R2*"
+    megre = context.session.megre
+    return [
+        ("Field strength", f"{context.b0_t:g} T"),
+        ("Voxel", " × ".join(f"{edge:.3g}" for edge in grid.voxel_mm) + " mm"),
+        ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in grid.b0_direction)),
+        ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in megre.te_s) + " ms"),
+        ("R2", "from spin echo" if context.session.mese else "none measured: pseudo-R2 in R2'"),
+        ("Method", f"{context.config.method} from {rate}, QSM by {context.config.qsm}"),
+        *(
+            ("Weights", f"{used['Name']}, trained on: {used['TrainingData']}")
+            for stage in context.weights.values()
+            for used in stage
+        ),
+        ("D_r", f"{d_r.pos_hz_per_ppm:.4g} (χ_pos), {d_r.neg_hz_per_ppm:.4g} (χ_neg) 1/s/ppm"),
+        ("Brain within the eroded mask", f"{millilitre:.0f} ml"),
+        ("Mean χ_pos", f"{1000 * images.chi_pos_ppm[inside].mean():.1f} ppb"),
+        ("Mean χ_neg", f"{1000 * images.chi_neg_ppm[inside].mean():.1f} ppb"),
+    ]

@@ -1,0 +1,223 @@
+"""Stages `qsm`, `calibration` and `separation`: dipole inversion, D_r, and source separation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chisep import methods
+from chisep.errors import InputError
+from chisep.physics.signal import default_relaxivity
+from chisep.pipeline.context import SessionContext, convergence_facts
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.relaxivity import calibrate_relaxivity, relaxivity
+from chisep.types import Maps, Relaxivity
+
+_CALIBRATION_SEED = 0
+
+
+def session_relaxivity(context: SessionContext, files: StageFiles) -> Relaxivity:
+    """D_r as given, or as calibrated by the stage of that name.
+
+    Parameters
+    ----------
+    context
+        Of the session.
+    files
+        Where the calibration is read from.
+    """
+    if not context.config.calibrate_dr:
+        return relaxivity(context.config.dr, context.b0_t)
+    found = files.json("calibration")["hz_per_ppm"]
+    return Relaxivity(found, found)
+
+
+def qsm_stage(context: SessionContext) -> Stage:
+    """Dipole inversion of the local field."""
+    config, files = context.config, context.files
+    uses_magnitude = _uses_magnitude(methods.METHODS[config.qsm])
+    sigma = ["qsm_sigma"] if methods.tells_sigma(config.qsm, config.qsm_network) else []
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        own = StageFiles(files, declared)
+        maps = _maps(context, own, uses_magnitude=uses_magnitude)
+        options = methods.config_for(config.qsm, config.qsm_network)
+        result = methods.invert(maps, config.qsm, options, device=config.device)
+        own.save("qsm", result.chi_ppm)
+        if result.chi_sigma_ppm is not None:
+            own.save("qsm_sigma", result.chi_sigma_ppm)
+        return StageResult(convergence_facts(result.convergence), result.convergence.warnings)
+
+    return Stage(
+        "qsm",
+        "magnetic susceptibility from dipole inversion of the local field",
+        [
+            *files.paths("local_field", "field_sigma", "eroded_mask", "mask"),
+            *(context.magnitude if uses_magnitude else ()),
+        ],
+        files.paths("qsm", *sigma),
+        {
+            "Method": config.qsm,
+            **methods.settings(config.qsm),
+            **context.weight_parameters("qsm"),
+            **context.b0_parameters,
+        },
+        work,
+    )
+
+
+def calibration_stage(context: SessionContext) -> Stage:
+    """D_r from deep grey matter.
+
+    Raises
+    ------
+    InputError
+        If there is no segmentation.
+    """
+    files = context.files
+    if context.segmentation is None:
+        raise InputError(
+            context.config.bids / "derivatives",
+            found=f"no segmentation of {context.session.name}",
+            expected="…_dseg.nii.gz or aseg.mgz with FreeSurfer's numbers, for --calibrate-dr",
+            fix="Add one, or give D_r by --dr.",
+        )
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        own = StageFiles(files, declared)
+        found = calibrate_relaxivity(
+            own.load("r2prime"),
+            own.load("qsm"),
+            torch.from_numpy(own.labels()),
+            own.load_mask("eroded_mask"),
+            np.random.default_rng(_CALIBRATION_SEED),
+        )
+        own.save_json("calibration", asdict(found))
+        low, high = found.interval95
+        default = default_relaxivity(context.b0_t).pos_hz_per_ppm
+        return StageResult(
+            warnings=[
+                f"D_r is {found.hz_per_ppm:.0f} 1/s/ppm by this person's own deep grey matter (95 % interval "
+                f"{low:.0f} to {high:.0f}), in place of {default:.0f}"
+            ]
+        )
+
+    return Stage(
+        "calibration",
+        "D_r from deep grey matter",
+        files.paths("r2prime", "qsm", "eroded_mask", "labels"),
+        files.paths("calibration"),
+        {},
+        work,
+    )
+
+
+def separation_stage(context: SessionContext) -> Stage:
+    """Separation of χ_pos from χ_neg."""
+    config, files, method = context.config, context.files, context.method
+    uses_magnitude = _uses_magnitude(method)
+    sigmas = source_sigmas(context)
+    if config.calibrate_dr:
+        d_r: Mapping[str, Any] = {"D_r": "calibrated"}
+    else:
+        known = relaxivity(config.dr, context.b0_t)
+        d_r = {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm}
+    inputs = [
+        *files.paths("local_field", "field_sigma", *([] if method.has_field_term else ["qsm"])),
+        *files.paths("eroded_mask", "mask"),
+        *(context.magnitude if uses_magnitude else ()),
+        *_rate_inputs(context),
+        *files.paths(*(["calibration"] if config.calibrate_dr else [])),
+    ]
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        own = StageFiles(files, declared)
+        maps = _maps(context, own, uses_magnitude=uses_magnitude)
+        maps, warnings = _with_rates(context, replace(maps, relaxivity=session_relaxivity(context, own)), own)
+        if not method.has_field_term:
+            maps = replace(maps, chi_ppm=own.load("qsm"))
+        options = methods.config_for(config.method, config.network)
+        result = methods.separate(maps, config.method, options, device=config.device)
+        for key, volume in (
+            ("chi_pos", result.chi_pos_ppm),
+            ("chi_neg", result.chi_neg_ppm),
+            ("chi", result.chi_ppm),
+            ("chi_pos_sigma", result.chi_pos_sigma_ppm),
+            ("chi_neg_sigma", result.chi_neg_sigma_ppm),
+        ):
+            if volume is not None:
+                own.save(key, volume)
+        return StageResult(convergence_facts(result.convergence), [*warnings, *result.convergence.warnings])
+
+    return Stage(
+        "separation",
+        "separated susceptibility: paramagnetic, diamagnetic (as a positive magnitude), total",
+        inputs,
+        files.paths("chi_pos", "chi_neg", "chi", *sigmas),
+        {
+            "Method": config.method,
+            **methods.settings(config.method),
+            **context.weight_parameters("separation"),
+            **d_r,
+            **context.b0_parameters,
+        },
+        work,
+    )
+
+
+def source_sigmas(context: SessionContext) -> list[str]:
+    """Keys of the maps of the standard deviation of χ_pos and χ_neg, if the method makes them."""
+    known = methods.tells_sigma(context.config.method, context.config.network)
+    return ["chi_pos_sigma", "chi_neg_sigma"] if known else []
+
+
+def _uses_magnitude(method: methods.Method) -> bool:
+    return "magnitude" in (*method.needs, *method.uses)
+
+
+def _rate_inputs(context: SessionContext) -> list[Path]:
+    """Relaxation rate maps that the separation reads."""
+    if not context.reads_r2prime:
+        return context.files.paths("r2star")
+    measured = context.session.mese is not None or context.method.uses_noise_maps
+    return context.files.paths("r2prime", *(["r2prime_sigma"] if measured else []))
+
+
+def _maps(context: SessionContext, files: StageFiles, *, uses_magnitude: bool) -> Maps:
+    magnitude = files.echoes(context.magnitude).square().sum(0).sqrt() if uses_magnitude else None
+    return Maps(
+        field_ppm=files.load("local_field"),
+        mask=files.load_mask("eroded_mask"),
+        support=files.load_mask("mask"),
+        grid=files.grid,
+        magnitude=magnitude,
+        field_sigma_ppm=files.load("field_sigma"),
+    )
+
+
+def _with_rates(context: SessionContext, maps: Maps, files: StageFiles) -> tuple[Maps, list[str]]:
+    """Add the relaxation rate maps that the method reads, and say what is assumed in them."""
+    if not context.reads_r2prime:
+        return replace(maps, r2star_hz=files.load("r2star")), []
+    maps = replace(maps, r2prime_hz=files.load("r2prime"))
+    if context.session.mese is not None:  # without R2 there is nothing to separate by
+        sigma = files.load("r2prime_sigma")
+        covered = sigma > 0
+        return replace(
+            maps,
+            mask=maps.mask & covered,
+            support=maps.sources_mask & covered,
+            r2prime_sigma_hz=sigma,
+        ), []
+    if context.method.uses_noise_maps:
+        maps = replace(maps, r2prime_sigma_hz=files.load("r2prime_sigma"))
+    return maps, [
+        f"χ_pos and χ_neg depend on the pseudo-R2: {context.config.method} reads R2', and there are no "
+        "spin-echo (MESE) images; methods that take R2* do not need it"
+    ]
