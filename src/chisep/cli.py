@@ -414,7 +414,7 @@ def _flat(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _simulate(arguments: Sequence[str]) -> int:
-    from chisep.pipeline.reference_labels import LabelledConfig, simulate_labelled
+    from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 
     config = _parse(LabelledConfig, "simulate", arguments)
     with _told_to_end(), _progress_bar() as show:

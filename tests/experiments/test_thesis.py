@@ -56,7 +56,7 @@ from chisep.methods import invert
 from chisep.metrics import nrmse_demeaned_percent, nrmse_percent
 from chisep.networks.config import SOURCES
 from chisep.physics.dipole import Dipole
-from chisep.pipeline.reference_labels import LabelledConfig
+from chisep.pipeline.labelled_dataset import LabelledConfig
 from chisep.simulation.anatomy import packaged_labels
 from chisep.simulation.dataset import TRUTH, healthy_tissue
 from chisep.training.data import acquisition_path, field_maps

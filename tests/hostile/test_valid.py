@@ -12,7 +12,7 @@ import pytest
 
 from chisep import cli
 from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, simulate
-from chisep.simulation.lesions.placement import PatientConfig
+from chisep.simulation.lesions.kinds import PatientConfig
 from tests.hostile.conftest import LONG
 from tests.hostile.limits import names
 

@@ -18,7 +18,7 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.physics.dipole import Dipole
 from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, acquired, simulate
-from chisep.simulation.lesions.placement import PatientConfig
+from chisep.simulation.lesions.kinds import PatientConfig
 from chisep.simulation.motion import moved
 from chisep.simulation.tissue import TissueConfig
 

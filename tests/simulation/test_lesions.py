@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from chisep.errors import ChisepWarning, InputError
 from chisep.simulation import anatomy
-from chisep.simulation.lesions.placement import (
+from chisep.simulation.lesions.canvas import Patient
+from chisep.simulation.lesions.kinds import (
     KINDS,
     CalcificationConfig,
     CavernomaConfig,
@@ -19,15 +20,16 @@ from chisep.simulation.lesions.placement import (
     LesionConfig,
     MicrobleedConfig,
     ParkinsonConfig,
-    Patient,
     PatientConfig,
     PlaqueConfig,
+    microbleeds,
+    random_lesions,
+)
+from chisep.simulation.lesions.placement import (
     add_lesions,
     graded_series,
     lesion_table,
     make_patient,
-    microbleeds,
-    random_lesions,
     same_lesions,
 )
 from chisep.simulation.tissue import Tissue

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chisep.io import bids, nifti
-from chisep.pipeline.reference_labels import LABELS, LabelledConfig, simulate_labelled
+from chisep.pipeline.labelled_dataset import LABELS, LabelledConfig, simulate_labelled
 from chisep.simulation.anatomy import packaged_labels
 from chisep.training.data import FoldersConfig
 

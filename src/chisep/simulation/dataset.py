@@ -34,13 +34,9 @@ from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, ti
 from chisep.simulation.fields import dental_implants, total_field
 from chisep.simulation.kspace import block_mean
 from chisep.simulation.labelmap import coarsened
-from chisep.simulation.lesions.placement import (
-    Patient,
-    PatientConfig,
-    lesion_table,
-    make_patient,
-    same_lesions,
-)
+from chisep.simulation.lesions.canvas import Patient
+from chisep.simulation.lesions.kinds import PatientConfig
+from chisep.simulation.lesions.placement import lesion_table, make_patient, same_lesions
 from chisep.simulation.measured import MeasuredMaps, measured_maps
 from chisep.simulation.motion import ORIENTATION_TILTS_DEG, moved, random_rigid, reoriented
 from chisep.simulation.scanner import ScannerConfig, scan_gre, scan_se, session_coils, stored_phase

@@ -27,7 +27,8 @@ from chisep.networks.inference import NetworkOptions
 from chisep.physics.dipole import Dipole
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz, r2prime
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
-from chisep.simulation.lesions.placement import Patient, add_lesions
+from chisep.simulation.lesions.canvas import Patient
+from chisep.simulation.lesions.placement import add_lesions
 from chisep.simulation.measured import measured_maps
 from chisep.simulation.tissue import Tissue, TissueConfig
 from chisep.training.conformal import SIGMAS

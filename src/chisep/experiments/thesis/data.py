@@ -20,7 +20,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import write_json
 from chisep.networks.config import SOURCES
 from chisep.physics.signal import default_relaxivity
-from chisep.pipeline.reference_labels import LabelledConfig, simulate_labelled
+from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 from chisep.progress import Progress
 from chisep.simulation.dataset import TRUTH, first_maps
 from chisep.simulation.measured import MeasuredMaps
@@ -118,7 +118,7 @@ def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
     Raises
     ------
     InputError
-        If the dataset given lacks a subject, or as `chisep.pipeline.reference_labels.simulate_labelled`.
+        If the dataset given lacks a subject, or as `chisep.pipeline.labelled_dataset.simulate_labelled`.
     """
     if config.dataset is None:
         simulate_labelled(config.simulation(), progress)

@@ -45,7 +45,9 @@ from chisep.metrics import lesion_slope
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
-from chisep.simulation.lesions.placement import KINDS, Kind, Patient, add_lesions
+from chisep.simulation.lesions.canvas import Patient
+from chisep.simulation.lesions.kinds import KINDS, Kind
+from chisep.simulation.lesions.placement import add_lesions
 from chisep.simulation.measured import measured_maps
 from chisep.types import Sources
 

@@ -43,7 +43,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.progress import Progress
 from chisep.report import figures
-from chisep.simulation.lesions.placement import Patient
+from chisep.simulation.lesions.canvas import Patient
 from chisep.types import Maps, Volume
 
 METHODS: Mapping[str, str] = {"tikhonov": "Tikhonov", "tv": "total variation", "qsmnet": "QSMnet"}

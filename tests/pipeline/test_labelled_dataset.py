@@ -10,7 +10,7 @@ import pytest
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.metrics import nrmse_percent
-from chisep.pipeline.reference_labels import LABELS, LabelledConfig, simulate_labelled
+from chisep.pipeline.labelled_dataset import LABELS, LabelledConfig, simulate_labelled
 from chisep.simulation.anatomy import packaged_labels
 from chisep.simulation.dataset import MAPS, TRUTH
 

@@ -1,8 +1,8 @@
-"""Labels as they are made of real people: from scans in several head orientations, not from the truth.
+"""Simulated datasets with reference labels: sources from several head orientations instead of the truth.
 
-COSMOS of the local fields gives χ, and χ with R2' gives the sources, as the labels of χ-sepnet were made
-(Human Brain Mapping 2025). So they have the errors that labels of real people have: noise, and what is left
-of the head's motion between the scans.
+COSMOS of the local fields gives χ; non-negative least squares of χ and R2' gives the sources, as the labels
+of χ-sepnet were made (Human Brain Mapping 2025). Such labels have the errors of labels of real people: noise,
+and residual misregistration between the scans.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def simulate_labelled(config: LabelledConfig, progress: Progress | None = None) 
     config
         What to simulate, where, and whether to make labels.
     progress
-        Told which subject is being made or labelled, and how many are done.
+        Called with the subject that is simulated or labelled, and with how many are done.
 
     Returns
     -------
@@ -71,9 +71,9 @@ def simulate_labelled(config: LabelledConfig, progress: Progress | None = None) 
 
     Notes
     -----
-    Fields and R2' are those of the fast path (derivatives/maps): noise as a fit to the echoes would have it,
-    and the residual misregistration; no phase unwrapping, no background removal. R2' is that of the first
-    orientation, and the mask is the brain mask of the truth. Labels that hold are kept: they are made again
+    Fields and R2' come from the map-level simulation (derivatives/maps): they have the noise of a fit to the
+    echoes and the residual misregistration, but neither phase unwrapping nor background removal. R2' is
+    that of the first orientation, and the mask is the brain mask of the truth. Labels are computed again only
     when the maps have changed.
     """
     names = simulate(config, progress)
@@ -93,9 +93,9 @@ def simulate_labelled(config: LabelledConfig, progress: Progress | None = None) 
 def _stage(config: LabelledConfig, name: str) -> Stage:
     """From the maps of one subject to its labels."""
     subject = config.out / MAPS, name
-    poses = [f"ori{number + 1}" for number in range(config.orientations)]
-    fields = [acquired(bids.derivative_path(*subject, "fieldmap", desc="local"), pose) for pose in poses]
-    r2prime = acquired(bids.derivative_path(*subject, "R2primemap"), poses[0])
+    orientations = [f"ori{number + 1}" for number in range(config.orientations)]
+    fields = [acquired(bids.derivative_path(*subject, "fieldmap", desc="local"), acq) for acq in orientations]
+    r2prime = acquired(bids.derivative_path(*subject, "R2primemap"), orientations[0])
     mask = bids.derivative_path(config.out / TRUTH, name, "mask", desc="brain")
     outputs = [
         bids.derivative_path(config.out / LABELS, name, "Chimap", desc=desc)
@@ -106,7 +106,7 @@ def _stage(config: LabelledConfig, name: str) -> Stage:
     def work(_declared: DeclaredFiles) -> StageResult:
         image = nifti.load_mask(mask)
         grid, inside = nifti.grid_of(image), torch.from_numpy(image.data)
-        # Seen from the head, B0 turns from scan to scan; the affine is that of the first.
+        # In head axes B0 turns from scan to scan; the affine is that of the first.
         directions = [bids.read_sidecar(field, config.out)["B0DirectionVoxelAxes"] for field in fields]
         measured = torch.stack([_volume(field) for field in fields])
         chi = cosmos(measured, inside, directions, grid, options)
