@@ -26,6 +26,7 @@ def test_each_session_changes_one_thing(tmp_path):
         PreprocessingConfig(out=tmp_path, only=("snr1000",))
 
 
+@pytest.mark.slow
 def test_a_session_is_measured_stage_by_stage(tmp_path):
     call = ["reproduce", "preprocessing", str(tmp_path), "--only", "bipolar", "--voxel-mm", "4"]
     assert cli.main(call) == 0

@@ -119,6 +119,13 @@ def test_outliers_are_marked_and_named(out):
     assert "3.5" in page
 
 
+def test_values_below_the_others_are_outliers_too(tmp_path):
+    for number in range(FEWEST_FOR_OUTLIERS):
+        write_session(tmp_path, f"sub-{number}")
+    write_session(tmp_path, "sub-9", shift=-400.0)
+    assert "brain_volume_ml" in read(make_group(tmp_path))[-1]["outliers"].split()
+
+
 def test_few_sessions_have_no_outliers(tmp_path):
     for number in range(FEWEST_FOR_OUTLIERS - 2):
         write_session(tmp_path, f"sub-{number}")
@@ -204,6 +211,7 @@ def test_nothing_to_gather(tmp_path):
         make_group(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_thousand_sessions(tmp_path):
     """1000 sessions of 40 regions and 7 maps: seconds."""
     regions = tuple(f"ctx-lh-region{number}" for number in range(40))
