@@ -92,7 +92,7 @@ def plant(mutant: Mutant) -> tuple[str, float, str]:
             done = run_tests(source, mutant.tests, "-x", "-n", "0", f"--basetemp={folder}/pytest")
         except subprocess.TimeoutExpired:
             return "noticed", time.monotonic() - start, f"no end within {LONGEST_S} s"
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
     evidence = failed[0].split(" ")[1] if failed else "".join(done.stdout.splitlines()[-1:])
     # Status 1: a test failed. 2 and above: nothing ran, or the faulty source cannot be imported.
     verdict = {0: "SURVIVED", 1: "noticed"}.get(done.returncode, "INVALID")
