@@ -26,7 +26,7 @@ from chisep.networks.inference import NetworkOptions
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
 from chisep.preprocessing.relaxivity import relaxivity
-from chisep.regions.atlas import read_values
+from chisep.regions.statistics import read_values
 from chisep.simulation.labelmap import WHITE_MATTER
 from chisep.simulation.tissue import BRAIN_LABELS
 from chisep.types import Relaxivity

@@ -15,8 +15,18 @@ from scipy.spatial.transform import Rotation
 
 from chisep.errors import InputError
 from chisep.io import nifti
-from chisep.regions import atlas as regions
-from chisep.regions.atlas import LabelImage, RegionMap
+from chisep.io.tsv import clean_text, slug
+from chisep.regions.atlas import _packaged, atlas_on_scan, packaged_atlas
+from chisep.regions.freesurfer import freesurfer_names
+from chisep.regions.labels import LabelImage, load_labels, read_names, resampled_labels
+from chisep.regions.statistics import (
+    COLUMNS,
+    RegionMap,
+    read_values,
+    region_values,
+    values_dictionary,
+    write_values,
+)
 from chisep.types import Grid
 
 FORMULA = ("=", "+", "-", "@")
@@ -35,29 +45,29 @@ def labels() -> np.ndarray:
 class TestNames:
     @given(st.text(max_size=200))
     def test_a_cleaned_text_is_one_harmless_cell(self, text):
-        cleaned = regions.clean_text(text)
+        cleaned = clean_text(text)
         assert not cleaned.startswith(FORMULA)
         assert not set("\t\r\n\0") & set(cleaned)
         assert len(cleaned) <= 80
-        assert regions.clean_text(cleaned) == cleaned
+        assert clean_text(cleaned) == cleaned
 
     @given(st.text(max_size=50))
     def test_a_slug_is_a_plain_word(self, text):
-        assert set(regions.slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
-        assert "__" not in regions.slug(text)
+        assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
+        assert "__" not in slug(text)
 
     def test_freesurfer(self):
-        names = regions.freesurfer_names()
+        names = freesurfer_names()
         known = {12: "Left-Putamen", 51: "Right-Putamen", 16: "Brain-Stem"}
         known |= {1001: "ctx-lh-bankssts", 1005: "ctx-lh-cuneus", 2024: "ctx-rh-precentral"}
         known |= {1035: "ctx-lh-insula"}
         assert {number: names[number] for number in known} == known
-        assert regions.slug(names[12]) == "left_putamen"
+        assert slug(names[12]) == "left_putamen"
 
     def test_table(self, tmp_path):
         table = tmp_path / "dseg.tsv"
         table.write_text("index\tname\tcolor\n7\t=cmd|'/c calc'!A1\t#fff\n8\t\t\n9\tred  nucleus\t\n")
-        assert regions.read_names(table) == {7: "cmd|'/c calc'!A1", 8: "label 8", 9: "red nucleus"}
+        assert read_names(table) == {7: "cmd|'/c calc'!A1", 8: "label 8", 9: "red nucleus"}
 
     @pytest.mark.parametrize(
         "content",
@@ -74,10 +84,10 @@ class TestNames:
         table = tmp_path / "dseg.tsv"
         table.write_bytes(content)
         if content in (b"", b"name\tindex\n"):
-            assert regions.read_names(table) == {}
+            assert read_names(table) == {}
         else:
             with pytest.raises(InputError, match="label table"):
-                regions.read_names(table)
+                read_names(table)
 
 
 class TestLabels:
@@ -90,7 +100,7 @@ class TestLabels:
         image = nib.Nifti1Image(labels, affine)
         turned = image.as_reoriented([(order.index(axis), -1 if flips[axis] else 1) for axis in range(3)])
         other = LabelImage(np.asarray(turned.dataobj).astype(np.int32), turned.affine, {}, "turned")
-        made = regions.resampled_labels(other, grid_of(affine, labels.shape))
+        made = resampled_labels(other, grid_of(affine, labels.shape))
         assert np.array_equal(made, labels)
 
     @settings(max_examples=30, deadline=None)
@@ -101,7 +111,7 @@ class TestLabels:
         affine = np.eye(4)
         affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * np.array(edges)
         affine[:3, 3] = shift
-        made = regions.resampled_labels(LabelImage(labels, np.eye(4), {}, "x"), grid_of(affine, (5, 6, 7)))
+        made = resampled_labels(LabelImage(labels, np.eye(4), {}, "x"), grid_of(affine, (5, 6, 7)))
         assert set(np.unique(made)) <= {0, 3, 1000, 20001}
 
     def test_a_transform_moves_labels_back(self, labels):
@@ -109,7 +119,7 @@ class TestLabels:
         move[:3, :3] = Rotation.from_euler("z", 7, degrees=True).as_matrix()
         move[:3, 3] = 2.0, -1.0, 4.0
         moved = LabelImage(labels, move @ np.eye(4), {}, "moved")
-        made = regions.resampled_labels(moved, grid_of(np.eye(4), labels.shape), move)
+        made = resampled_labels(moved, grid_of(np.eye(4), labels.shape), move)
         assert np.array_equal(made, labels)
 
     def test_freesurfer_volume(self, tmp_path):
@@ -118,13 +128,13 @@ class TestLabels:
         affine = np.array([[-1.0, 0, 0, 3], [0, 0, 1, -2], [0, -1, 0, 4], [0, 0, 0, 1]])
         path = tmp_path / "aseg.mgz"
         nib.save(nib.freesurfer.MGHImage(numbers, affine), path)
-        image = regions.load_labels(path)
+        image = load_labels(path)
         assert np.array_equal(image.labels, numbers)
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
         assert image.name(12) == "Left-Putamen"
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(InputError, match=r"aseg\.mgz"):
-            regions.load_labels(path)
+            load_labels(path)
 
     @pytest.mark.parametrize("value", [0.5, -1.0, 3e9])
     def test_what_is_no_label_map(self, tmp_path, value):
@@ -132,11 +142,11 @@ class TestLabels:
         data[0, 0, 0] = value
         path = nifti.save(tmp_path / "dseg.nii.gz", data, np.eye(4))
         with pytest.raises(InputError, match="whole numbers"):
-            regions.load_labels(path)
+            load_labels(path)
 
     def test_numbers_without_meaning_get_no_freesurfer_names(self, tmp_path):
         path = nifti.save(tmp_path / "x.nii.gz", np.full((2, 2, 2), 7001.0), np.eye(4))
-        assert regions.load_labels(path).name(7001) == "label 7001"
+        assert load_labels(path).name(7001) == "label 7001"
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +156,7 @@ def case(labels):
     sigma = rng.uniform(1, 2, labels.shape).astype(np.float32)
     known = (rng.uniform(size=labels.shape) > 0.4) & (labels != 3)
     maps = [RegionMap("a_ppb", values, known, sigma), RegionMap("b_hz", 2 * values, known | True)]
-    return values, sigma, known, regions.region_values(labels, {1: "one"}, maps, (1.0, 2.0, 3.0))
+    return values, sigma, known, region_values(labels, {1: "one"}, maps, (1.0, 2.0, 3.0))
 
 
 class TestValues:
@@ -170,12 +180,12 @@ class TestValues:
     def test_a_region_without_values_is_told(self, case, tmp_path):
         (row,) = (row for row in case[3] if row.index == 3 and row.map == "a_ppb")
         assert (row.voxels, row.mean, row.sigma) == (0, None, None)
-        text = regions.write_values(tmp_path / "x.tsv", [row]).read_text()
+        text = write_values(tmp_path / "x.tsv", [row]).read_text()
         assert text.splitlines()[1].endswith("n/a\tn/a\tn/a\tn/a")
 
     def test_round_trip(self, case, tmp_path):
         rows = case[3]
-        again = regions.read_values(regions.write_values(tmp_path / "x.tsv", rows))
+        again = read_values(write_values(tmp_path / "x.tsv", rows))
         assert [(row.index, row.name, row.map, row.voxels) for row in again] == [
             (row.index, row.name, row.map, row.voxels) for row in rows
         ]
@@ -185,8 +195,8 @@ class TestValues:
                 assert made.mean == pytest.approx(expected.mean, rel=1e-5)
 
     def test_dictionary_has_every_column(self):
-        content = regions.values_dictionary({"a_ppb": "A"})
-        assert tuple(content) == regions.COLUMNS
+        content = values_dictionary({"a_ppb": "A"})
+        assert tuple(content) == COLUMNS
         assert json.dumps(content)
 
     @pytest.mark.parametrize("content", [b"index\tname\n1\tx\n", b"\xff", b"index\n"])
@@ -194,24 +204,24 @@ class TestValues:
         path = tmp_path / "x.tsv"
         path.write_bytes(content)
         if content == b"index\n":
-            assert regions.read_values(path) == []
+            assert read_values(path) == []
         else:
             with pytest.raises(InputError, match="region values"):
-                regions.read_values(path)
+                read_values(path)
 
 
 class TestAtlas:
     def test_numbers_and_names(self):
-        atlas = regions.packaged_atlas()
+        atlas = packaged_atlas()
         present = set(np.unique(atlas.labels).tolist()) - {0}
-        assert present <= set(regions.freesurfer_names())
+        assert present <= set(freesurfer_names())
         assert {10, 11, 12, 13, 49, 50, 51, 52, 16, 2, 41, 1024, 2024} <= present
         left = nib.affines.apply_affine(atlas.affine, np.argwhere(atlas.labels == 12).mean(0))
         assert -35 < left[0] < -15
 
     def test_a_turned_and_stretched_head_gets_its_labels(self):
         """The atlas' own contrast, moved: nuclei are found again, and twice the same with other threads."""
-        atlas, (_, contrast) = regions.packaged_atlas(), regions._packaged()
+        atlas, (_, contrast) = packaged_atlas(), _packaged()
         move = np.eye(4)
         move[:3, :3] = Rotation.from_euler("xz", [20, -8], degrees=True).as_matrix() @ np.diag(
             [1.06, 0.95, 1.0]
@@ -222,8 +232,8 @@ class TestAtlas:
         # The contrast is that of R2* relative to its median, with χ in the brain's median everywhere.
         rate = (20 * contrast.image).astype(np.float32)
         arguments = (atlas, rate, np.zeros_like(rate), contrast.brain, contrast.brain, grid)
-        found = regions.atlas_on_scan(*arguments)
-        expected = regions.resampled_labels(atlas, grid_of(contrast.affine, contrast.image.shape))
+        found = atlas_on_scan(*arguments)
+        expected = resampled_labels(atlas, grid_of(contrast.affine, contrast.image.shape))
         assert found.overlap > 0.93
         for nucleus in (10, 11, 12, 13, 49, 50, 51, 52):
             made, true = found.labels == nucleus, expected == nucleus
@@ -231,7 +241,7 @@ class TestAtlas:
         threads = torch.get_num_threads()
         torch.set_num_threads(2)
         try:
-            assert np.array_equal(regions.atlas_on_scan(*arguments).labels, found.labels)
+            assert np.array_equal(atlas_on_scan(*arguments).labels, found.labels)
         finally:
             torch.set_num_threads(threads)
 
@@ -240,4 +250,4 @@ class TestAtlas:
         empty, volume = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=np.float32)
         atlas = LabelImage(np.zeros((2, 2, 2), np.int32), np.eye(4), {}, "x")
         with pytest.raises(InputError, match="empty mask"):
-            regions.atlas_on_scan(atlas, volume, volume, empty, empty, grid)
+            atlas_on_scan(atlas, volume, volume, empty, empty, grid)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chisep.errors import InputError
-from chisep.regions.atlas import RegionValue, write_values
+from chisep.regions.statistics import RegionValue, write_values
 from chisep.report.group_table import FEWEST_FOR_OUTLIERS, GroupResult, make_group, robust_scores
 from tests.report.test_subject import Page
 

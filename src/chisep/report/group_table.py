@@ -22,8 +22,9 @@ import chisep
 from chisep.errors import InputError
 from chisep.io.files import write_json, write_text
 from chisep.io.paths import is_directory, is_file
+from chisep.io.tsv import MISSING, cell, clean_text, slug, write_table
 from chisep.progress import Progress
-from chisep.regions.atlas import COLUMNS, MISSING, STATISTICS, cell, clean_text, slug, write_table
+from chisep.regions.statistics import COLUMNS, STATISTICS
 from chisep.report import figures
 from chisep.report.group import GroupReport, SessionLine, render_group
 from chisep.report.subject import Panel

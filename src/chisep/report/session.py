@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from chisep.regions.atlas import RegionValue
+from chisep.regions.statistics import RegionValue
 from chisep.report import figures
 from chisep.report.figures import EchoArrays, MaskArray, VolumeArray
 from chisep.report.subject import Panel, RegionRow

@@ -20,7 +20,17 @@ from chisep.pipeline.files import StageFiles
 from chisep.pipeline.outputs import OUTPUTS
 from chisep.pipeline.segmentation import Segmentation
 from chisep.preprocessing.registration import register
-from chisep.regions import atlas as regions
+from chisep.regions.atlas import atlas_on_scan, packaged_atlas, packaged_atlas_facts
+from chisep.regions.labels import (
+    LabelArray,
+    LabelImage,
+    load_labels,
+    read_names,
+    read_volume,
+    resampled_labels,
+    write_names,
+)
+from chisep.regions.statistics import RegionMap, region_values, values_dictionary, write_values
 
 _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
@@ -55,7 +65,7 @@ def labels_stage(context: SessionContext) -> Stage:
         "regions, from an atlas registered to R2* and susceptibility",
         [*atlas, *files.paths("r2star", "qsm", "mask", "eroded_mask")],
         outputs,
-        {"Atlas": context.atlas.name if context.atlas else regions.packaged_atlas_facts()},
+        {"Atlas": context.atlas.name if context.atlas else packaged_atlas_facts()},
         register_atlas,
     )
 
@@ -69,13 +79,13 @@ def _atlas_table(atlas: Path) -> list[Path]:
 def _resample_segmentation(context: SessionContext, found: Segmentation, files: StageFiles) -> StageResult:
     for path in found.files:
         files.path(path)
-    image = regions.load_labels(found.labels, found.table)
+    image = load_labels(found.labels, found.table)
     brain = files.load_mask("mask")
     facts: dict[str, Any] = {}
     warnings: list[str] = []
     transform = None
     if found.anatomy is not None and not _is_on_grid(image, files):
-        anatomy = regions.read_volume(found.anatomy)
+        anatomy = read_volume(found.anatomy)
         moved = register(
             torch.from_numpy(anatomy.data.astype(np.float32))[None],
             anatomy.affine,
@@ -88,7 +98,7 @@ def _resample_segmentation(context: SessionContext, found: Segmentation, files: 
         agreement = round(moved.agreement, 4) if math.isfinite(moved.agreement) else None  # JSON has no NaN
         facts = {"MovedMm": round(moved.displacement_mm, 3), "Agreement": agreement}
         warnings += moved.warnings
-    labels = regions.resampled_labels(image, files.grid, transform)
+    labels = resampled_labels(image, files.grid, transform)
     inside = labels * brain.cpu().numpy()
     _save_labels(inside, image, files)
     brain_share = float((inside > 0).sum() / brain.sum())
@@ -102,18 +112,18 @@ def _resample_segmentation(context: SessionContext, found: Segmentation, files: 
     return StageResult(facts | {"LabelledPartOfBrain": round(brain_share, 4)}, warnings)
 
 
-def _is_on_grid(image: regions.LabelImage, files: StageFiles) -> bool:
+def _is_on_grid(image: LabelImage, files: StageFiles) -> bool:
     grid = nifti.Image(np.broadcast_to(np.float32(0), files.grid.shape), files.affine)
     return nifti.is_same_grid(grid, nifti.Image(image.labels, image.affine, image.source))
 
 
 def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     if context.atlas is None:
-        atlas = regions.packaged_atlas()
+        atlas = packaged_atlas()
     else:
         table = next(iter(_atlas_table(context.atlas)), None)
-        atlas = regions.load_labels(files.path(context.atlas), table)
-    found = regions.atlas_on_scan(
+        atlas = load_labels(files.path(context.atlas), table)
+    found = atlas_on_scan(
         atlas,
         files.array("r2star"),
         files.array("qsm"),
@@ -137,9 +147,9 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     return StageResult({"AtlasOverlapDice": round(found.overlap, 4)}, warnings)
 
 
-def _save_labels(labels: regions.LabelArray, image: regions.LabelImage, files: StageFiles) -> None:
+def _save_labels(labels: LabelArray, image: LabelImage, files: StageFiles) -> None:
     files.save_array("labels", labels, np.int32)
-    regions.write_names(files.target("label_names"), labels, image)
+    write_names(files.target("label_names"), labels, image)
 
 
 def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
@@ -153,14 +163,14 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
-        names = regions.read_names(own.path("label_names"))
+        names = read_names(own.path("label_names"))
         volumes = _region_maps(context, own, maps, sigmas)
-        values = regions.region_values(own.labels(), names, volumes, own.grid.voxel_mm)
-        regions.write_values(own.target("region_values"), values)
+        values = region_values(own.labels(), names, volumes, own.grid.voxel_mm)
+        write_values(own.target("region_values"), values)
         texts = {OUTPUTS[key].region_column: OUTPUTS[key].description for key in maps}
         if context.session.mese is None:
             texts[OUTPUTS["r2prime"].region_column] += "; its R2 is an assumption"
-        write_json(own.target("region_columns"), regions.values_dictionary(texts))
+        write_json(own.target("region_columns"), values_dictionary(texts))
         return StageResult()
 
     return Stage(
@@ -175,7 +185,7 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
 
 def _region_maps(
     context: SessionContext, files: StageFiles, maps: Sequence[str], sigmas: dict[str, str]
-) -> Iterator[regions.RegionMap]:
+) -> Iterator[RegionMap]:
     """Yield maps in the units of the table, with their noise and where they are known."""
     brain, inner = (files.array(key) > 0 for key in ("mask", "eroded_mask"))
     separated = inner
@@ -191,4 +201,4 @@ def _region_maps(
             known = inner
         else:
             known = brain & (sigma > 0)
-        yield regions.RegionMap(column, scale * files.array(key), known, sigma)
+        yield RegionMap(column, scale * files.array(key), known, sigma)

@@ -14,7 +14,7 @@ from chisep.pipeline.files import StageFiles
 from chisep.pipeline.stages.relaxometry import has_b1
 from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
 from chisep.provenance.records import Record
-from chisep.regions.atlas import read_values
+from chisep.regions.statistics import read_values
 from chisep.report.session import SessionImages, panels, region_rows
 from chisep.report.subject import SubjectReport, write_report
 
