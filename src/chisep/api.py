@@ -24,9 +24,9 @@ from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
 from chisep.networks import inference
 from chisep.networks.inference import NetworkOptions, Precision, WeightsConfig
+from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.preprocessing.relaxivity import relaxivity
-from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz
-from chisep.preprocessing.relaxometry import r2prime as r2prime_of
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
 from chisep.progress import Progress
 from chisep.types import Grid, Maps
 
@@ -224,14 +224,13 @@ def _with_pseudo_r2(maps: Maps, b0_t: float) -> Maps:
     """Make R2' of R2* where there is no R2', with the uncertainty of an R2 that was not measured."""
     if maps.r2prime_hz is not None or maps.r2star_hz is None:
         return maps
-    pseudo = pseudo_r2_hz(b0_t)
     warnings.warn(
-        f"R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, an assumption",
+        f"R2' is R2* minus a pseudo-R2 of {pseudo_r2_hz(b0_t):.1f} 1/s everywhere, an assumption",
         ChisepWarning,
         stacklevel=3,
     )
     noise = _R2STAR_SIGMA_HZ * maps.sources_mask.to(maps.r2star_hz.dtype)
-    of_difference = r2prime_of(Rate(maps.r2star_hz, noise), pseudo)
+    of_difference = pseudo_r2prime(Rate(maps.r2star_hz, noise), b0_t)
     return replace(maps, r2prime_hz=of_difference.rate_hz, r2prime_sigma_hz=of_difference.sigma_hz)
 
 

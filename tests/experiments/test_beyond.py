@@ -23,7 +23,7 @@ from chisep.experiments.robustness.scans import (
 )
 from chisep.io import nifti
 from chisep.networks.config import SOURCES
-from chisep.preprocessing.relaxometry import pseudo_r2_hz
+from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.simulation.anatomy import packaged_labels
 from chisep.types import Sources
 from tests.untrained import save_untrained

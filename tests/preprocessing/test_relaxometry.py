@@ -14,15 +14,15 @@ from scipy.stats import rice
 
 from chisep.errors import InputError
 from chisep.physics.epg import mese_signal, slice_profile
+from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.physics.signal import hz_per_ppm, se_signal
 from chisep.preprocessing.relaxometry import (
     MAX_RATE_HZ,
-    PSEUDO_R2_SD,
     R2Config,
     R2starConfig,
     Rate,
     estimate_noise_sigma,
-    pseudo_r2_hz,
+    pseudo_r2prime,
     r2,
     r2prime,
     r2star,
@@ -323,10 +323,16 @@ def test_r2prime_is_the_difference_and_never_negative():
     found = r2prime(r2star_hz, Rate(row(12.0, 12.0, 5.0), row(4.0, 4.0, 0.0)))
     assert found.rate_hz.flatten().tolist() == [8, 0, 0]
     assert found.sigma_hz.flatten().tolist() == [5, 5, 3]
-    found = r2prime(r2star_hz, 12.0)
-    assert found.rate_hz.flatten().tolist() == [8, 0, 0]
-    uncertain = math.hypot(3, PSEUDO_R2_SD * 12)
-    assert found.sigma_hz.flatten().tolist() == pytest.approx([uncertain] * 3)
+
+
+@pytest.mark.parametrize("b0_t", [1.5, 3.0, 7.0])
+def test_pseudo_r2prime_is_as_uncertain_as_tissues_differ_in_r2(b0_t):
+    rate, sigma = torch.tensor([[[40.0, 5.0, 0.0]]]), torch.tensor([[[3.0, 3.0, 0.0]]])
+    assumed = pseudo_r2_hz(b0_t)
+    found = pseudo_r2prime(Rate(rate, sigma), b0_t)
+    assert found.rate_hz.flatten().tolist() == pytest.approx([40 - assumed, 0, 0])
+    uncertain = math.hypot(3, PSEUDO_R2_SD * assumed)
+    assert found.sigma_hz.flatten().tolist() == pytest.approx([uncertain, uncertain, 0])
 
 
 @pytest.mark.parametrize(
@@ -341,15 +347,6 @@ def test_r2prime_is_the_difference_and_never_negative():
 def test_options_are_checked(make):
     with pytest.raises(InputError):
         make()
-
-
-def test_pseudo_r2_is_positive_and_grows_with_field():
-    values = [pseudo_r2_hz(b0_t) for b0_t in (0.1, 1.5, 3.0, 7.0)]
-    assert values == sorted(values)
-    assert values[0] > 0
-    assert values[2] == pytest.approx(12.7)
-    with pytest.raises(InputError, match="MagneticFieldStrength"):
-        pseudo_r2_hz(0.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from chisep.errors import InputError
 from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
 from chisep.networks.unrolled_proximal import ProximalConfig
 from chisep.physics.dipole import Dipole
-from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
+from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.training.data import Scan, statistics_of_crops
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops, load_heads
 from chisep.types import Grid

@@ -17,8 +17,8 @@ from tyro.conf import Positional
 from chisep import methods
 from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.physics.signal import default_relaxivity
-from chisep.preprocessing.relaxometry import pseudo_r2_hz
 
 _EVEN_STEPS = 1e-3
 _FEWEST_FOR_R2STAR, _FEW_ECHOES = 3, 4

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.physics.epg import slice_profile
+from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.epg_fit import DecayModel, EpgTable, Trains, Values, transmit_field
 from chisep.types import Echoes, MaskVolume, Volume
@@ -27,14 +28,6 @@ from chisep.types import Echoes, MaskVolume, Volume
 MAX_RATE_HZ = 500.0
 """Upper end of the rates reported, and of their σ, where it says that nothing is known; the lower end is 0.
 Above it, no usual echo time sees a signal."""
-
-REFERENCE_R2_HZ = 12.7
-PSEUDO_R2_SD = 0.2
-"""SD of R2 between the tissues of a brain, relative: the error of one R2 for all."""
-"""Mean R2 of the brain at 3 T (training statistics published with χ-sepnet, Human Brain Mapping 2025)."""
-
-R2_SLOPE_HZ_PER_T = 1.8
-"""Assumed growth of the brain's R2 with B0: T2 of about 80 ms at 3 T and 50 ms at 7 T."""
 
 Attenuation = Float[Tensor, "echo voxel"]
 """Part of each echo that is left, 0 where too little is left to use it."""
@@ -307,7 +300,7 @@ def r2(
     return SpinEchoFit(_filled(rate, mask), _filled(error, mask), b1)
 
 
-def r2prime(r2star: Rate, r2: Rate | float) -> Rate:
+def r2prime(r2star: Rate, r2: Rate) -> Rate:
     """R2' = max(R2* − R2, 0), with the σ of the difference before it was clipped.
 
     Parameters
@@ -315,7 +308,7 @@ def r2prime(r2star: Rate, r2: Rate | float) -> Rate:
     r2star
         R2* and its σ.
     r2
-        R2 and its σ, or one number for all voxels, which every tissue strays from by `PSEUDO_R2_SD`.
+        R2 and its σ.
 
     Returns
     -------
@@ -324,40 +317,33 @@ def r2prime(r2star: Rate, r2: Rate | float) -> Rate:
         by up to 0.4 σ; σ itself stays that of the difference, so that a solver weighs a clipped voxel
         like its neighbours.
     """
-    if not isinstance(r2, Rate):
-        sigma = torch.hypot(r2star.sigma_hz, torch.full_like(r2star.sigma_hz, PSEUDO_R2_SD * r2))
-        return Rate((r2star.rate_hz - r2).clamp_min(0), sigma * (r2star.sigma_hz > 0))
     sigma = torch.hypot(r2star.sigma_hz, r2.sigma_hz).clamp_max(MAX_RATE_HZ)
     return Rate((r2star.rate_hz - r2.rate_hz).clamp_min(0), sigma)
 
 
-def pseudo_r2_hz(b0_t: float) -> float:
-    """R2 assumed for a session without spin echoes, in 1/s.
+def pseudo_r2prime(r2star: Rate, b0_t: float) -> Rate:
+    """R2' = max(R2* − pseudo-R2, 0), where no spin echo measures R2.
 
     Parameters
     ----------
+    r2star
+        R2* and its σ, 0 where R2* is not known.
     b0_t
-        Field strength in T.
+        Field strength in T, which the pseudo-R2 grows with (`pseudo_r2_hz`).
 
     Returns
     -------
-    float
-        12.7 + 1.8 · (B0 − 3): the mean R2 of the brain at 3 T and an assumed linear growth with B0.
-        One number for the whole brain: regional differences of R2 end up in R2'.
+    Rate
+        R2', and √(σ_R2*² + σ_R2²) where R2* is known, with the SD of R2 between tissues as σ_R2.
 
     Raises
     ------
     InputError
         If the field strength is not positive.
     """
-    if not (math.isfinite(b0_t) and b0_t > 0):
-        raise InputError(
-            "B0",
-            found=f"{b0_t} T",
-            expected="a positive field strength",
-            fix="Correct MagneticFieldStrength.",
-        )
-    return REFERENCE_R2_HZ + R2_SLOPE_HZ_PER_T * (b0_t - 3.0)
+    r2 = pseudo_r2_hz(b0_t)
+    sigma = torch.hypot(r2star.sigma_hz, torch.full_like(r2star.sigma_hz, PSEUDO_R2_SD * r2))
+    return Rate((r2star.rate_hz - r2).clamp_min(0), sigma * (r2star.sigma_hz > 0))
 
 
 def estimate_noise_sigma(magnitude: Echoes, mask: MaskVolume) -> float:

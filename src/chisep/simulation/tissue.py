@@ -26,6 +26,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io.nifti import b0_direction_of
+from chisep.physics.relaxation import r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, r2prime_of_sources
 from chisep.simulation import labelmap
 from chisep.simulation.labelmap import LabelMap, Labels
@@ -45,8 +46,6 @@ BONE_PPM = -2.0
 """χ of cortical bone relative to soft tissue."""
 
 _COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-_R2_FIELD_EXPONENT = 0.6
-"""R2 ∝ B0^0.6: grey matter's T2 of about 80 ms at 3 T and 50 ms at 7 T."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +345,7 @@ def make_tissue(
     voxel_mm
         Voxel edges of the result.
     b0_t
-        Field strength in tesla; R2 grows with B0^0.6, D_r with B0, T1 stays that of 3 T.
+        Field strength in tesla; R2 grows as `r2_at_field_hz` has it, D_r with B0, T1 stays that of 3 T.
 
     Returns
     -------
@@ -385,7 +384,7 @@ def make_tissue(
         relaxivity=relaxivity,
         chi_pos_ppm=pos * mask,
         chi_neg_ppm=neg * mask,
-        r2_hz=painter.paint("r2", factors["r2"]) * (b0_t / 3.0) ** _R2_FIELD_EXPONENT,
+        r2_hz=r2_at_field_hz(painter.paint("r2", factors["r2"]), b0_t),
         r2prime_hz=r2prime_of_sources(pos, dephasing_neg, relaxivity) * mask,
         t1_s=painter.paint("t1"),
         m0=painter.paint("m0", factors["m0"]),

@@ -22,8 +22,8 @@ from chisep.io import bids, nifti
 from chisep.networks.brain_box import BrainBox
 from chisep.networks.config import NetworkConfig
 from chisep.physics.dipole import Dipole
+from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz, r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
-from chisep.preprocessing.relaxometry import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.progress import Progress
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.solvers import tikhonov
@@ -33,8 +33,6 @@ from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of the heads: sources in ppm, R2 in 1/s at 3 T."""
 _THICKEST_SLICE_MM = 3.2
-_R2_GROWTH = 0.4
-"""Power of the field strength that R2 grows with."""
 _FEWEST_VOXELS = 8
 """Of a brain in a crop, below which errors are not scaled by their SD in it."""
 _SMOOTH_MM = 4.0
@@ -260,7 +258,7 @@ def _scanned(
     mask = head[0] > 0.5
     pos, neg, r2 = head[1:] * mask
     grid, dipole = protocol.grid, Dipole(protocol.grid)
-    r2 = r2 * (protocol.b0_t / 3) ** _R2_GROWTH
+    r2 = r2_at_field_hz(r2, protocol.b0_t)
     r2star = r2 + r2prime_of_sources(pos, neg, protocol.relaxivity)
     gre_sigma = _rate_sigma_hz(r2star, mask, protocol.te_gre_s, protocol.snr)
     field_sigma = gre_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))

@@ -25,7 +25,7 @@ from chisep.networks import inference
 from chisep.networks.config import SOURCES
 from chisep.networks.inference import NetworkOptions
 from chisep.physics.dipole import Dipole
-from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz, r2prime
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
 from chisep.simulation.lesions.canvas import Patient
 from chisep.simulation.lesions.placement import add_lesions
@@ -302,7 +302,7 @@ class Scan:
         found = Rate(measured.r2prime_hz, measured.r2prime_sigma_hz)
         if condition.gre_only:
             of_gre = Rate(measured.r2star_hz, measured.r2star_sigma_hz)
-            found = r2prime(of_gre, pseudo_r2_hz(tissue.b0_t))
+            found = pseudo_r2prime(of_gre, tissue.b0_t)
         return Maps(
             field_ppm=measured.local_ppm * tissue.mask,
             mask=tissue.mask,

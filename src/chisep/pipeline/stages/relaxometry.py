@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chisep.io import bids, nifti
+from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.registration import coverage, register, resample_to
-from chisep.preprocessing.relaxometry import Rate, pseudo_r2_hz, r2, r2prime, r2star
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime, r2, r2prime, r2star
 
 _MISSING_SPIN_ECHO = 0.01
 
@@ -105,9 +106,9 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         b0_t=context.b0_t,
     )
     if context.session.mese is None:
-        pseudo = pseudo_r2_hz(context.b0_t)
-        difference = r2prime(of_gre, pseudo)
+        difference = pseudo_r2prime(of_gre, context.b0_t)
         facts: dict[str, Any] = {}
+        pseudo = pseudo_r2_hz(context.b0_t)
         warnings = [
             f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
             "an assumption"
