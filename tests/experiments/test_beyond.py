@@ -11,16 +11,15 @@ import torch
 
 from chisep import cli
 from chisep.errors import InputError
-from chisep.experiments.robustness.scans import (
+from chisep.experiments.robustness.protocols import (
     CONDITIONS,
     PROTOCOL_ROWS,
     ROWS,
     UNROLLED,
     BeyondConfig,
-    Scan,
-    error_budget,
     simulation,
 )
+from chisep.experiments.robustness.scans import SimulatedScan, error_budget
 from chisep.io import nifti
 from chisep.networks.config import SOURCES
 from chisep.physics.relaxation import pseudo_r2_hz
@@ -125,14 +124,16 @@ def test_each_protocol_changes_one_thing(arguments, tmp_path):
 
 def test_a_misstated_d_r_is_told_and_not_scanned(arguments, tmp_path):
     config = BeyondConfig(out=tmp_path, **arguments)
-    right, wrong = (Scan(config, name, 0, lesions=False).maps for name in ("standard", "misstated"))
+    right, wrong = (SimulatedScan(config, name, 0, lesions=False).maps for name in ("standard", "misstated"))
     assert torch.equal(right.r2prime_hz, wrong.r2prime_hz)
     assert wrong.relaxivity.pos_hz_per_ppm == pytest.approx(1.2 * right.relaxivity.pos_hz_per_ppm)
 
 
 def test_without_spin_echo_r2prime_rests_on_one_r2(arguments, tmp_path):
     config = BeyondConfig(out=tmp_path, **arguments)
-    measured, assumed = (Scan(config, name, 0, lesions=False).maps for name in ("standard", "gre-only"))
+    measured, assumed = (
+        SimulatedScan(config, name, 0, lesions=False).maps for name in ("standard", "gre-only")
+    )
     inside = measured.mask
     assert torch.equal(measured.field_ppm, assumed.field_ppm)
     assert torch.equal(measured.r2star_hz, assumed.r2star_hz)
@@ -141,7 +142,7 @@ def test_without_spin_echo_r2prime_rests_on_one_r2(arguments, tmp_path):
 
 
 def test_what_is_right_has_no_error(arguments, tmp_path):
-    scan = Scan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
+    scan = SimulatedScan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
     exact = error_budget(scan.truth, scan.truth, scan.maps)
     assert exact["sum"] == exact["difference"] == exact["difference_in_cone"] == 0
     assert exact["noise_of_sum"] > 0
@@ -155,7 +156,7 @@ def test_what_is_right_has_no_error(arguments, tmp_path):
 
 def test_regions_are_told_by_the_error_of_their_means(arguments, tmp_path):
     """Noise averages out in a region, a shift does not."""
-    scan = Scan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
+    scan = SimulatedScan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
     mask, truth = scan.maps.mask, scan.truth
     signs = torch.ones(mask.shape)
     signs.view(-1)[torch.nonzero(mask.reshape(-1))[::2, 0]] = -1

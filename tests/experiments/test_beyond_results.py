@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chisep.experiments.robustness.scans import CONDITIONS, PROTOCOL_ROWS, ROWS, UNROLLED, BeyondConfig, Scan
+from chisep.experiments.robustness.protocols import CONDITIONS, PROTOCOL_ROWS, ROWS, UNROLLED, BeyondConfig
+from chisep.experiments.robustness.scans import SimulatedScan
 from chisep.io.files import checksum
 from chisep.networks.config import SOURCES
 from chisep.networks.inference import shipped
@@ -54,7 +55,7 @@ def test_the_network_gains_what_the_manual_says(results):
 
 def test_a_result_can_be_derived_again(results, shared_labels, tmp_path):
     labels = tuple(shared_labels / f"head-{head}_dseg.nii.gz" for head in HEADS)
-    scan = Scan(BeyondConfig(out=tmp_path, labels=labels), "standard", 0, lesions=False)
+    scan = SimulatedScan(BeyondConfig(out=tmp_path, labels=labels), "standard", 0, lesions=False)
     found = scan.judged(UNROLLED)
     (cell,) = (
         cell

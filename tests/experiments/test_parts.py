@@ -10,7 +10,7 @@ import pytest
 
 from chisep import cli
 from chisep.errors import InputError
-from chisep.experiments.robustness.ablations import AblationsConfig, runs
+from chisep.experiments.robustness.ablations import NetworkAblationsConfig, runs
 from chisep.io import nifti
 from chisep.simulation.anatomy import packaged_labels
 from chisep.simulation.dataset import SimulateConfig, simulate
@@ -57,7 +57,9 @@ def test_trained_judged_and_kept(heads, tmp_path):
 
 
 def test_each_run_changes_one_thing(tmp_path):
-    config = AblationsConfig(out=tmp_path, data=FoldersConfig(tmp_path, ("01",), ("02",), labels="truth"))
+    config = NetworkAblationsConfig(
+        out=tmp_path, data=FoldersConfig(tmp_path, ("01",), ("02",), labels="truth")
+    )
     made = {run.name: asdict(run.recipe) for run in runs(config)}
     assert len({json.dumps(recipe, default=str) for recipe in made.values()}) == len(made)
     whole = made["unrolled"]
@@ -72,4 +74,4 @@ def test_each_run_changes_one_thing(tmp_path):
             "unrolled-seed-2": {"seed"},
         }.get(name, set() if name == "unrolled" else {"network"})
     with pytest.raises(InputError, match="some of: unrolled"):
-        AblationsConfig(out=tmp_path, data=config.data, only=("nonsense",))
+        NetworkAblationsConfig(out=tmp_path, data=config.data, only=("nonsense",))

@@ -13,19 +13,11 @@ import pytest
 from chisep import cli
 from chisep.errors import InputError
 from chisep.experiments import EXPERIMENTS
-from chisep.experiments import realism as module
-from chisep.experiments.realism import (
-    BAND_EDGES_MM,
-    REGION_TARGETS,
-    TARGETS,
-    RealismConfig,
-    realism,
-    region_means,
-    spectrum,
-    statistics,
-    summarised,
-    tables,
-)
+from chisep.experiments.realism import command as module
+from chisep.experiments.realism.command import RealismConfig, realism
+from chisep.experiments.realism.measures import BAND_EDGES_MM, region_means, spectrum, statistics
+from chisep.experiments.realism.results import summarised, tables
+from chisep.experiments.realism.targets import REGION_TARGETS, TARGETS
 from chisep.io import nifti
 from chisep.report import figures
 from chisep.simulation.anatomy import packaged_labels
@@ -187,13 +179,13 @@ def test_measured_heads_are_kept_and_others_are_made_again(config):
     realism(config)
     assert files[0].stat().st_mtime_ns == before[0][0]
     assert files[1].read_bytes() == before[1][1], "a head does not depend on which were there"
-    assert module._Work(config, 1).is_done()
+    assert module._PhantomWork(config, 1).is_done()
     for other in (
         replace(config, seed=1),
         replace(config, warp_mm=2.0),
         replace(config, tissue=replace(config.tissue, age_years=70.0)),
     ):
-        assert not module._Work(other, 1).is_done()
+        assert not module._PhantomWork(other, 1).is_done()
 
 
 def test_heads_of_label_maps_apart_are_those_made_here(config, tmp_path):

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from chisep import cli
 from chisep.errors import ChisepWarning, InputError
+from chisep.experiments.common.lesions import GRADED
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.scores import mean_and_sd, scores
 from chisep.experiments.common.texts import plus_minus
-from chisep.experiments.thesis.ablations import AblationsConfig, ablations, chi_of, make_qsm_maps, runs
+from chisep.experiments.thesis.ablations import ThesisAblationsConfig, ablations, chi_of, make_qsm_maps, runs
 from chisep.experiments.thesis.data import (
     REFERENCES,
     SUBJECTS,
@@ -27,14 +30,11 @@ from chisep.experiments.thesis.data import (
     dataset_of,
     first_scan,
     folders,
-    kept,
     load_case,
     recipe_of,
-    scores,
 )
 from chisep.experiments.thesis.networks import NetworksConfig, train_networks
 from chisep.experiments.thesis.patients import (
-    GRADED,
     GradedPatient,
     PatientsConfig,
     graded_patient,
@@ -45,12 +45,7 @@ from chisep.experiments.thesis.patients import summarised as lesion_summary
 from chisep.experiments.thesis.pictures import FiguresConfig, pictures
 from chisep.experiments.thesis.qsm import QsmConfig, qsm
 from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, qsmnet_chi, row_of, weights_path
-from chisep.experiments.thesis.table import (
-    COLUMNS,
-    mean_and_sd,
-    subject_row,
-    summarised,
-)
+from chisep.experiments.thesis.table import COLUMNS, subject_row, summarised
 from chisep.io import bids, nifti
 from chisep.methods import invert
 from chisep.metrics import nrmse_demeaned_percent, nrmse_percent
@@ -192,11 +187,11 @@ def test_results_are_kept_as_long_as_their_key_is_equal(tmp_path):
         return {"value": len(made)}
 
     file = tmp_path / "cell.json"
-    assert kept(file, {"Weights": ("a",)}, make) == {"value": 1}
-    assert kept(file, {"Weights": ("a",)}, make) == {"value": 1}
-    assert kept(file, {"Weights": ("b",)}, make) == {"value": 2}
-    assert kept(file, {"Weights": ("a",)}, make) == {"value": 3}
-    assert kept(tmp_path / "other.json", {"Weights": ("a",)}, make) == {"value": 4}
+    assert cached_result(file, {"Weights": ("a",)}, make) == {"value": 1}
+    assert cached_result(file, {"Weights": ("a",)}, make) == {"value": 1}
+    assert cached_result(file, {"Weights": ("b",)}, make) == {"value": 2}
+    assert cached_result(file, {"Weights": ("a",)}, make) == {"value": 3}
+    assert cached_result(tmp_path / "other.json", {"Weights": ("a",)}, make) == {"value": 4}
 
 
 # ---- methods -------------------------------------------------------------------------------------------
@@ -475,8 +470,8 @@ def test_networks_are_trained_in_turn_and_once(thesis, tmp_path):
 
 
 def test_runs_differ_from_their_base_in_one_thing(tmp_path):
-    found = {run.name: run for run in runs(AblationsConfig(out=tmp_path))}
-    assert len(found) == len(runs(AblationsConfig(out=tmp_path)))
+    found = {run.name: run for run in runs(ThesisAblationsConfig(out=tmp_path))}
+    assert len(found) == len(runs(ThesisAblationsConfig(out=tmp_path)))
     assert {f"unrolled-{n}" for n in (1, 2, 4, 6, 10, 14)} <= set(found)
 
     def flat(value: object, name: str = "") -> dict[str, object]:
@@ -501,13 +496,13 @@ def test_runs_differ_from_their_base_in_one_thing(tmp_path):
     assert {run.qsm for run in found.values()} == {"qsmnet", "tv", "true"}
     assert {run.recipe.seed for run in found.values()} == {0, 1}
     with pytest.raises(InputError, match="unrolled-11"):
-        AblationsConfig(out=tmp_path, only=("unrolled-11",))
+        ThesisAblationsConfig(out=tmp_path, only=("unrolled-11",))
 
 
 def test_ablations_are_trained_tested_and_kept(thesis, weights, tmp_path):
     dataset = copied(thesis, tmp_path)
     chosen = ("baseline", "unrolled-10-alpha-1", "baseline-no-qsm", "unrolled-2", "baseline-qsm-true")
-    config = AblationsConfig(
+    config = ThesisAblationsConfig(
         **options(thesis, **LESIONS, out=tmp_path / "ablations", dataset=dataset, weights_folder=weights),
         **{"widths": (2, 4), "crop": 8, "epochs": 1, "steps_per_epoch": 4, "validation_crops": 2},
         threads=1,

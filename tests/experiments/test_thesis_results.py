@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from chisep.experiments.thesis.ablations import AblationsConfig, runs
-from chisep.experiments.thesis.data import SUBJECTS, TEST, ThesisConfig, first_scan, scores
+from chisep.experiments.common.scores import scores
+from chisep.experiments.thesis.ablations import ThesisAblationsConfig, runs
+from chisep.experiments.thesis.data import SUBJECTS, TEST, ThesisConfig, first_scan
 from chisep.experiments.thesis.rows import RECIPES, ROWS, separated, weights_path
 from chisep.experiments.thesis.table import with_qsmnet
 from chisep.io.files import checksum
@@ -35,7 +36,7 @@ def test_every_method_and_ablation_has_its_row():
     assert [row["row"] for row in results("table")["Rows"]] == list(ROWS)
     assert all(row["subjects"] == len(TEST) for row in results("table")["Rows"])
     assert set(results("patients")["Rows"]) == set(ROWS)
-    config = AblationsConfig(out=Path("out"))
+    config = ThesisAblationsConfig(out=Path("out"))
     assert [row["run"] for row in results("ablations")["Rows"]] == [run.name for run in runs(config)]
     assert results("ablations")["Budget"] == json.loads(json.dumps(config.budget))
 

@@ -30,7 +30,7 @@ class Experiment:
 
 
 def _realism() -> tuple[type[Any], Function]:
-    from chisep.experiments.realism import RealismConfig, realism
+    from chisep.experiments.realism.command import RealismConfig, realism
 
     return RealismConfig, realism
 
@@ -78,22 +78,22 @@ def _qsm() -> tuple[type[Any], Function]:
 
 
 def _ablations() -> tuple[type[Any], Function]:
-    from chisep.experiments.thesis.ablations import AblationsConfig, ablations
+    from chisep.experiments.thesis.ablations import ThesisAblationsConfig, ablations
 
-    return AblationsConfig, ablations
+    return ThesisAblationsConfig, ablations
 
 
 def _beyond() -> tuple[type[Any], Function]:
     from chisep.experiments.robustness.command import beyond
-    from chisep.experiments.robustness.scans import BeyondConfig
+    from chisep.experiments.robustness.protocols import BeyondConfig
 
     return BeyondConfig, beyond
 
 
 def _parts() -> tuple[type[Any], Function]:
-    from chisep.experiments.robustness.ablations import AblationsConfig, ablations
+    from chisep.experiments.robustness.ablations import NetworkAblationsConfig, ablations
 
-    return AblationsConfig, ablations
+    return NetworkAblationsConfig, ablations
 
 
 EXPERIMENTS = {

@@ -84,7 +84,7 @@ class PreprocessingConfig:
 
 
 @dataclass(frozen=True)
-class Session:
+class SimulatedSession:
     """A scan session that is simulated.
 
     Parameters
@@ -102,14 +102,14 @@ class Session:
     r2: R2Config = field(default_factory=R2Config)
 
 
-SESSIONS: Mapping[str, Session] = {
-    "snr100": Session("SNR 100", {}),
-    "snr50": Session("SNR 50", {"snr": 50.0}),
-    "snr30": Session("SNR 30", {"snr": 30.0}),
-    "oblique": Session("oblique by 20° and 10°", {"tilt_deg": (20.0, -10.0, 5.0)}),
-    "bipolar": Session("bipolar read-out", {"bipolar": True}),
-    "anisotropic": Session("voxels of 1 × 1 × 2 mm", {"voxel_mm": (1.0, 1.0, 2.0)}),
-    "7t": Session(
+SESSIONS: Mapping[str, SimulatedSession] = {
+    "snr100": SimulatedSession("SNR 100", {}),
+    "snr50": SimulatedSession("SNR 50", {"snr": 50.0}),
+    "snr30": SimulatedSession("SNR 30", {"snr": 30.0}),
+    "oblique": SimulatedSession("oblique by 20° and 10°", {"tilt_deg": (20.0, -10.0, 5.0)}),
+    "bipolar": SimulatedSession("bipolar read-out", {"bipolar": True}),
+    "anisotropic": SimulatedSession("voxels of 1 × 1 × 2 mm", {"voxel_mm": (1.0, 1.0, 2.0)}),
+    "7t": SimulatedSession(
         "7 T",
         {
             "b0_t": 7.0,
@@ -117,8 +117,8 @@ SESSIONS: Mapping[str, Session] = {
             "te_se_s": (0.010, 0.020, 0.030, 0.040, 0.050, 0.060),
         },
     ),
-    "motion": Session("motion before the spin echo", {"motion_mm": 2.0, "motion_deg": 2.0}),
-    "stimulated": Session(
+    "motion": SimulatedSession("motion before the spin echo", {"motion_mm": 2.0, "motion_deg": 2.0}),
+    "stimulated": SimulatedSession(
         "strong stimulated echoes",
         {"refocusing_deg": 150.0, "refocusing_width": 1.2, "b1_spread": 0.15},
         R2Config(refocusing_deg=150.0, refocusing_width=1.2),
@@ -210,7 +210,7 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
         makes of the true field, R2' and brain mask, relative to the latter; the part of it that each input
         has alone, the other being the true one.
     """
-    read = _Reader(scan.out / TRUTH, derivatives)
+    read = _MapReader(scan.out / TRUTH, derivatives)
     true_brain, brain = read.true_mask("desc-brain_mask"), read.mask("desc-brain_mask")
     known = read.mask("desc-eroded_mask") & true_brain
     field, true_field = read.made(_FIELD), read.true(_FIELD)
@@ -238,7 +238,7 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
     return {key: float(value) if math.isfinite(value) else None for key, value in found.items()}
 
 
-class _Reader:
+class _MapReader:
     """Maps of the one subject, the truth and what was made, on one grid."""
 
     def __init__(self, truth: Path, derivatives: Path) -> None:
@@ -274,7 +274,7 @@ def _median_error_percent(made: NDArray[Any], true: NDArray[Any], inside: NDArra
     return 100 * float(np.median(np.abs(made[here] / true[here] - 1)))
 
 
-def _motion_left_mm(read: _Reader, brain: NDArray[np.bool_]) -> float:
+def _motion_left_mm(read: _MapReader, brain: NDArray[np.bool_]) -> float:
     """Largest distance in the brain between where registration and where the truth puts the spin echo."""
     affine = nifti.load_mask(read._path(read.truth, "desc-brain_mask")).affine
     points = np.c_[np.argwhere(brain), np.ones(np.count_nonzero(brain))] @ affine.T
@@ -287,7 +287,7 @@ def _motion_left_mm(read: _Reader, brain: NDArray[np.bool_]) -> float:
 
 
 def _on_true_inputs(
-    scan: SimulateConfig, read: _Reader, brain: NDArray[np.bool_]
+    scan: SimulateConfig, read: _MapReader, brain: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """Make sources of the true field, R2' and brain mask."""
     return _separated(
@@ -300,7 +300,7 @@ def _on_true_inputs(
 
 
 def _with_one_input_made(
-    scan: SimulateConfig, read: _Reader, made: Literal["field", "r2prime"]
+    scan: SimulateConfig, read: _MapReader, made: Literal["field", "r2prime"]
 ) -> dict[str, NDArray[np.float32]]:
     """Make sources of one input of the pipeline, with the noise that it knows, and the true other one."""
     brain = torch.from_numpy(read.mask("desc-brain_mask") & read.true_mask("desc-brain_mask"))
@@ -326,7 +326,7 @@ def _with_one_input_made(
 
 
 def _separated(
-    scan: SimulateConfig, read: _Reader, **maps: Volume | MaskVolume
+    scan: SimulateConfig, read: _MapReader, **maps: Volume | MaskVolume
 ) -> dict[str, NDArray[np.float32]]:
     grid = nifti.grid_of(nifti.load(read._path(read.truth, _FIELD)))
     sources = methods.separate(

@@ -82,7 +82,7 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
     (result,) = run(RunConfig(raw, derivatives), progress)
     if result.error is not None:
         raise result.error
-    read = _Reader(derivatives / "sub-01" / "anat")
+    read = _ScanReader(derivatives / "sub-01" / "anat")
     found = {
         "GeneratedBy": f"chisep {chisep.__version__}",
         "Scan": config.magnitude.name,
@@ -106,7 +106,7 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
     ]
 
 
-class _Reader:
+class _ScanReader:
     """Maps of the one session."""
 
     def __init__(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class _Reader:
         return nifti.load(self._folder / f"sub-01_{name}.nii.gz").data
 
 
-def _measured(read: _Reader, magnitude: np.ndarray, echoes: int) -> dict[str, Any]:
+def _measured(read: _ScanReader, magnitude: np.ndarray, echoes: int) -> dict[str, Any]:
     """Count steps of a turn in every echo where it has signal, and sum up rates and field."""
     reliable, known = read.map("desc-reliable_mask") > 0, read.map("desc-eroded_mask") > 0
     jumps, voxels = [], []

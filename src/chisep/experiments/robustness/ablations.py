@@ -16,9 +16,10 @@ from tyro.conf import Positional
 
 import chisep
 from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
+from chisep.experiments.common.networks import Clock, trained_weights
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.scores import finite
 from chisep.experiments.common.texts import markdown, number
-from chisep.experiments.thesis.data import finite, kept
-from chisep.experiments.thesis.networks import Clock, trained_weights
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
 from chisep.networks import inference
@@ -47,7 +48,7 @@ _PROTOCOLS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationsConfig(BudgetConfig):
+class NetworkAblationsConfig(BudgetConfig):
     """Small trainings of one equal budget, each changed in one thing, judged on crops of other heads."""
 
     out: Positional[Path]
@@ -65,7 +66,7 @@ class AblationsConfig(BudgetConfig):
         require_known(self, runs(self))
 
 
-def runs(config: AblationsConfig) -> list[Run]:
+def runs(config: NetworkAblationsConfig) -> list[Run]:
     """All runs in the order in which they are trained, the most wanted first."""
     whole, baseline = (budgeted(find(name), config) for name in ("unrolled", "unrolled-baseline"))
     standard = replace(baseline, protocol=_STANDARD)
@@ -105,7 +106,7 @@ def _without_noise(recipe: Recipe) -> Recipe:
     return replace(recipe, network=replace(recipe.network, inputs=MEASURED_ROWS))
 
 
-def ablations(config: AblationsConfig, progress: Progress | None = None) -> list[Path]:
+def ablations(config: NetworkAblationsConfig, progress: Progress | None = None) -> list[Path]:
     """Train and judge what is not done yet, until all is done or the time is up.
 
     Parameters
@@ -154,7 +155,7 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
             "Crops": config.test_crops,
             "Protocols": {name: asdict(protocol) for name, protocol in _PROTOCOLS.items()},
         }
-        kept(_path(config, run), key, partial(_judged, config, run, weights, heads))
+        cached_result(_path(config, run), key, partial(_judged, config, run, weights, heads))
     if progress is not None:
         progress("ablations", len(chosen), len(chosen))
     return _write(config)
@@ -163,7 +164,7 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
 class _Heads:
     """Heads that all runs share, read when the first one asks."""
 
-    def __init__(self, config: AblationsConfig, progress: Progress | None) -> None:
+    def __init__(self, config: NetworkAblationsConfig, progress: Progress | None) -> None:
         self._config, self._progress = config, progress
         self._known: ScansOfTraining | None = None
 
@@ -174,12 +175,12 @@ class _Heads:
         return self._known
 
 
-def _path(config: AblationsConfig, run: Run) -> Path:
+def _path(config: NetworkAblationsConfig, run: Run) -> Path:
     return config.out / "runs" / run.name / "judged.json"
 
 
 @torch.no_grad()
-def _judged(config: AblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
+def _judged(config: NetworkAblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
     """NRMSE of both sources over crops under each of the protocols."""
     trained = inference.load(weights)
     validation = heads.read()[1]
@@ -196,7 +197,9 @@ def _judged(config: AblationsConfig, run: Run, weights: Path, heads: _Heads) -> 
     }
 
 
-def _crops(heads: list[Scan], run: Run, protocol: ProtocolConfig, config: AblationsConfig) -> ProtocolCrops:
+def _crops(
+    heads: list[Scan], run: Run, protocol: ProtocolConfig, config: NetworkAblationsConfig
+) -> ProtocolCrops:
     return ProtocolCrops(heads, run.recipe.network, protocol, config.crop, config.test_crops, _TEST_SEED)
 
 
@@ -220,7 +223,7 @@ def _nrmse(trained: inference.Trained, crops: ProtocolCrops) -> dict[str, dict[s
     }
 
 
-def _write(config: AblationsConfig) -> list[Path]:
+def _write(config: NetworkAblationsConfig) -> list[Path]:
     rows = [
         json.loads(_path(config, run).read_text(encoding="utf-8"))
         for run in runs(config)
@@ -245,7 +248,7 @@ def _write(config: AblationsConfig) -> list[Path]:
     return written
 
 
-def page(config: AblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+def page(config: NetworkAblationsConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the results as Markdown."""
     head = [f"{name}: {kind}" for name in _PROTOCOLS for kind in _KINDS]
     lines = [

@@ -1,4 +1,4 @@
-"""The experiment: what is there is kept, the rest is made, all is summed up."""
+"""The experiment: what is there is cached_result, the rest is made, all is summed up."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import chisep
+from chisep.experiments.common.networks import described_weights
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.robustness.protocols import ROWS, BeyondConfig, RobustnessMethod, weights_of
 from chisep.experiments.robustness.results import lesion_figure, page, summarised
-from chisep.experiments.robustness.scans import ROWS, BeyondConfig, Row, Scan, weights_of
-from chisep.experiments.thesis.data import kept
-from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
-from chisep.io.weights import load_header
+from chisep.experiments.robustness.scans import SimulatedScan
+from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.progress import Progress
 from chisep.report import figures
 
 
 def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]:
-    """Scan the heads, apply every method, and sum up.
+    """SimulatedScan the heads, apply every method, and sum up.
 
     Parameters
     ----------
@@ -51,12 +52,12 @@ def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]
     ]
     cells: list[dict[str, Any]] = []
     for done, (name, index, lesions) in enumerate(cases):
-        scan = Scan(config, name, index, lesions=lesions)
+        scan = SimulatedScan(config, name, index, lesions=lesions)
         for row in config.rows_under(name):
             if progress is not None:
                 progress(f"{name}, head {index + 1}{', lesions' * lesions}: {row}", done, len(cases))
             path = config.out / "cells" / f"{name}_{index + 1}{'_lesions' * lesions}_{row}.json"
-            cells.append(kept(path, scan.key(row), partial(scan.judged, row)))
+            cells.append(cached_result(path, scan.key(row), partial(scan.judged, row)))
     if progress is not None:
         progress("beyond", len(cases), len(cases))
     summary = summarised(config, cells)
@@ -83,9 +84,6 @@ def _name(value: object) -> str:
     return value.name if isinstance(value, Path) else str(value)
 
 
-def _described(config: BeyondConfig, row: Row) -> dict[str, Any] | None:
+def _described(config: BeyondConfig, row: RobustnessMethod) -> dict[str, Any] | None:
     path = weights_of(config, row)
-    if path is None:
-        return None
-    header = load_header(path)
-    return {"sha256": checksum(path), **{key: header.get(key) for key in ("metrics", "best_step", "made_by")}}
+    return None if path is None else described_weights(path)

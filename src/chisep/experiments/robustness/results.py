@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from chisep.experiments.common.lesions import GRADED, fitted, slope_text
+from chisep.experiments.common.scores import CHI_METRICS, NAMES, finite, mean_and_sd
 from chisep.experiments.common.texts import markdown, number, plus_minus
-from chisep.experiments.robustness.scans import CONDITIONS, ROWS, UNROLLED, BeyondConfig
-from chisep.experiments.thesis.data import finite
-from chisep.experiments.thesis.patients import GRADED, fitted, slope_text
-from chisep.experiments.thesis.qsm import COLUMNS
-from chisep.experiments.thesis.table import NAMES, mean_and_sd
+from chisep.experiments.robustness.protocols import CONDITIONS, ROWS, UNROLLED, BeyondConfig
 from chisep.networks.config import SOURCES
 from chisep.report import figures
 
@@ -59,7 +57,7 @@ def _of_chi(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict[st
     for name in config.conditions:
         own = _of(config, cells, name, "chi")
         found["Scores"][name] = {
-            row: {metric: mean_and_sd([x["scores"]["chi"][metric] for x in some]) for metric in COLUMNS}
+            row: {metric: mean_and_sd([x["scores"]["chi"][metric] for x in some]) for metric in CHI_METRICS}
             for row, some in own.items()
         }
         found["Held"][name] = {
@@ -210,7 +208,7 @@ def _chi_part(chi: Mapping[str, Any]) -> list[str]:
     ]
     titles = [ROWS[row].title for row in methods]
     telling = [f"held: {ROWS[row].title}" for row in next(iter(chi["Held"].values()))]
-    metrics = "/".join(title for title, _ in COLUMNS.values())
+    metrics = "/".join(title for title, _ in CHI_METRICS.values())
     return [
         f"## χ alone: {metrics}\n\nMean 0 in the brain, as a field does not tell it; held: as above.\n",
         markdown(["protocol", *titles, *telling], lines),
@@ -228,7 +226,7 @@ def _chi_part(chi: Mapping[str, Any]) -> list[str]:
 def _chi_text(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
-    return "/".join(f"{number(found[m]['mean']):.{digits}f}" for m, (_, digits) in COLUMNS.items())
+    return "/".join(f"{number(found[m]['mean']):.{digits}f}" for m, (_, digits) in CHI_METRICS.items())
 
 
 def _standard_table(summary: Mapping[str, Any]) -> str:

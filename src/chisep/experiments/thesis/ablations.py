@@ -16,6 +16,10 @@ from matplotlib.figure import Figure
 import chisep
 from chisep import methods
 from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
+from chisep.experiments.common.lesions import GRADED, LesionsConfig, lesion_options, slope_text
+from chisep.experiments.common.networks import PRECISION, Clock, trained_weights
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.scores import NAMES, finite, mean_and_sd, scores
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
@@ -25,27 +29,15 @@ from chisep.experiments.thesis.data import (
     AppliedConfig,
     Case,
     dataset_of,
-    finite,
     folders,
-    kept,
     load_case,
     provenance,
     recipe_of,
-    scores,
 )
-from chisep.experiments.thesis.networks import Clock, trained_weights
-from chisep.experiments.thesis.patients import (
-    GRADED,
-    GradedPatient,
-    LesionsConfig,
-    graded_patient,
-    lesion_options,
-    read_lesions,
-    slope_text,
-)
+from chisep.experiments.thesis.patients import GradedPatient, graded_patient, read_lesions
 from chisep.experiments.thesis.patients import summarised as lesion_summary
-from chisep.experiments.thesis.rows import PRECISION, checksums, qsmnet_chi, weights_path
-from chisep.experiments.thesis.table import COLUMNS, NAMES, mean_and_sd
+from chisep.experiments.thesis.rows import checksums, qsmnet_chi, weights_path
+from chisep.experiments.thesis.table import COLUMNS
 from chisep.io import bids
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
@@ -74,7 +66,7 @@ _SECOND_SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationsConfig(AppliedConfig, LesionsConfig, BudgetConfig):
+class ThesisAblationsConfig(AppliedConfig, LesionsConfig, BudgetConfig):
     """Small trainings of one equal budget, each changed in one thing."""
 
     def __post_init__(self) -> None:
@@ -90,7 +82,7 @@ class QsmRun(Run):
     qsm: Qsm = "qsmnet"
 
 
-def runs(config: AblationsConfig) -> list[QsmRun]:
+def runs(config: ThesisAblationsConfig) -> list[QsmRun]:
     """All runs in the order in which they are trained, the most wanted first."""
     baseline = budgeted(find("thesis-baseline"), config)
     unrolled = budgeted(find("thesis-unrolled"), config)
@@ -134,7 +126,7 @@ def _unrolled(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401
     return replace(recipe, network=replace(recipe.network, unrolled=unrolled))
 
 
-def ablations(config: AblationsConfig, progress: Progress | None = None) -> list[Path]:
+def ablations(config: ThesisAblationsConfig, progress: Progress | None = None) -> list[Path]:
     """Train and test what is not done yet, until all is done or the time is up.
 
     Parameters
@@ -176,7 +168,7 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
             break
         if progress is not None:
             progress(f"testing {run.name}", done, len(chosen))
-        kept(_result_path(config, run), _key(config, weights), partial(_tested, scans, run, weights))
+        cached_result(_result_path(config, run), _key(config, weights), partial(_tested, scans, run, weights))
     if progress is not None:
         progress("ablations", len(chosen), len(chosen))
     return _write(config)
@@ -185,7 +177,7 @@ def ablations(config: AblationsConfig, progress: Progress | None = None) -> list
 class _TrainingScans:
     """Scans that trainings share: turning those of tilted heads upright takes longer than a training."""
 
-    def __init__(self, config: AblationsConfig, progress: Progress | None) -> None:
+    def __init__(self, config: ThesisAblationsConfig, progress: Progress | None) -> None:
         # The baseline reads all channels that any run reads.
         self._recipe, self._progress, self._root = find("thesis-baseline"), progress, config.root
         self._known: tuple[Qsm, ScansOfTraining] | None = None
@@ -200,7 +192,11 @@ class _TrainingScans:
 
 
 def _train(
-    config: AblationsConfig, run: QsmRun, clock: Clock, shared: _TrainingScans, progress: Progress | None
+    config: ThesisAblationsConfig,
+    run: QsmRun,
+    clock: Clock,
+    shared: _TrainingScans,
+    progress: Progress | None,
 ) -> Path | None:
     where = folders(config.root, _QSM_FOLDERS[run.qsm])
     if "qsm" in run.recipe.network.inputs:
@@ -253,7 +249,7 @@ def make_qsm_maps(
 class _Scans:
     """Test subjects and a patient made of the first, each read when first asked for."""
 
-    def __init__(self, config: AblationsConfig) -> None:
+    def __init__(self, config: ThesisAblationsConfig) -> None:
         self._config = config
         self._cases: dict[str, Case] = {}
         self._graded: GradedPatient | None = None
@@ -288,11 +284,11 @@ def chi_of(case: Case, qsm: Qsm, folder: Path | None) -> Volume:
     return qsmnet_chi(case.maps, folder) if qsm == "qsmnet" else methods.invert(case.maps, qsm).chi_ppm
 
 
-def _result_path(config: AblationsConfig, run: QsmRun) -> Path:
+def _result_path(config: ThesisAblationsConfig, run: QsmRun) -> Path:
     return config.out / "runs" / run.name / "result.json"
 
 
-def _key(config: AblationsConfig, weights: Path) -> dict[str, Any]:
+def _key(config: ThesisAblationsConfig, weights: Path) -> dict[str, Any]:
     return {
         "GeneratedBy": f"chisep {chisep.__version__}",
         "Weights": {"own": checksum(weights), **checksums(("qsmnet",), config.weights_folder)},
@@ -366,7 +362,7 @@ def summarised(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _write(config: AblationsConfig) -> list[Path]:
+def _write(config: ThesisAblationsConfig) -> list[Path]:
     """Sum up the runs that are done."""
     results = []
     for run in runs(config):

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from tyro.conf import Positional
 
 import chisep
-from chisep import metrics
 from chisep.errors import InputError
 from chisep.io import bids, nifti
-from chisep.io.files import write_json
-from chisep.networks.config import SOURCES
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 from chisep.progress import Progress
@@ -26,7 +21,7 @@ from chisep.simulation.dataset import TRUTH, first_maps
 from chisep.simulation.measured import MeasuredMaps
 from chisep.simulation.tissue import Tissue, TissueConfig
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
-from chisep.types import Maps, MaskVolume, Sources, Volume
+from chisep.types import Maps, Sources, Volume
 
 TRAIN = ("01", "02", "03", "04")
 """Subjects that networks are trained on."""
@@ -43,13 +38,6 @@ _SNR, _ORIENTATIONS = 50.0, 6
 _MISREGISTRATION_MM, _MISREGISTRATION_DEG = 0.4, 0.4
 _RESIDUAL_BACKGROUND_PPB, _ANISOTROPY_PPB = 3.5, 16.0
 _NO_OPTIONS = {"weights_folder", "only", "minutes", "threads"}
-_METRICS: Mapping[str, Callable[..., float]] = {
-    "nrmse_percent": metrics.nrmse_percent,
-    "psnr_db": metrics.psnr_db,
-    "psnr_in_mask_db": metrics.psnr_in_mask_db,
-    "ssim": metrics.ssim,
-    "xsim": metrics.xsim,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,62 +246,6 @@ def scanned(tissue: Tissue, measured: MeasuredMaps) -> Case:
     )
     truth = Sources(tissue.chi_pos_ppm * mask, tissue.chi_neg_ppm * mask)
     return Case(maps, {"truth": truth})
-
-
-def arrays(sources: Sources) -> dict[str, NDArray[Any]]:
-    """χ_pos and χ_neg in ppm by the names of `SOURCES`."""
-    return {"chi_pos": sources.chi_pos_ppm.numpy(), "chi_neg": sources.chi_neg_ppm.numpy()}
-
-
-def scores(predicted: Sources, reference: Sources, mask: MaskVolume) -> dict[str, dict[str, float | None]]:
-    """Metrics of χ_pos and χ_neg; None where one is not defined.
-
-    Parameters
-    ----------
-    predicted, reference
-        Shape (i, j, k), 0 outside the mask.
-    mask
-        Brain.
-
-    Returns
-    -------
-    dict
-        By the names of `SOURCES`: NRMSE in %, PSNR in dB with a peak of 1 ppm (whole field of view, and in
-        the mask), SSIM, xSIM.
-    """
-    inside, made, real = mask.numpy(), arrays(predicted), arrays(reference)
-    found: dict[str, dict[str, float | None]] = {}
-    for name in SOURCES:
-        values = {metric: function(made[name], real[name], inside) for metric, function in _METRICS.items()}
-        found[name] = {key: finite(value) for key, value in values.items()}
-    return found
-
-
-def finite(value: float) -> float | None:
-    """As JSON can hold it: None for what is not finite."""
-    return float(value) if math.isfinite(value) else None
-
-
-def kept(path: Path, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a result that is stored from an equal key, or make it and store it.
-
-    Parameters
-    ----------
-    path
-        JSON file of the result.
-    key
-        All that the result depends on, in types of JSON.
-    make
-        Makes the result.
-    """
-    wanted = json.loads(json.dumps(key))
-    if path.is_file():
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-        if stored.pop("key", None) == wanted:
-            return stored
-    result = make()
-    write_json(path, {"key": wanted, **result})
-    return result
 
 
 def provenance(config: ThesisConfig) -> dict[str, Any]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
+from chisep.experiments.common.networks import PRECISION, WEIGHTS_FILE, Clock, trained_weights
 from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
-from chisep.experiments.thesis.rows import PRECISION, RECIPES, WEIGHTS_FILE, described
+from chisep.experiments.thesis.rows import RECIPES, described
 from chisep.io.files import make_directory, write_json
-from chisep.io.weights import load_header
 from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
 from chisep.training.data import FoldersConfig
 from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
-from chisep.training.train import ScansOfTraining, TrainConfig, plain, train
+from chisep.training.train import TrainConfig
 
 RecipeName = Literal["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "thesis-unrolled"]
 
@@ -111,64 +108,6 @@ def train_networks(config: NetworksConfig, progress: Progress | None = None) -> 
     if progress is not None:
         progress("networks", len(wanted), len(wanted))
     return _record(config)
-
-
-class Clock:
-    """How much of a call's time is left.
-
-    Parameters
-    ----------
-    minutes
-        Time of the call; without limit if None.
-    """
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-
-    def minutes_left(self) -> float | None:
-        """Minutes; None if there is no limit."""
-        return None if self._end is None else max(0.0, (self._end - time.monotonic()) / 60)
-
-    def warn(self, unfinished: str) -> None:
-        """Say what the time did not suffice for."""
-        warnings.warn(f"the time is up: {unfinished}; the same command goes on", ChisepWarning, stacklevel=3)
-
-
-def trained_weights(
-    config: TrainConfig,
-    clock: Clock,
-    progress: Progress | None,
-    read: Callable[[], ScansOfTraining] | None = None,
-) -> Path | None:
-    """Train, or go on; weights that are there from the same recipe are kept.
-
-    Parameters
-    ----------
-    config
-        The training; its `minutes` are those of the clock.
-    clock
-        Of the call.
-    progress
-        Told which scans are being read.
-    read
-        Returns scans that several trainings share; they are read for this one alone if left out.
-
-    Returns
-    -------
-    Path or None
-        The weights; None if the time was up before they were done.
-    """
-    weights = config.out / WEIGHTS_FILE
-    if weights.is_file() and _recipe_in(load_header(weights)) == plain(asdict(config.recipe)):
-        return weights
-    left = clock.minutes_left()
-    if left is not None and left <= 0:
-        return None
-    return train(replace(config, minutes=left), progress, read=read).weights
-
-
-def _recipe_in(header: dict[str, Any]) -> dict[str, Any]:
-    return plain({"network": header.get("network"), **header.get("recipe", {})})
 
 
 def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Progress | None) -> None:

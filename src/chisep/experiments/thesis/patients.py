@@ -14,6 +14,17 @@ from matplotlib.figure import Figure
 
 import chisep
 from chisep.errors import InputError
+from chisep.experiments.common.lesions import (
+    GRADED,
+    LesionsConfig,
+    fitted,
+    lesion_options,
+    lesion_pairs,
+    lesion_panel,
+    slope_text,
+)
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.scores import arrays, finite, mean_and_sd
 from chisep.experiments.common.texts import markdown, plus_minus
 from chisep.experiments.thesis.data import (
     SUBJECTS,
@@ -21,10 +32,7 @@ from chisep.experiments.thesis.data import (
     AppliedConfig,
     Case,
     ThesisConfig,
-    arrays,
     dataset_of,
-    finite,
-    kept,
     load_case,
     provenance,
     recipe_of,
@@ -39,54 +47,19 @@ from chisep.experiments.thesis.rows import (
     intermediate_estimates,
     separated,
 )
-from chisep.experiments.thesis.table import mean_and_sd, with_qsmnet
+from chisep.experiments.thesis.table import with_qsmnet
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
-from chisep.metrics import lesion_slope
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import SimulateConfig, healthy_tissue
 from chisep.simulation.lesions.canvas import Patient
-from chisep.simulation.lesions.kinds import KINDS, Kind
 from chisep.simulation.lesions.placement import add_lesions
 from chisep.simulation.measured import measured_maps
 from chisep.types import Sources
 
-GRADED: Mapping[Kind, str] = {"hemorrhage": "chi_pos", "calcification": "chi_neg"}
-"""Lesions, and the source that each is made of."""
-
 _STREAM = 25
 """Keeps the lesions' random numbers apart from those of the heads."""
 _SAME_PPM = 1e-4
-_FEWEST = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class LesionsConfig:
-    """Spheres of graded strength in white matter."""
-
-    strengths_ppb: tuple[float, ...] = (50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0)
-    """χ_pos of each hemorrhage, χ_neg of each calcification in a head, in ppb."""
-    size_mm: float = 8.0
-    """Their diameter in mm."""
-    separation_mm: float = 4.0
-    """Least distance between two lesions in mm, oedema included."""
-
-    def __post_init__(self) -> None:
-        if len(self.strengths_ppb) < _FEWEST or min(self.strengths_ppb) <= 0:
-            raise InputError(
-                "strengths_ppb",
-                found=f"{self.strengths_ppb}",
-                expected=f"{_FEWEST} numbers above 0, or more",
-                fix="Correct the option.",
-            )
-        for kind in GRADED:
-            self.lesion(kind, self.strengths_ppb[0])
-
-    def lesion(self, kind: Kind, strength_ppb: float) -> Any:  # noqa: ANN401
-        """One lesion's options: a sphere without texture."""
-        return KINDS[kind](
-            size_mm=self.size_mm, strength_ppb=strength_ppb, elongation=1.0, irregularity=0.0, texture=0.0
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +116,12 @@ def patients(config: PatientsConfig, progress: Progress | None = None) -> list[P
     root = dataset_of(config, progress)
     cells: list[dict[str, Any]] = []
     for subject in TEST:
-        lazy = _Subject(config, subject)
+        lazy = _LesionSubject(config, subject)
         for name in ROWS:
             if progress is not None:
                 progress(f"sub-{subject}: {name}", len(cells), len(TEST) * len(ROWS))
             path = config.out / "cells" / f"sub-{subject}_{name}_lesions.json"
-            cells.append(kept(path, lazy.key(root, name), partial(lazy.make, name)))
+            cells.append(cached_result(path, lazy.key(root, name), partial(lazy.make, name)))
     if progress is not None:
         progress("patients", len(cells), len(cells))
     summary = {name: summarised([cell for cell in cells if cell["row"] == name]) for name in ROWS}
@@ -169,7 +142,7 @@ def patients(config: PatientsConfig, progress: Progress | None = None) -> list[P
     ]
 
 
-class _Subject:
+class _LesionSubject:
     """A test head with lesions, which is made when the first method asks."""
 
     def __init__(self, config: PatientsConfig, subject: str) -> None:
@@ -198,11 +171,6 @@ class _Subject:
             else [separated(ROWS[name], maps, folder)]
         )
         return {"subject": self.subject, "row": name, **read_lesions(self.graded, found)}
-
-
-def lesion_options(config: LesionsConfig) -> dict[str, Any]:
-    """Options of the lesions only."""
-    return {name: asdict(config)[name] for name in ("strengths_ppb", "size_mm", "separation_mm")}
 
 
 def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -> GradedPatient:
@@ -335,29 +303,6 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def lesion_pairs(cells: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[float, float]]:
-    """Pair assigned with predicted value, in ppb, of every lesion of a kind that was predicted."""
-    return [
-        (lesion["assigned_ppb"], lesion["predicted_ppb"])
-        for cell in cells
-        for lesion in cell["lesions"]
-        if lesion["kind"] == kind and lesion["predicted_ppb"] is not None
-    ]
-
-
-def fitted(assigned_ppb: Sequence[float], predicted_ppb: Sequence[float]) -> dict[str, float | None]:
-    """Slope, its 95 % interval, and intercept of the line through lesions; None where not defined."""
-    if len(assigned_ppb) < _FEWEST:
-        return dict.fromkeys(("slope", "slope_low", "slope_high", "intercept_ppb"))
-    line = lesion_slope(assigned_ppb, predicted_ppb)
-    return {
-        "slope": finite(line.slope),
-        "slope_low": finite(line.slope_low),
-        "slope_high": finite(line.slope_high),
-        "intercept_ppb": finite(line.intercept),
-    }
-
-
 def iterate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | None]]]:
     """Fit the line of `summarised` for every iterate of the unrolled network."""
     found: dict[str, list[dict[str, float | None]]] = {}
@@ -402,15 +347,6 @@ def page(summary: Mapping[str, Mapping[str, Any]], by_iterate: Mapping[str, Sequ
     )
 
 
-def slope_text(fit: Mapping[str, Any]) -> str:
-    """Write a slope with its interval."""
-    if fit["slope"] is None:
-        return "–"
-    if fit["slope_low"] is None or fit["slope_high"] is None:
-        return f"{fit['slope']:.3f}"
-    return f"{fit['slope']:.3f} [{fit['slope_low']:.3f}, {fit['slope_high']:.3f}]"
-
-
 def _texts(found: Mapping[str, Any]) -> list[str]:
     nrmse = found["nrmse_percent"]
     return [
@@ -418,29 +354,6 @@ def _texts(found: Mapping[str, Any]) -> list[str]:
         plus_minus(found["intercept_ppb"], None, 1),
         plus_minus(nrmse["mean"], nrmse["sd"], 1),
     ]
-
-
-def lesion_panel(
-    title: str, cells: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
-) -> figures.Lesions:
-    """Points and lines of one method; kinds with too few lesions for a line are left out.
-
-    Parameters
-    ----------
-    title
-        Name of the method.
-    cells
-        Its lesions, a cell a subject.
-    found
-        The line of each kind, as `fitted` returns it.
-    """
-    known = [kind for kind in GRADED if found[kind]["slope"] is not None]
-    pairs = {kind: lesion_pairs(cells, kind) for kind in known}
-    return figures.Lesions(
-        title,
-        {kind: ([a for a, _ in pairs[kind]], [p for _, p in pairs[kind]]) for kind in known},
-        {kind: (found[kind]["slope"], found[kind]["intercept_ppb"]) for kind in known},
-    )
 
 
 def _lesion_figure(cells: Sequence[Mapping[str, Any]], summary: Mapping[str, Mapping[str, Any]]) -> Figure:

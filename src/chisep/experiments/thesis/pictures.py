@@ -13,12 +13,12 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from chisep.errors import InputError
+from chisep.experiments.common.scores import arrays
 from chisep.experiments.thesis.data import (
     REFERENCES,
     TEST,
     AppliedConfig,
     Case,
-    arrays,
     dataset_of,
     load_case,
     provenance,

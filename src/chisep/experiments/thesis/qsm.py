@@ -11,48 +11,34 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 import chisep
-from chisep import methods, metrics
-from chisep.experiments.common.texts import markdown, number, plus_minus
-from chisep.experiments.thesis.data import (
-    TEST,
-    dataset_of,
-    finite,
-    folders,
-    kept,
-    load_case,
-    provenance,
-    recipe_of,
-)
-from chisep.experiments.thesis.patients import (
+from chisep import methods
+from chisep.experiments.common.lesions import (
     GRADED,
-    GradedPatient,
-    PatientsConfig,
     fitted,
-    graded_patient,
     lesion_options,
     lesion_pairs,
     lesion_panel,
+    read_chi,
     slope_text,
 )
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.scores import CHI_METRICS, chi_scores, mean_and_sd
+from chisep.experiments.common.texts import markdown, number, plus_minus
+from chisep.experiments.thesis.data import TEST, dataset_of, folders, load_case, provenance, recipe_of
+from chisep.experiments.thesis.patients import GradedPatient, PatientsConfig, graded_patient
 from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
-from chisep.experiments.thesis.table import mean_and_sd
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.progress import Progress
 from chisep.report import figures
-from chisep.simulation.lesions.canvas import Patient
 from chisep.types import Maps, Volume
 
 METHODS: Mapping[str, str] = {"tikhonov": "Tikhonov", "tv": "total variation", "qsmnet": "QSMnet"}
 """Inversions that are compared → title."""
 REFERENCES = ("cosmos", "truth")
 """What maps are compared with: QSMnet's label, made of six orientations, and what is."""
-COLUMNS = {"nrmse_percent": ("NRMSE (%)", 1), "hfen_percent": ("HFEN (%)", 1), "ssim": ("SSIM", 3)}
-"""Metrics → title and digits."""
-_SIGN = {"hemorrhage": 1.0, "calcification": -1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +75,12 @@ def qsm(config: QsmConfig, progress: Progress | None = None) -> list[Path]:
     root = dataset_of(config, progress)
     cells: list[dict[str, Any]] = []
     for subject in TEST:
-        lazy = _Subject(config, subject)
+        lazy = _QsmSubject(config, subject)
         for name in METHODS:
             if progress is not None:
                 progress(f"sub-{subject}: {name}", len(cells), len(TEST) * len(METHODS))
             path = config.out / "cells" / f"sub-{subject}_{name}_qsm.json"
-            cells.append(kept(path, lazy.key(root, name), partial(lazy.make, name)))
+            cells.append(cached_result(path, lazy.key(root, name), partial(lazy.make, name)))
     if progress is not None:
         progress("susceptibility maps", len(cells), len(cells))
     summary = summarised(cells)
@@ -113,7 +99,7 @@ def qsm(config: QsmConfig, progress: Progress | None = None) -> list[Path]:
     ]
 
 
-class _Subject:
+class _QsmSubject:
     """A test head, healthy and with lesions, which is read and made when the first method asks."""
 
     def __init__(self, config: QsmConfig, subject: str) -> None:
@@ -189,29 +175,6 @@ def _inverted(name: str, maps: Maps, folder: Path | None) -> Volume:
     return qsmnet_chi(maps, folder) if name == "qsmnet" else methods.invert(maps, name).chi_ppm
 
 
-def chi_scores(made: NDArray[Any], real: NDArray[Any], inside: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Compute the metrics of `COLUMNS` of χ maps with the mean in the brain taken off; None if undefined."""
-    made, real = _centred(made, inside), _centred(real, inside)
-    return {name: finite(getattr(metrics, name)(made, real, inside)) for name in COLUMNS}
-
-
-def _centred(chi: NDArray[Any], inside: NDArray[np.bool_]) -> NDArray[Any]:
-    return np.where(inside, chi - chi[inside].mean(dtype=np.float64), 0).astype(np.float32)
-
-
-def read_chi(patient: Patient, true_ppm: Volume, made_ppm: Volume) -> list[dict[str, Any]]:
-    """Mean assigned and predicted χ of each lesion in ppb, −χ of calcifications."""
-    labels, made, true = patient.labels.numpy(), made_ppm.numpy(), true_ppm.numpy()
-    lesions = []
-    for row in patient.lesions:
-        here = labels == row.label
-        assigned, predicted = (
-            1000 * _SIGN[row.kind] * float(chi[here].mean(dtype=np.float64)) for chi in (true, made)
-        )
-        lesions.append({"kind": row.kind, "assigned_ppb": assigned, "predicted_ppb": finite(predicted)})
-    return lesions
-
-
 def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Sum up over subjects.
 
@@ -236,7 +199,7 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         found[name] = {
             "title": title,
             "seconds": round(float(np.mean([cell["seconds"] for cell in own])), 2),
-            **{r: {m: mean_and_sd([cell[r][m] for cell in own]) for m in COLUMNS} for r in REFERENCES},
+            **{r: {m: mean_and_sd([cell[r][m] for cell in own]) for m in CHI_METRICS} for r in REFERENCES},
             "lesions": lines,
         }
     return found
@@ -244,7 +207,7 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def page(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Write what `summarised` returns as Markdown."""
-    head = ["method", *(f"{title}, {r}" for r in REFERENCES for title, _ in COLUMNS.values())]
+    head = ["method", *(f"{title}, {r}" for r in REFERENCES for title, _ in CHI_METRICS.values())]
     head += [f"{kind}: slope [95 %]" for kind in GRADED]
     lines = [
         [
@@ -252,7 +215,7 @@ def page(summary: Mapping[str, Mapping[str, Any]]) -> str:
             *(
                 plus_minus(row[r][m]["mean"], row[r][m]["sd"], d)
                 for r in REFERENCES
-                for m, (_, d) in COLUMNS.items()
+                for m, (_, d) in CHI_METRICS.items()
             ),
             *(slope_text(row["lesions"][kind]) for kind in GRADED),
         ]
@@ -278,7 +241,7 @@ def _metric_figure(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
                 {f"against {r}": [number(row[r][m]["mean"]) for row in summary.values()] for r in REFERENCES},
                 {f"against {r}": [row[r][m]["sd"] or 0.0 for row in summary.values()] for r in REFERENCES},
             )
-            for m, (title, _) in COLUMNS.items()
+            for m, (title, _) in CHI_METRICS.items()
         ]
     )
 

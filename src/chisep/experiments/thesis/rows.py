@@ -9,10 +9,10 @@ from typing import Any
 
 from chisep import methods
 from chisep.errors import InputError
+from chisep.experiments.common.networks import PRECISION, WEIGHTS_FILE, described_weights, estimates_of
 from chisep.io.files import checksum
-from chisep.io.weights import load_header
 from chisep.networks import inference
-from chisep.networks.inference import NetworkOptions, Precision
+from chisep.networks.inference import NetworkOptions
 from chisep.types import Maps, Sources, Volume
 
 RECIPES: Mapping[str, str] = {
@@ -23,13 +23,10 @@ RECIPES: Mapping[str, str] = {
     "unrolled-thesis": "thesis-unrolled",
 }
 """Networks by the name of their weights → recipe, in the order in which they are trained."""
-WEIGHTS_FILE = "weights.safetensors"
-PRECISION: Precision = "single"
-"""Of networks under test: their numbers should not depend on what the hardware is fast at."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ThesisMethod:
     """A method as it is compared.
 
     Parameters
@@ -56,19 +53,21 @@ class Row:
 
 
 UNROLLED = "unrolled-thesis"
-ROWS: Mapping[str, Row] = {
-    "closed-form-qsmnet": Row("closed form, χ of QSMnet", "closed-form"),
-    "closed-form": Row("closed form, χ of Tikhonov", "closed-form", qsm=False),
-    "iterative": Row("iterative χ-separation", "iterative", qsm=False),
-    "chi-sepnet-r2s": Row("χ-sepnet-R2*, two networks", "chi-sepnet-r2s", ("chi-sepnet-r2p", "r2s")),
-    "chi-sepnet-r2s-direct": Row("χ-sepnet-R2*, direct", "chi-sepnet-r2s-direct", ("chi-sepnet-r2s-direct",)),
-    "chi-sepnet-r2p": Row("χ-sepnet-R2'", "chi-sepnet-r2p", ("chi-sepnet-r2p",)),
-    UNROLLED: Row("unrolled χ-sepnet-R2'", "unrolled-thesis", (UNROLLED,)),
+ROWS: Mapping[str, ThesisMethod] = {
+    "closed-form-qsmnet": ThesisMethod("closed form, χ of QSMnet", "closed-form"),
+    "closed-form": ThesisMethod("closed form, χ of Tikhonov", "closed-form", qsm=False),
+    "iterative": ThesisMethod("iterative χ-separation", "iterative", qsm=False),
+    "chi-sepnet-r2s": ThesisMethod("χ-sepnet-R2*, two networks", "chi-sepnet-r2s", ("chi-sepnet-r2p", "r2s")),
+    "chi-sepnet-r2s-direct": ThesisMethod(
+        "χ-sepnet-R2*, direct", "chi-sepnet-r2s-direct", ("chi-sepnet-r2s-direct",)
+    ),
+    "chi-sepnet-r2p": ThesisMethod("χ-sepnet-R2'", "chi-sepnet-r2p", ("chi-sepnet-r2p",)),
+    UNROLLED: ThesisMethod("unrolled χ-sepnet-R2'", "unrolled-thesis", (UNROLLED,)),
 }
 """Methods by name, in the order of tables."""
 
 
-def row_of(name: str) -> Row:
+def row_of(name: str) -> ThesisMethod:
     """Look a method of the comparison up.
 
     Raises
@@ -118,12 +117,7 @@ def checksums(names: Sequence[str], folder: Path | None) -> dict[str, str]:
 
 def described(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, Any]]:
     """Checksum, validation loss and commit of weights by their name; errors as of `weights_path`."""
-    found = {}
-    for name, sha256 in checksums(names, folder).items():
-        header = load_header(weights_path(name, folder))
-        facts = {key: header.get(key) for key in ("metrics", "best_step", "made_by")}
-        found[name] = {"sha256": sha256, **facts}
-    return found
+    return {name: described_weights(weights_path(name, folder)) for name in names}
 
 
 def qsmnet_chi(maps: Maps, folder: Path | None) -> Volume:
@@ -132,7 +126,7 @@ def qsmnet_chi(maps: Maps, folder: Path | None) -> Volume:
     return methods.invert(maps, "qsmnet", options).chi_ppm
 
 
-def separated(row: Row, maps: Maps, folder: Path | None) -> Sources:
+def separated(row: ThesisMethod, maps: Maps, folder: Path | None) -> Sources:
     """Apply a method to a scan.
 
     Parameters
@@ -160,26 +154,18 @@ def intermediate_estimates(maps: Maps, folder: Path | None) -> list[Sources]:
     maps, folder
         As of `separated`.
     """
-    row = ROWS[UNROLLED]
-    trained = inference.load(weights_path(UNROLLED, folder))
-    channels = inference.measured_channels(
-        _given(row, maps), trained.config.inputs, NetworkOptions(precision=PRECISION)
-    )
-    ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
-    found = inference.intermediate_estimates(
-        trained, channels, maps.mask, maps.grid, ratio=ratio, precision=PRECISION
-    )
-    return [Sources(*x.clamp_(min=0)) for x in found]
+    given = _given(ROWS[UNROLLED], maps)
+    return estimates_of(weights_path(UNROLLED, folder), given)
 
 
-def _given(row: Row, maps: Maps) -> Maps:
+def _given(row: ThesisMethod, maps: Maps) -> Maps:
     """Keep χ of QSMnet from a method that is compared without."""
     if row.qsm and maps.chi_ppm is None:
         raise ValueError(f"{row.title} wants maps with the χ of QSMnet")
     return maps if row.qsm else replace(maps, chi_ppm=None)
 
 
-def _options(row: Row, folder: Path | None) -> NetworkOptions | None:
+def _options(row: ThesisMethod, folder: Path | None) -> NetworkOptions | None:
     if not row.weights:
         return None
     own, *rates = (str(weights_path(name, folder)) for name in row.weights)

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import chisep
+from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.scores import NAMES, mean_and_sd, scores
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
@@ -20,16 +22,14 @@ from chisep.experiments.thesis.data import (
     AppliedConfig,
     Case,
     dataset_of,
-    kept,
     load_case,
     provenance,
     recipe_of,
-    scores,
 )
 from chisep.experiments.thesis.rows import (
     RECIPES,
     ROWS,
-    Row,
+    ThesisMethod,
     checksums,
     described,
     qsmnet_chi,
@@ -53,7 +53,6 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
     },
 }
 """Mean and SD over the thesis' test subjects (people, labels of several orientations)."""
-NAMES = {"chi_pos": "χ_pos", "chi_neg": "χ_neg"}
 COLUMNS = {
     "nrmse_percent": ("NRMSE (%)", 2),
     "psnr_db": ("PSNR (dB)", 2),
@@ -98,12 +97,12 @@ def table(config: TableConfig, progress: Progress | None = None) -> list[Path]:
     root = dataset_of(config, progress)
     cells: list[dict[str, Any]] = []
     for subject in TEST:
-        lazy = _Subject(root, subject, config.weights_folder)
+        lazy = _TableSubject(root, subject, config.weights_folder)
         for name in ROWS:
             if progress is not None:
                 progress(f"sub-{subject}: {name}", len(cells), len(TEST) * len(ROWS))
             path = config.out / "cells" / f"sub-{subject}_{name}.json"
-            cells.append(kept(path, lazy.key(name), partial(lazy.make, name)))
+            cells.append(cached_result(path, lazy.key(name), partial(lazy.make, name)))
     if progress is not None:
         progress("table", len(cells), len(cells))
     summary = summarised(cells)
@@ -122,7 +121,7 @@ def table(config: TableConfig, progress: Progress | None = None) -> list[Path]:
     ]
 
 
-class _Subject:
+class _TableSubject:
     """A test subject, whose maps are read and whose χ is made when the first method asks."""
 
     def __init__(self, root: Path, subject: str, folder: Path | None) -> None:
@@ -208,7 +207,7 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _summary_row(name: str, row: Row, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary_row(name: str, row: ThesisMethod, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "row": name,
         "title": row.title,
@@ -225,15 +224,6 @@ def _summary_row(name: str, row: Row, cells: Sequence[Mapping[str, Any]]) -> dic
             for reference in REFERENCES
         },
     }
-
-
-def mean_and_sd(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and SD (n − 1) over subjects; None where a value is missing or, for the SD, alone."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not known:
-        return {"mean": None, "sd": None}
-    sd = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return {"mean": float(np.mean(known)), "sd": sd}
 
 
 def page(summary: Sequence[Mapping[str, Any]]) -> str:

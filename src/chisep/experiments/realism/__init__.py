@@ -1,0 +1,1 @@
+"""Digital phantoms compared with published measurements: percentiles, regional means, spectra."""
