@@ -57,7 +57,7 @@ def scores(predicted: Sources, reference: Sources, mask: MaskVolume) -> dict[str
 
 
 def chi_scores(made: NDArray[Any], real: NDArray[Any], inside: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Compute the metrics of `CHI_METRICS` of χ maps with the mean in the brain taken off; None if undefined."""
+    """Compute the metrics of `CHI_METRICS` of zero-mean χ maps; None where undefined."""
     made, real = _centred(made, inside), _centred(real, inside)
     return {name: finite(getattr(metrics, name)(made, real, inside)) for name in CHI_METRICS}
 
