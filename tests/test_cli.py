@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -18,6 +19,53 @@ def test_help_imports_nothing_heavy(call):
     code = f"import sys; from chisep.cli import main; main({call}); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not set(HEAVY) & set(done.stderr.split())
+
+
+ENVIRONMENT = """
+import importlib, os, pkgutil, sys
+
+changed = []
+
+def record(name):
+    frame = sys._getframe(2)
+    while frame.f_globals["__name__"] in ("os", "collections.abc", "_collections_abc"):
+        frame = frame.f_back
+    changed.append((frame.f_globals["__name__"], name))
+
+for method in ("__setitem__", "__delitem__"):
+    def traced(self, name, *value, _original=getattr(os._Environ, method)):
+        record(name)
+        _original(self, name, *value)
+    setattr(os._Environ, method, traced)
+os.environ["CHANGED"] = "1"  # the trap works
+before = dict(os.environ)
+import chisep
+
+for module in pkgutil.walk_packages(chisep.__path__, "chisep."):
+    importlib.import_module(module.name)
+assert changed.pop(0) == ("__main__", "CHANGED")
+others = {name for module, name in changed if module.split(".")[0] != "chisep"}  # of libraries
+assert len(others) == len({name for _, name in changed}), changed
+after = {name: value for name, value in os.environ.items() if name not in others}
+assert after == {name: value for name, value in before.items() if name not in others}
+assert "THP_MEM_ALLOC_ENABLE" not in others
+"""
+
+
+def test_imports_set_no_environment_variable():
+    """A program that imports chisep as a library keeps its own settings."""
+    clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", ENVIRONMENT], env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_commands_use_large_pages_unless_the_user_chose(chosen, monkeypatch, capsys):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen or "")  # restored at the end
+    if chosen is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    assert cli.main(["--version"]) == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == (chosen or "1")
 
 
 def test_help_names_every_command(capsys):

@@ -6,7 +6,6 @@ nibabel images or arrays), `run` on a BIDS dataset, `simulate`, `evaluate`.
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from chisep.pipeline.config import RunConfig
     from chisep.pipeline.run import run
     from chisep.simulation.dataset import SimulateConfig, simulate
-
-# Before torch asks for its first memory: getting a volume in pages of 4 KB takes longer than computing it.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 

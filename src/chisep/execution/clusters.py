@@ -45,8 +45,11 @@ _DASK_SETTINGS = {
         "OMP_NUM_THREADS": 1,
         "MKL_NUM_THREADS": 1,
         "OPENBLAS_NUM_THREADS": 1,
+        "THP_MEM_ALLOC_ENABLE": 1,  # large pages for volumes, as the command line sets it
     },
 }
+_JOB_PROLOGUE = ("export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}",)
+"""Lines of a job script before its worker starts: a job does not inherit this process's Dask settings."""
 _DASK_LOGGERS = ("distributed.client", "distributed.scheduler", "distributed.worker", "distributed.nanny")
 """Loggers that may have their own level."""
 
@@ -170,15 +173,9 @@ def _slurm(config: ClusterConfig, sessions: int) -> Iterator[Client]:
             expected="a machine that jobs can be submitted from",
             fix="Call chisep on the login node, or use another --cluster.",
         )
-    options = {
-        "cores": 1,  # sessions at a time in a job
-        "processes": 1,
-        "job_cpu": config.threads_per_worker or 1,
-        "memory": f"{config.memory_gb or SESSION_GB:g}GB",
-        "scheduler_options": {"dashboard_address": ":0"},  # a login node is shared: any free port
-    } | _yaml(config.cluster_config)
+    own_options = _yaml(config.cluster_config)
     try:
-        cluster = SLURMCluster(**options)
+        cluster = SLURMCluster(**_job_options(config, own_options))
     except (TypeError, ValueError) as error:
         raise InputError(
             config.cluster_config or "--cluster slurm",
@@ -190,6 +187,24 @@ def _slurm(config: ClusterConfig, sessions: int) -> Iterator[Client]:
         cluster.scale(jobs=min(config.workers or _SLURM_JOBS, sessions))
         with Client(cluster) as client:
             yield client
+
+
+def _job_options(config: ClusterConfig, own_options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of dask_jobqueue.SLURMCluster; the user's own ones override those of chisep."""
+    import dask
+
+    prologue = own_options.get("job_script_prologue")
+    if prologue is None:
+        prologue = dask.config.get("jobqueue.slurm.job-script-prologue", default=None)
+    return {
+        "cores": 1,  # sessions at a time in a job
+        "processes": 1,
+        "job_cpu": config.threads_per_worker or 1,
+        "memory": f"{config.memory_gb or SESSION_GB:g}GB",
+        "scheduler_options": {"dashboard_address": ":0"},  # a login node is shared: any free port
+        **own_options,
+        "job_script_prologue": [*_JOB_PROLOGUE, *(prologue or ())],
+    }
 
 
 def _yaml(path: Path | None) -> dict[str, Any]:
