@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import numpy as np
@@ -278,3 +279,20 @@ class TestFails:
     def test_options_are_checked(self, options):
         with pytest.raises(InputError, match="registration"):
             RegistrationConfig(**options)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_a_mask_chooses_voxels_and_changes_none(interpolation):
+    generator = torch.Generator().manual_seed(0)
+    data = torch.rand((2, 12, 11, 6), generator=generator)
+    source = affine_of((1.1, 1.2, 2.3), (1, -2, 0))
+    motion = np.eye(4)
+    motion[:2, :2] = [[math.cos(0.1), -math.sin(0.1)], [math.sin(0.1), math.cos(0.1)]]
+    grid = Grid((14, 10, 13), (1.0, 1.0, 1.1))
+    mask = torch.rand(grid.shape, generator=generator) < 0.3
+    everywhere = coverage((12, 11, 6), source, grid, transform=motion)
+    covered = coverage((12, 11, 6), source, grid, transform=motion, mask=mask)
+    assert torch.equal(covered, everywhere & mask)
+    whole = resample_to(data, source, grid, transform=motion, interpolation=interpolation)
+    part = resample_to(data, source, grid, transform=motion, interpolation=interpolation, mask=covered)
+    assert torch.equal(part, whole * covered)

@@ -256,8 +256,7 @@ def depth_mm(mask: MaskVolume, grid: Grid) -> Volume:
     Volume
         In mm, 0 outside the mask, shape (i, j, k), on the device of the mask.
     """
-    padded = np.pad(mask.cpu().numpy(), 1)
-    depth = ndimage.distance_transform_edt(padded, sampling=grid.voxel_mm)
+    depth = _inside(np.pad(mask.cpu().numpy(), 1), grid)
     return torch.from_numpy(depth[1:-1, 1:-1, 1:-1].astype(np.float32)).to(mask.device)
 
 
@@ -289,7 +288,13 @@ def _inside(mask: _Inside, grid: Grid) -> _Image:
     """Distance in mm to the nearest voxel outside the mask; the edge of the volume counts as inside."""
     if mask.all():
         return np.full(mask.shape, np.inf)
-    return np.asarray(ndimage.distance_transform_edt(mask, sampling=grid.voxel_mm))
+    distance = np.zeros(mask.shape)
+    if mask.any():
+        # The nearest voxel outside lies in the bounding box or next to it.
+        lines = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+        box = tuple(slice(max(int(at[0]) - 1, 0), int(at[-1]) + 2) for at in lines)
+        distance[box] = ndimage.distance_transform_edt(mask[box], sampling=grid.voxel_mm)
+    return distance
 
 
 def _deepest_component(tissue: _Inside, grid: Grid, config: MaskConfig) -> _Inside:

@@ -623,14 +623,14 @@ def _rician_mean(signal: Trains, noise: Values) -> tuple[Trains, Trains]:
     ratio = signal / noise
     inverse = 1 / ratio.clamp_min(_ASYMPTOTIC)
     excess, slope = inverse / 2 + inverse**3 / 8, 1 - inverse**2 / 2
-    far = ratio > _ASYMPTOTIC
-    if not bool(far.all()):
-        near = ratio.clamp_max(_ASYMPTOTIC)
+    close = ~(ratio > _ASYMPTOTIC)
+    near = ratio[close]
+    if len(near):
         z = near**2 / 4
         even, odd = torch.special.i0e(z), torch.special.i1e(z)
         root = math.sqrt(math.pi / 2)
-        excess = torch.where(far, excess, root * (even + 2 * z * (even + odd)) - near)
-        slope = torch.where(far, slope, root / 2 * near * (even + odd))
+        excess[close] = root * (even + 2 * z * (even + odd)) - near
+        slope[close] = root / 2 * near * (even + odd)
     return signal + noise * excess, slope
 
 

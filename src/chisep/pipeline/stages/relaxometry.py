@@ -135,7 +135,8 @@ def _r2prime(
     spin_echoes, image = _spin_echoes(mese, files)
     transform = np.asarray(files.json("transform")["MegreToMeseWorldMm"], dtype=np.float64)
     i, j, k = spin_echoes.shape[1:]
-    covered = coverage((i, j, k), image.affine, files.grid, transform=transform).to(brain.device)
+    covered = coverage((i, j, k), image.affine, files.grid, transform=transform, mask=brain)
+    covered = covered.to(brain.device)
     missing = float((brain & ~covered).sum() / brain.sum())
     warnings = []
     if missing > _MISSING_SPIN_ECHO:
@@ -145,7 +146,7 @@ def _r2prime(
         )
     known = brain & covered
     of_se = r2(
-        _resampled(spin_echoes, image, transform, files),
+        _resampled(spin_echoes, image, transform, files, known),
         mese.te_s,
         known,
         context.config.r2,
@@ -173,6 +174,12 @@ def _spin_echoes(mese: bids.Series, files: StageFiles) -> tuple[Tensor, nifti.Im
 
 
 def _resampled(
-    spin_echoes: Tensor, image: nifti.Image, transform: NDArray[np.float64], files: StageFiles
+    spin_echoes: Tensor,
+    image: nifti.Image,
+    transform: NDArray[np.float64],
+    files: StageFiles,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    return resample_to(spin_echoes, image.affine, files.grid, transform=transform, source=image.source)
+    return resample_to(
+        spin_echoes, image.affine, files.grid, transform=transform, mask=mask, source=image.source
+    )
