@@ -3,8 +3,8 @@
     python tools/session_reads.py BIDS [OPTION …]
 
 Runs `chisep run BIDS` into a temporary folder with the options, in this process, and counts every opening of
-an image file by Python's audit events: an opening below `checksum` is a checksum, any other for reading is a
-load. Prints JSON.
+an image file by Python's audit events: an opening below `checksum` is a checksum, one below `read_header`
+reads a header only, any other for reading is a load. Prints JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def main() -> None:
         while frame is not None:
             names.add(frame.f_code.co_name)
             frame = frame.f_back
+        if "read_header" in names:
+            return
         (checksums if "checksum" in names else loads)[str(arguments[0])] += 1
         read_bytes += Path(str(arguments[0])).stat().st_size
 
@@ -53,6 +55,7 @@ def main() -> None:
         "most_loads_of_a_raw_image": max(loads[name] for name in raw),
         "most_checksums_of_a_raw_image": max(checksums[name] for name in raw),
     }
+    found["loads_of_raw_images"] = {Path(name).name: loads[name] for name in sorted(raw)}
     print(json.dumps(found, indent=2))
 
 

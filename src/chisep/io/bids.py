@@ -581,7 +581,8 @@ def _check_pairs(
         raise InputError(
             anywhere.parent,
             found=f"magnitude at TE {[te[m] for m in magnitude]} s, phase at TE {[te[p] for p in phase]} s",
-            expected="magnitude and phase (part-mag, part-phase) for every echo, with equal EchoTime",
+            expected="a magnitude and a phase image (part-mag, part-phase) for every echo, "
+            "with equal EchoTime",
             fix="Add the missing image or correct the sidecars.",
         )
 

@@ -50,15 +50,16 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         config.field_map,
     )
     reliable = quality_mask(result.quality, result.reliable & brain, files.grid, config.quality)
-    for key, volume in (
-        ("unwrapped", result.unwrapped_rad.movedim(0, -1)),
-        ("residual", result.residual_rad),
-        ("quality", result.quality),
-        ("total_field", result.total_field_ppm),
-        ("field_sigma", result.sigma_ppm),
-        ("reliable_mask", reliable),
-    ):
-        files.save(key, volume)
+    files.save(
+        {
+            "unwrapped": result.unwrapped_rad.movedim(0, -1),
+            "residual": result.residual_rad,
+            "quality": result.quality,
+            "total_field": result.total_field_ppm,
+            "field_sigma": result.sigma_ppm,
+            "reliable_mask": reliable,
+        }
+    )
     facts = {
         "BipolarReadout": bool(result.bipolar_rad.any()),
         "MedianResidualPhaseRad": round(float(result.residual_rad[reliable].median()), 4),
@@ -76,8 +77,7 @@ def background_stage(context: SessionContext) -> Stage:
         own = StageFiles(files, declared)
         total, known = own.load("total_field"), own.load_mask("reliable_mask")
         local = remove_background(total, known, own.grid, config, sigma_ppm=own.load("field_sigma"))
-        own.save("local_field", local.local_field_ppm)
-        own.save("eroded_mask", local.mask)
+        own.save({"local_field": local.local_field_ppm, "eroded_mask": local.mask})
         return StageResult({"ErosionMm": round(local.erosion_mm, 2), "ErosionMl": round(local.erosion_ml, 1)})
 
     return Stage(

@@ -60,6 +60,6 @@ def _given(context: SessionContext, masks: Path) -> Path:
 
 
 def _save(files: StageFiles, brain: Tensor) -> StageResult:
-    files.save("mask", brain)
+    files.save({"mask": brain})
     millilitre = float(brain.sum()) * float(np.prod(files.grid.voxel_mm)) / 1000
     return StageResult({"BrainVolumeMl": round(millilitre, 1)})

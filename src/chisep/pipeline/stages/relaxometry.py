@@ -64,7 +64,7 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
         },
     )
     together = spin_echoes.square().sum(0, keepdim=True).sqrt()
-    files.save("spin_echo", _resampled(together, image, np.asarray(transform), files)[0])
+    files.save({"spin_echo": _resampled(together, image, np.asarray(transform), files)[0]})
     return StageResult(facts, found.warnings)
 
 
@@ -118,13 +118,14 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
     noise = difference.sigma_hz[difference.sigma_hz > 0]
     if noise.numel():
         facts |= {"MedianR2primeNoiseHz": round(float(noise.median()), 3)}
-    for key, volume in (
-        ("r2star", of_gre.rate_hz),
-        ("r2star_sigma", of_gre.sigma_hz),
-        ("r2prime", difference.rate_hz),
-        ("r2prime_sigma", difference.sigma_hz),
-    ):
-        files.save(key, volume)
+    files.save(
+        {
+            "r2star": of_gre.rate_hz,
+            "r2star_sigma": of_gre.sigma_hz,
+            "r2prime": difference.rate_hz,
+            "r2prime_sigma": difference.sigma_hz,
+        }
+    )
     return StageResult(facts, warnings)
 
 
@@ -152,10 +153,10 @@ def _r2prime(
         context.config.r2,
         voxel_mm=files.grid.voxel_mm,
     )
-    files.save("r2", of_se.rate_hz)
-    files.save("r2_sigma", of_se.sigma_hz)
+    maps = {"r2": of_se.rate_hz, "r2_sigma": of_se.sigma_hz}
     if has_b1(context):
-        files.save("b1", torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1)
+        maps["b1"] = torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1
+    files.save(maps)
     difference = r2prime(of_gre, of_se)
     return (
         Rate(difference.rate_hz * known, difference.sigma_hz * known),

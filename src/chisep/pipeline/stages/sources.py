@@ -49,9 +49,8 @@ def qsm_stage(context: SessionContext) -> Stage:
         maps = _maps(context, own, uses_magnitude=uses_magnitude)
         options = methods.config_for(config.qsm, config.qsm_network)
         result = methods.invert(maps, config.qsm, options, device=config.device)
-        own.save("qsm", result.chi_ppm)
-        if result.chi_sigma_ppm is not None:
-            own.save("qsm_sigma", result.chi_sigma_ppm)
+        volumes = {"qsm": result.chi_ppm, "qsm_sigma": result.chi_sigma_ppm}
+        own.save({key: volume for key, volume in volumes.items() if volume is not None})
         return StageResult(convergence_facts(result.convergence), result.convergence.warnings)
 
     return Stage(
@@ -144,15 +143,14 @@ def separation_stage(context: SessionContext) -> Stage:
             maps = replace(maps, chi_ppm=own.load("qsm"))
         options = methods.config_for(config.method, config.network)
         result = methods.separate(maps, config.method, options, device=config.device)
-        for key, volume in (
-            ("chi_pos", result.chi_pos_ppm),
-            ("chi_neg", result.chi_neg_ppm),
-            ("chi", result.chi_ppm),
-            ("chi_pos_sigma", result.chi_pos_sigma_ppm),
-            ("chi_neg_sigma", result.chi_neg_sigma_ppm),
-        ):
-            if volume is not None:
-                own.save(key, volume)
+        volumes = {
+            "chi_pos": result.chi_pos_ppm,
+            "chi_neg": result.chi_neg_ppm,
+            "chi": result.chi_ppm,
+            "chi_pos_sigma": result.chi_pos_sigma_ppm,
+            "chi_neg_sigma": result.chi_neg_sigma_ppm,
+        }
+        own.save({key: volume for key, volume in volumes.items() if volume is not None})
         return StageResult(convergence_facts(result.convergence), [*warnings, *result.convergence.warnings])
 
     return Stage(
