@@ -75,7 +75,7 @@ _NOT_SETTINGS = ("Method", "Weights", "Precision", "B0Direction", "D_r", "D_r_po
 
 
 @dataclass(frozen=True)
-class Scan:
+class SessionFacts:
     """A session: its records, and what its raw images say of the acquisition.
 
     Parameters
@@ -155,7 +155,7 @@ def write_methods(out: Path, raw: Path | None = None) -> tuple[Path, Path]:
     return write_text(out / "methods.md", text), write_text(out / "references.bib", references(text))
 
 
-def methods_text(scans: Sequence[Scan]) -> str:
+def methods_text(scans: Sequence[SessionFacts]) -> str:
     """Return the text on these sessions, as Markdown."""
     people = len({scan.name.split("_")[0] for scan in scans})
     parts = [
@@ -221,7 +221,7 @@ def works() -> dict[str, str]:
 # Reading ---------------------------------------------------------------------------------------------
 
 
-def _scans(out: Path, raw: Path | None) -> Iterator[Scan]:
+def _scans(out: Path, raw: Path | None) -> Iterator[SessionFacts]:
     links = dataset_links(out, raw)
     for name in sessions_of(out):
         try:
@@ -229,7 +229,7 @@ def _scans(out: Path, raw: Path | None) -> Iterator[Scan]:
             if "separation" not in records:  # it failed, or is not done yet
                 continue
             megre, mese = (_first_image(records, links, suffix) for suffix in ("_MEGRE", "_MESE"))
-            yield Scan(
+            yield SessionFacts(
                 name,
                 records,
                 _sidecar(megre, links),
@@ -321,12 +321,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _versions(scans: Sequence[Scan]) -> str:
+def _versions(scans: Sequence[SessionFacts]) -> str:
     found = {record.version for scan in scans for record in scan.records.values() if record.version}
     return _list(sorted(found)) or f"(version {NOT_RECORDED})"
 
 
-def _libraries(scans: Sequence[Scan]) -> str:
+def _libraries(scans: Sequence[SessionFacts]) -> str:
     found: dict[str, set[str]] = defaultdict(set)
     for scan in scans:
         for record in scan.records.values():
@@ -339,7 +339,7 @@ def _libraries(scans: Sequence[Scan]) -> str:
     return _list(texts)
 
 
-def _warnings(scans: Sequence[Scan]) -> list[str]:
+def _warnings(scans: Sequence[SessionFacts]) -> list[str]:
     """Texts of warnings, the most frequent first, with their stage and in how many sessions they came."""
     found: dict[str, int] = defaultdict(int)
     for scan in scans:
@@ -360,7 +360,7 @@ def _names(names: Sequence[str]) -> str:
     return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
-def merged(scans: Sequence[Scan], section: Callable[[Scan], Sentences]) -> str:
+def merged(scans: Sequence[SessionFacts], section: Callable[[SessionFacts], Sentences]) -> str:
     """Sentences of all sessions; one that differs between them is preceded by whose it is."""
     told: dict[str, dict[str, list[str]]] = {}
     for scan in scans:
@@ -374,7 +374,9 @@ def merged(scans: Sequence[Scan], section: Callable[[Scan], Sentences]) -> str:
     return " ".join(sentences)
 
 
-def _variants(scans: Sequence[Scan], of: Callable[[Scan], str], missing: str = NOT_STATED) -> str:
+def _variants(
+    scans: Sequence[SessionFacts], of: Callable[[SessionFacts], str], missing: str = NOT_STATED
+) -> str:
     """Values of all sessions, the most frequent first, each with how many have it."""
     found: dict[str, int] = defaultdict(int)
     for scan in scans:
@@ -389,7 +391,7 @@ def _variants(scans: Sequence[Scan], of: Callable[[Scan], str], missing: str = N
 # Sections --------------------------------------------------------------------------------------------
 
 
-def _acquisition(scan: Scan) -> Sentences:
+def _acquisition(scan: SessionFacts) -> Sentences:
     field = scan.said("field", "MagneticFieldStrength")
     scanner = " ".join(filter(None, (value_text(scan.megre.get(n)) for n in _SCANNER))) or NOT_STATED
     yield (
@@ -416,7 +418,7 @@ def _acquisition(scan: Scan) -> Sentences:
 _SCANNER = ("Manufacturer", "ManufacturersModelName")
 
 
-def _of(scan: Scan, *names: str, unit: str = "", scale: float = 1.0) -> str:
+def _of(scan: SessionFacts, *names: str, unit: str = "", scale: float = 1.0) -> str:
     """First of the fields that the sidecar of the gradient echo has."""
     return next(filter(None, (value_text(scan.megre.get(n), unit, scale) for n in names)), NOT_STATED)
 
@@ -439,7 +441,7 @@ def _timing(sidecar: Mapping[str, Any]) -> str:
     return f"TR {tr or NOT_STATED}; flip angle {flip or NOT_STATED}; bandwidth {band or NOT_STATED}"
 
 
-def _acceleration(scan: Scan) -> str:
+def _acceleration(scan: SessionFacts) -> str:
     fields = {
         "ParallelAcquisitionTechnique": "",
         "ParallelReductionFactorInPlane": "in plane ",
@@ -450,7 +452,7 @@ def _acceleration(scan: Scan) -> str:
     return ", ".join(word + text for word, text in found if text) or NOT_STATED
 
 
-def _masks(scan: Scan) -> Sentences:
+def _masks(scan: SessionFacts) -> Sentences:
     if not scan.has("mask"):
         return
     method = scan.parameters("mask").get("method")
@@ -484,7 +486,7 @@ def _masks(scan: Scan) -> Sentences:
         )
 
 
-def _field(scan: Scan) -> Sentences:
+def _field(scan: SessionFacts) -> Sentences:
     if not scan.has("field"):
         return
     yield (
@@ -531,7 +533,7 @@ def _field(scan: Scan) -> Sentences:
     )
 
 
-def _background(scan: Scan) -> Sentences:
+def _background(scan: SessionFacts) -> Sentences:
     if not scan.has("background"):
         return
 
@@ -574,7 +576,7 @@ def _background(scan: Scan) -> Sentences:
     )
 
 
-def _rates(scan: Scan) -> Sentences:
+def _rates(scan: SessionFacts) -> Sentences:
     if scan.has("registration"):
         yield (
             "registration",
@@ -643,7 +645,7 @@ def _rates(scan: Scan) -> Sentences:
     yield "R2'", "R2′ is R2* − R2."
 
 
-def _qsm(scan: Scan) -> Sentences:
+def _qsm(scan: SessionFacts) -> Sentences:
     if not scan.has("qsm"):
         return
     method = str(scan.parameters("qsm").get("Method", NOT_RECORDED))
@@ -666,7 +668,7 @@ def _qsm(scan: Scan) -> Sentences:
     )
 
 
-def _separation(scan: Scan) -> Sentences:
+def _separation(scan: SessionFacts) -> Sentences:
     if not scan.has("separation"):
         return
     method = str(scan.parameters("separation").get("Method", NOT_RECORDED))
@@ -691,7 +693,7 @@ def _separation(scan: Scan) -> Sentences:
     yield from _weights(scan, "separation")
 
 
-def _settings(scan: Scan, stage: str, is_own: bool) -> str:
+def _settings(scan: SessionFacts, stage: str, is_own: bool) -> str:
     """Parameters of a method, or that they are not recorded."""
     found = {
         name.removeprefix("Settings."): value_text(value, unit_of(name))
@@ -707,7 +709,7 @@ def _settings(scan: Scan, stage: str, is_own: bool) -> str:
     return f"settings: the defaults of chisep {version}" if is_own and version else f"settings {NOT_RECORDED}"
 
 
-def _weights(scan: Scan, stage: str) -> Sentences:
+def _weights(scan: SessionFacts, stage: str) -> Sentences:
     used = scan.parameters(stage).get("Weights")
     for weights in used if isinstance(used, list) else []:
         name, data, licence, sha256 = (
@@ -720,7 +722,7 @@ def _weights(scan: Scan, stage: str) -> Sentences:
         )
 
 
-def _regions(scan: Scan) -> Sentences:
+def _regions(scan: SessionFacts) -> Sentences:
     if not scan.has("labels"):
         return
     parameters = scan.parameters("labels")
@@ -758,7 +760,7 @@ def _regions(scan: Scan) -> Sentences:
         )
 
 
-_SECTIONS: Mapping[str, Callable[[Scan], Sentences]] = {
+_SECTIONS: Mapping[str, Callable[[SessionFacts], Sentences]] = {
     "Acquisition": _acquisition,
     "Masks": _masks,
     "Field": _field,
@@ -782,7 +784,7 @@ _SPREADS = {
 }
 
 
-def _spreads(scans: Sequence[Scan], title: str) -> Iterator[str]:
+def _spreads(scans: Sequence[SessionFacts], title: str) -> Iterator[str]:
     """Sentences on numbers that every session has its own of."""
     for stage, name, unit, words in _SPREADS.get(title, ()):
         values = [v for scan in scans if isinstance(v := scan.fact(stage, name), int | float)]
@@ -803,7 +805,7 @@ def _spread(values: Sequence[int | float], unit: str) -> str:
     return f"{middle} {unit}".rstrip() + f" (median of {len(values)} sessions; {low} to {high})"
 
 
-def _limits(scans: Sequence[Scan]) -> str:
+def _limits(scans: Sequence[SessionFacts]) -> str:
     networks = any(scan.parameters(stage).get("Weights") for scan in scans for stage in ("qsm", "separation"))
     text = (
         "The implementations of chisep were tested on simulated heads, whose sources are known. Nothing of "
@@ -824,7 +826,7 @@ def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _reporting_rows(scans: Sequence[Scan]) -> Iterator[tuple[str, str]]:
+def _reporting_rows(scans: Sequence[SessionFacts]) -> Iterator[tuple[str, str]]:
     """Items of the tables on hardware, sequence and reconstruction of the consensus paper."""
 
     def field(*names: str, unit: str = "", scale: float = 1.0) -> str:
@@ -882,11 +884,11 @@ def _reporting_rows(scans: Sequence[Scan]) -> Iterator[tuple[str, str]]:
     yield "Sessions without results", "not counted: only those whose sources were separated are"
 
 
-def _bipolar(scan: Scan) -> str:
+def _bipolar(scan: SessionFacts) -> str:
     return value_text(scan.fact("field", "BipolarReadout"))
 
 
-def _frequency(scans: Sequence[Scan]) -> str:
+def _frequency(scans: Sequence[SessionFacts]) -> str:
     values = [v for scan in scans if isinstance(v := scan.megre.get("ImagingFrequency"), int | float)]
     if not values:
         return NOT_STATED
@@ -894,7 +896,7 @@ def _frequency(scans: Sequence[Scan]) -> str:
     return f"{statistics.fmean(values):.7g}{spread} MHz ({_count(len(values), 'session')})"
 
 
-def _parameter_rows(scans: Sequence[Scan]) -> Iterator[tuple[str, str, str]]:
+def _parameter_rows(scans: Sequence[SessionFacts]) -> Iterator[tuple[str, str, str]]:
     names: dict[tuple[str, str], None] = {}
     for scan in scans:
         for stage, record in scan.records.items():
@@ -902,7 +904,7 @@ def _parameter_rows(scans: Sequence[Scan]) -> Iterator[tuple[str, str, str]]:
                 names |= {(stage, name): None for name, _ in flat(record.parameters) if name != "Weights"}
     for stage, name in names:
 
-        def of(scan: Scan, stage: str = stage, name: str = name) -> str:
+        def of(scan: SessionFacts, stage: str = stage, name: str = name) -> str:
             found = dict(flat(scan.parameters(stage)))
             return (value_text(found[name], unit_of(name)) or "automatic") if name in found else "none"
 
