@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from chisep.errors import InputError
 from chisep.physics.operators import Gradient
-from chisep.solvers._common import Window, check, ended, relative_change, smooth_places
+from chisep.solvers._common import PaddedBox, check, edge_mask, ended, relative_change
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Grid
 
@@ -22,12 +22,12 @@ def random_mask(seed: int) -> torch.Tensor:
 @given(st.integers(0, 10**6), st.sampled_from([0.25, 1.0]))
 def test_cut_and_restore_are_inverse_in_the_mask(seed, padding):
     mask = random_mask(seed)
-    window = Window(mask, Grid((20, 18, 22), (1.0, 1.0, 1.0)), padding)
+    padded = PaddedBox(mask, Grid((20, 18, 22), (1.0, 1.0, 1.0)), padding)
     volume = torch.randn(20, 18, 22, generator=torch.Generator().manual_seed(seed)) * mask
-    assert torch.equal(window.restore(window.cut(volume)), volume)
-    assert window.cut(volume).shape == window.box_grid.shape
-    assert not window.cut(volume)[-1].any(), "the last layer keeps periodic differences apart"
-    for box, periodic in zip(window.box_grid.shape, window.periodic_grid.shape, strict=True):
+    assert torch.equal(padded.restore(padded.cut(volume)), volume)
+    assert padded.cut(volume).shape == padded.box_grid.shape
+    assert not padded.cut(volume)[-1].any(), "the last layer keeps periodic differences apart"
+    for box, periodic in zip(padded.box_grid.shape, padded.periodic_grid.shape, strict=True):
         assert periodic >= box + max(16, padding * box)
 
 
@@ -55,18 +55,18 @@ def test_noise_of_too_few_voxels_is_unknown():
     assert noise_sigma(torch.randn(2, 9, 9), torch.ones(2, 9, 9, dtype=torch.bool)) == 0.0
 
 
-def test_smooth_places_keep_off_borders_and_edges():
+def test_the_edge_mask_keeps_off_borders_and_edges():
     mask = torch.zeros(12, 12, 12, dtype=torch.bool)
     mask[2:10, 2:10, 2:10] = True
     gradient = Gradient((1.0, 1.0, 1.0))
-    places = smooth_places(mask, gradient, None, 0.3)
-    assert not gradient.apply(mask.float())[places].any()
+    inner = edge_mask(mask, gradient, None, 0.3)
+    assert not gradient.apply(mask.float())[inner].any()
     magnitude = 10 * (torch.arange(12) >= 6).float()[:, None, None].expand(12, 12, 12) * mask
     magnitude = magnitude + 0.1 * torch.rand(12, 12, 12, generator=torch.Generator().manual_seed(0))
-    at_edges = smooth_places(mask, gradient, magnitude, 0.3)
+    at_edges = edge_mask(mask, gradient, magnitude, 0.3)
     assert not at_edges[:, 5].any()
     assert at_edges[0, 3, 4, 4]
-    assert not (at_edges & ~places).any()
+    assert not (at_edges & ~inner).any()
 
 
 def test_end_of_an_iteration():

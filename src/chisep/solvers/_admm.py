@@ -19,7 +19,7 @@ from torch import Tensor
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import Gradient
 from chisep.progress import Progress
-from chisep.solvers._common import Window, relative_change
+from chisep.solvers._common import PaddedBox, relative_change
 from chisep.types import Grid
 
 PENALTY_VOXEL = 2e-3
@@ -32,14 +32,14 @@ _FEWEST_ITERATIONS = 10
 
 def minimise(
     *,
-    window: Window,
+    padded: PaddedBox,
     grid: Grid,
     field_ppm: Tensor,
     weight: Tensor,
     start: Tensor,
     field_gain: float,
     tv_weight: float,
-    places: Tensor,
+    tv_mask: Tensor,
     voxelwise: Callable[[Tensor], Tensor],
     penalty_field: float,
     iterations: int,
@@ -50,7 +50,7 @@ def minimise(
 
     Parameters
     ----------
-    window
+    padded
         Box of the mask; all volumes here are in the box.
     grid
         The whole grid, on which the zero-padded dipole is the forward model.
@@ -64,7 +64,7 @@ def minimise(
         g: the field is g · D * (last channel of x).
     tv_weight
         λ, relative to the typical weight of the field.
-    places
+    tv_mask
         Where TV acts, bool, shape (3, i, j, k); one length is taken over axes and channels.
     voxelwise
         z ↦ argmin h(x) + ½ PENALTY_VOXEL ‖x − z‖²; must give 0 outside the mask.
@@ -82,12 +82,12 @@ def minimise(
         x as the voxelwise step leaves it, shape (channel, i, j, k), and its relative changes.
     """
     dtype, device = field_ppm.dtype, field_ppm.device
-    dipole = Dipole(window.periodic_grid, pad=False, dtype=dtype, device=device)
+    dipole = Dipole(padded.periodic_grid, pad=False, dtype=dtype, device=device)
     free_space = Dipole(grid, dtype=dtype, device=device)
     gradient = Gradient(grid.voxel_mm)
     channels = len(start)
     normal = (
-        gradient.symbol(window.periodic_grid.shape, dtype=dtype, device=device)
+        gradient.symbol(padded.periodic_grid.shape, dtype=dtype, device=device)
         .mul_(PENALTY_TV)
         .add_(PENALTY_VOXEL)
     )
@@ -112,27 +112,27 @@ def minimise(
             # So little padding lets the periodic dipole wrap around. What that adds to the field is
             # smooth and settles early: it is added to the data at a few iterations.
             chi = solution[-1]
-            periodic = window.box(dipole.volume(dipole.spectrum(chi).mul_(dipole.kernel)))
-            wrapped = periodic - window.cut(free_space.apply(window.restore(chi)))
+            periodic = padded.box(dipole.volume(dipole.spectrum(chi).mul_(dipole.kernel)))
+            wrapped = periodic - padded.cut(free_space.apply(padded.restore(chi)))
             data = field_ppm + wrapped.mul_(field_gain).mul_(mask)
             correct_at = max(_FEWEST_ITERATIONS, 2 * iteration)
 
-        tv_dual = _shortened(gradient.apply(window.box(x)).add_(tv_rest), tv_weight / PENALTY_TV, places)
+        tv_dual = _shortened(gradient.apply(padded.box(x)).add_(tv_rest), tv_weight / PENALTY_TV, tv_mask)
         tv_push = tv_rest.sub(tv_dual, alpha=2)
         tv_rest.lerp_(tv_dual, _RELAXATION)
 
-        field_dual = window.box(dipole.volume(x_hat[-1] * dipole.kernel)).mul(field_gain).add_(field_rest)
+        field_dual = padded.box(dipole.volume(x_hat[-1] * dipole.kernel)).mul(field_gain).add_(field_rest)
         field_dual.sub_(data).mul_(shrink)
         field_push = field_rest.sub(field_dual, alpha=2)
         field_rest.lerp_(field_dual, _RELAXATION)
 
         voxel_dual = x.add_(voxel_rest)
-        before, solution = solution, voxelwise(window.box(voxel_dual))
-        window.box(voxel_dual).sub_(solution)
+        before, solution = solution, voxelwise(padded.box(voxel_dual))
+        padded.box(voxel_dual).sub_(solution)
         push = voxel_rest.sub(voxel_dual, alpha=2).mul_(PENALTY_VOXEL)
         voxel_rest.lerp_(voxel_dual, _RELAXATION)
 
-        window.box(push).add_(gradient.adjoint(tv_push), alpha=PENALTY_TV)
+        padded.box(push).add_(gradient.adjoint(tv_push), alpha=PENALTY_TV)
         step_hat = dipole.spectrum(push)
         step_hat[-1].add_(dipole.spectrum(field_push).mul_(dipole.kernel), alpha=penalty_field * field_gain)
         x_hat.add_(step_hat.div_(normal), alpha=_RELAXATION)
@@ -146,9 +146,9 @@ def minimise(
     return solution, change
 
 
-def _shortened(differences: Tensor, longest: float, places: Tensor) -> Tensor:
+def _shortened(differences: Tensor, longest: float, tv_mask: Tensor) -> Tensor:
     """Cut difference vectors to a longest length, in place: the dual step of isotropic TV."""
-    differences.mul_(places)
+    differences.mul_(tv_mask)
     # torch.linalg.vector_norm over the first axis takes five times as long.
     square = torch.zeros_like(differences[0, 0])
     for row in differences.flatten(0, 1):

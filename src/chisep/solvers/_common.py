@@ -1,4 +1,4 @@
-"""What the solvers share: a window around the mask, edges, and how an iteration ends."""
+"""What the solvers share: a padded bounding box, the edge mask of TV, and how an iteration ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chisep.types import Convergence, Grid, MaskVolume, Relaxivity, Volume
 _LEAST_RELATIVE_NOISE, _LEAST_NOISE_PPM = 1e-3, 1e-6
 
 
-class Window:
+class PaddedBox:
     """The bounding box of the mask, and a periodic grid around it whose sizes are fast for real FFTs.
 
     The box has one empty layer after each axis, so that periodic differences meet nothing when they
@@ -103,10 +103,10 @@ def required_relaxivity(relaxivity: Relaxivity | None) -> Relaxivity:
     return relaxivity
 
 
-def smooth_places(
-    mask: MaskVolume, gradient: Gradient, magnitude: Volume | None, edge_fraction: float
-) -> Tensor:
-    """Where total variation may act: inside the mask and, if a magnitude is given, not on its edges.
+def edge_mask(mask: MaskVolume, gradient: Gradient, magnitude: Volume | None, edge_fraction: float) -> Tensor:
+    """Edge (TV weighting) mask: True where total variation acts.
+
+    That is inside the mask and, if a magnitude is given, not on its edges.
 
     Differences across the border of the mask carry no anatomy. Edges are the voxels with the steepest
     magnitude (MEDI: Liu 2011, 10.1002/mrm.22816).
@@ -127,13 +127,13 @@ def smooth_places(
     Tensor
         Bool, shape (3, i, j, k).
     """
-    places = torch.stack([mask & mask.roll(-1, axis) for axis in (-3, -2, -1)])
+    edges = torch.stack([mask & mask.roll(-1, axis) for axis in (-3, -2, -1)])
     if magnitude is None:
-        return places
-    steepness = gradient.apply(magnitude).mul_(places).square_().sum(0)
+        return edges
+    steepness = gradient.apply(magnitude).mul_(edges).square_().sum(0)
     inside = steepness[mask]
     flat = max(1, int((1 - edge_fraction) * inside.numel()))
-    return places & (steepness <= inside.kthvalue(flat).values)
+    return edges & (steepness <= inside.kthvalue(flat).values)
 
 
 def relative_change(new: Tensor, old: Tensor) -> float:

@@ -21,7 +21,7 @@ from chisep.physics.cg import CgState, cg
 from chisep.physics.dipole import Dipole
 from chisep.physics.operators import LinearOperator
 from chisep.progress import Progress
-from chisep.solvers._common import Window, check, ended
+from chisep.solvers._common import PaddedBox, check, ended
 from chisep.types import Grid, MaskVolume, Relaxivity, Sources, Susceptibility, Volume
 
 Fields = Float[Tensor, "orientation i j k"]
@@ -127,9 +127,9 @@ def cosmos(
     that blur this; `reference` puts the zero where it is known.
     """
     masks = _checked(len(fields_ppm), masks, b0_directions, reference)
-    window = Window(masks.any(0), grid, padding=0.0)
-    grids = [replace(window.box_grid, b0_direction=_three(b)) for b in b0_directions]
-    operator = MaskedDipoles(grids, torch.stack([window.cut(mask) for mask in masks]), fields_ppm.dtype)
+    padded = PaddedBox(masks.any(0), grid, padding=0.0)
+    grids = [replace(padded.box_grid, b0_direction=_three(b)) for b in b0_directions]
+    operator = MaskedDipoles(grids, torch.stack([padded.cut(mask) for mask in masks]), fields_ppm.dtype)
 
     change: list[float] = []
 
@@ -143,7 +143,7 @@ def cosmos(
 
     chi = cg(
         lambda chi: operator.gram(chi).add_(chi, alpha=config.tikhonov),
-        operator.adjoint(torch.stack([window.cut(field) for field in fields_ppm])),
+        operator.adjoint(torch.stack([padded.cut(field) for field in fields_ppm])),
         iterations=config.iterations,
         preconditioner=_ClosedForm(operator, config.tikhonov),
         callback=record,
@@ -151,11 +151,11 @@ def cosmos(
     if not change:  # fields of zero need no iteration
         record(CgState(1, chi, chi, 0.0))
     if reference is not None:
-        chi = (chi - chi[window.cut(reference) & operator.support].mean()) * operator.support
+        chi = (chi - chi[padded.cut(reference) & operator.support].mean()) * operator.support
     convergence = ended(change, config.tolerance, "COSMOS")
     alike = _too_alike([box.b0_direction for box in grids])
     convergence = replace(convergence, warnings=(*alike, *convergence.warnings))
-    return Susceptibility(window.restore(chi), convergence)
+    return Susceptibility(padded.restore(chi), convergence)
 
 
 def separate_by_orientations(

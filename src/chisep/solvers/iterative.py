@@ -24,13 +24,13 @@ from chisep.progress import Progress
 from chisep.solvers import closed_form
 from chisep.solvers._admm import PENALTY_VOXEL, minimise
 from chisep.solvers._common import (
-    Window,
+    PaddedBox,
     check,
+    edge_mask,
     ended,
     least_noise_ppm,
     required,
     required_relaxivity,
-    smooth_places,
 )
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Maps, Sources
@@ -90,28 +90,28 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     """
     r2prime_hz = required(maps.r2prime_hz, "R2'")
     relaxivity = required_relaxivity(maps.relaxivity)
-    window = Window(maps.sources_mask, maps.grid, padding=0.1)
-    mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
-    field = window.cut(maps.field_ppm) * mask
-    target = window.cut(r2prime_hz) * support / relaxivity.pos_hz_per_ppm
-    qsm = None if maps.chi_ppm is None else window.cut(maps.chi_ppm) * mask
-    magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
+    padded = PaddedBox(maps.sources_mask, maps.grid, padding=0.1)
+    mask, support = padded.cut(maps.mask), padded.cut(maps.sources_mask)
+    field = padded.cut(maps.field_ppm) * mask
+    target = padded.cut(r2prime_hz) * support / relaxivity.pos_hz_per_ppm
+    qsm = None if maps.chi_ppm is None else padded.cut(maps.chi_ppm) * mask
+    magnitude = None if maps.magnitude is None else padded.cut(maps.magnitude)
 
     # All weights are relative to that of the typical voxel of the field, 1/σ_f².
-    (sigma_f, weight_f), (sigma_r, relative_r) = _noise_ppm(maps, window, field, target)
+    (sigma_f, weight_f), (sigma_r, relative_r) = _noise_ppm(maps, padded, field, target)
     weight_r = relative_r * (sigma_f / sigma_r) ** 2
     weight_q = mask * (0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2)
     voxelwise = _VoxelStep(target, qsm, support, relaxivity.ratio, weight_r, weight_q)
     start = closed_form.solve(maps, closed_form.ClosedFormConfig())
     x, change = minimise(
-        window=window,
+        padded=padded,
         grid=maps.grid,
         field_ppm=field,
         weight=weight_f,
-        start=_turned(torch.stack((window.cut(start.chi_pos_ppm), window.cut(start.chi_neg_ppm)))),
+        start=_turned(torch.stack((padded.cut(start.chi_pos_ppm), padded.cut(start.chi_neg_ppm)))),
         field_gain=math.sqrt(2),
         tv_weight=config.tv_weight * sigma_f**2 / sigma_r,
-        places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
+        tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=lambda z: _turned(voxelwise(_turned(z))),
         penalty_field=_PENALTY_FIELD,
         iterations=config.iterations,
@@ -119,7 +119,7 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         progress=progress,
     )
     pos, neg = _turned(x).clamp_(min=0).mul_(mask)
-    return Sources(window.restore(pos), window.restore(neg), ended(change, config.tolerance, "iterative"))
+    return Sources(padded.restore(pos), padded.restore(neg), ended(change, config.tolerance, "iterative"))
 
 
 def _turned(x: Tensor) -> Tensor:
@@ -128,20 +128,20 @@ def _turned(x: Tensor) -> Tensor:
 
 
 def _noise_ppm(
-    maps: Maps, window: Window, field: Tensor, target: Tensor
+    maps: Maps, padded: PaddedBox, field: Tensor, target: Tensor
 ) -> tuple[tuple[float, Tensor], tuple[float, Tensor]]:
     """Typical noise in ppm and relative weights, of the field and of R2'/D_r; estimated if not given."""
-    mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
+    mask, support = padded.cut(maps.mask), padded.cut(maps.sources_mask)
     d_r_hz_per_ppm = required_relaxivity(maps.relaxivity).pos_hz_per_ppm
     if maps.r2prime_sigma_hz is None:
         of_rate: Tensor | float = noise_sigma(target, mask, nonnegative=True)
     else:
-        of_rate = window.cut_noise(maps.r2prime_sigma_hz) / d_r_hz_per_ppm
+        of_rate = padded.cut_noise(maps.r2prime_sigma_hz) / d_r_hz_per_ppm
     sigma_r, weight_r = known_noise(of_rate, support, least_noise_ppm(target, mask))
     if maps.field_sigma_ppm is None:
         of_field: Tensor | float = min(noise_sigma(field, mask), sigma_r / _R2PRIME_TO_FIELD_NOISE)
     else:
-        of_field = window.cut_noise(maps.field_sigma_ppm)
+        of_field = padded.cut_noise(maps.field_sigma_ppm)
     sigma_f, weight_f = known_noise(of_field, mask, least_noise_ppm(field, mask))
     return (sigma_f, weight_f.to(field)), (sigma_r, weight_r.to(target))
 

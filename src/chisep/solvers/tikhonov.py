@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from chisep.physics.dipole import Dipole
 from chisep.progress import Progress
-from chisep.solvers._common import Window, check
+from chisep.solvers._common import PaddedBox, check
 from chisep.types import Maps, Susceptibility
 
 
@@ -43,12 +43,12 @@ def solve(maps: Maps, config: TikhonovConfig, progress: Progress | None = None) 
     Susceptibility
         χ in ppm, 0 outside the mask.
     """
-    window = Window(maps.mask, maps.grid, padding=1.0)
-    mask = window.cut(maps.mask)
-    field = window.cut(maps.field_ppm) * mask
-    dipole = Dipole(window.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
+    padded = PaddedBox(maps.mask, maps.grid, padding=1.0)
+    mask = padded.cut(maps.mask)
+    field = padded.cut(maps.field_ppm) * mask
+    dipole = Dipole(padded.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
     inverse = dipole.kernel / (dipole.kernel**2 + config.alpha)
-    chi = window.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
+    chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
     if progress is not None:
         progress("susceptibility", 1, 1)
-    return Susceptibility(window.restore(chi))
+    return Susceptibility(padded.restore(chi))

@@ -14,7 +14,7 @@ import torch
 
 from chisep.physics.dipole import Dipole
 from chisep.progress import Progress
-from chisep.solvers._common import Window, check
+from chisep.solvers._common import PaddedBox, check
 from chisep.types import Maps, Susceptibility
 
 
@@ -46,20 +46,20 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     Susceptibility
         χ in ppm, 0 outside the mask.
     """
-    window = Window(maps.mask, maps.grid, padding=1.0)
-    mask = window.cut(maps.mask)
-    field = window.cut(maps.field_ppm) * mask
-    dipole = Dipole(window.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
+    padded = PaddedBox(maps.mask, maps.grid, padding=1.0)
+    mask = padded.cut(maps.mask)
+    field = padded.cut(maps.field_ppm) * mask
+    dipole = Dipole(padded.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
     kernel = dipole.kernel
     sign = torch.where(kernel < 0, -1.0, 1.0).to(kernel)
     inverse = sign / kernel.abs().clamp(min=config.threshold)
     # The point-spread function of division after convolution is inverse · D; its value at its centre is
     # the share of a point that is recovered.
-    inverse /= _volume_mean(inverse * kernel, window.periodic_grid.shape[2])
-    chi = window.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
+    inverse /= _volume_mean(inverse * kernel, padded.periodic_grid.shape[2])
+    chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
     if progress is not None:
         progress("susceptibility", 1, 1)
-    return Susceptibility(window.restore(chi))
+    return Susceptibility(padded.restore(chi))
 
 
 def _volume_mean(half: torch.Tensor, last_size: int) -> torch.Tensor:

@@ -18,11 +18,11 @@ from chisep.physics.operators import Gradient
 from chisep.progress import Progress
 from chisep.solvers._admm import minimise
 from chisep.solvers._common import (
-    Window,
+    PaddedBox,
     check,
+    edge_mask,
     ended,
     least_noise_ppm,
-    smooth_places,
 )
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.solvers.tikhonov import TikhonovConfig
@@ -70,32 +70,32 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     Susceptibility
         χ in ppm, 0 outside the mask.
     """
-    window = Window(maps.sources_mask, maps.grid, padding=0.1)
-    mask, support = window.cut(maps.mask), window.cut(maps.sources_mask)
-    field = window.cut(maps.field_ppm) * mask
-    magnitude = None if maps.magnitude is None else window.cut(maps.magnitude)
+    padded = PaddedBox(maps.sources_mask, maps.grid, padding=0.1)
+    mask, support = padded.cut(maps.mask), padded.cut(maps.sources_mask)
+    field = padded.cut(maps.field_ppm) * mask
+    magnitude = None if maps.magnitude is None else padded.cut(maps.magnitude)
     if maps.field_sigma_ppm is None:
         sigma: Tensor | float = noise_sigma(field, mask)
     else:
-        sigma = window.cut_noise(maps.field_sigma_ppm)
+        sigma = padded.cut_noise(maps.field_sigma_ppm)
     typical, weight = known_noise(sigma, mask, least_noise_ppm(field, mask))
 
     def inside(z: Tensor) -> Tensor:
         return z * support
 
     x, change = minimise(
-        window=window,
+        padded=padded,
         grid=maps.grid,
         field_ppm=field,
         weight=weight.to(field),
-        start=window.cut(solve_tikhonov(maps, TikhonovConfig()).chi_ppm)[None],
+        start=padded.cut(solve_tikhonov(maps, TikhonovConfig()).chi_ppm)[None],
         field_gain=1.0,
         tv_weight=config.tv_weight * typical,
-        places=smooth_places(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
+        tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=inside,
         penalty_field=_PENALTY_FIELD,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
     )
-    return Susceptibility(window.restore(x[0] * mask), ended(change, config.tolerance, "the tv inversion"))
+    return Susceptibility(padded.restore(x[0] * mask), ended(change, config.tolerance, "the tv inversion"))
