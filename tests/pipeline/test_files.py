@@ -57,7 +57,7 @@ class TestVolumeCache:
     def test_a_copy_may_be_changed(self, paths):
         a = paths[0]
         cache = VolumeCache()
-        cache.plan([stage(a)])
+        cache.plan([stage(a), stage(a)])
         cache.put(a, nifti.load(a).data)
         first = cache.get(a)
         assert first is not None

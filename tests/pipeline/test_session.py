@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from chisep import cli
 from chisep.errors import InputError
 from chisep.execution.config import CohortConfig
-from chisep.io import bids, nifti
+from chisep.io import bids, files, nifti
 from chisep.networks.inference import NetworkOptions
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
@@ -57,6 +58,27 @@ def out(raw, make_once) -> Path:
 
 def load(path: Path) -> np.ndarray:
     return nib.load(path).get_fdata()
+
+
+def test_raw_images_are_read_twice_at_most_and_hashed_once(raw, tmp_path, monkeypatch):
+    loads, hashes = Counter(), Counter()
+
+    def counted(function, counter):
+        def call(path, *rest, **options):
+            counter[Path(path)] += 1
+            return function(path, *rest, **options)
+
+        return call
+
+    monkeypatch.setattr(nifti, "load", counted(nifti.load, loads))
+    monkeypatch.setattr(files, "checksum", counted(files.checksum, hashes))
+    (result,) = run(RunConfig(raw, tmp_path, method="closed-form", qsm="tkd"))
+    assert result.error is None
+    images = sorted((raw / ANAT).glob("*.nii.gz"))
+    assert images
+    for image in images:
+        assert 1 <= loads[image] <= 2
+        assert hashes[image] == 1
 
 
 class TestResults:

@@ -57,9 +57,13 @@ class VolumeCache:
             del self._volumes[path]
 
     def get(self, path: Path) -> NDArray[np.float32] | None:
-        """Return a copy of a volume that is kept, None without one."""
+        """Return a volume that is kept, or None; a copy where a later stage reads it, too."""
         state, volume = self._volumes.get(path, (None, None))
-        return volume.copy(order="K") if volume is not None and state == _state(path) else None
+        if volume is None or state != _state(path):
+            return None
+        if self.is_read_later(path):
+            return volume.copy(order="K")
+        return self._volumes.pop(path)[1]
 
     def put(self, path: Path, volume: NDArray[np.float32]) -> None:
         """Keep a volume, if it is read again soon enough; the array must not be changed afterwards."""

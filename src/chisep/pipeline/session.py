@@ -92,7 +92,7 @@ def process(
     context = SessionContext.of(config, session)
     stages = map_stages(context)
     volumes = context.files.volumes
-    volumes.plan(stages)
+    volumes.plan(stages[:-1])  # the last one reads everything: not worth the memory
     for done, stage in enumerate(stages):
         if progress:
             progress(f"{session.name}: {stage.name}", done, len(stages) + 1)
