@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 from chisep.networks.config import build
-from chisep.networks.inference import Trained, fuse, intermediate_estimates
+from chisep.networks.inference import intermediate_estimates
+from chisep.networks.weights import LoadedNetwork, fuse
 from chisep.training.recipes import find
 from chisep.types import Grid
 
@@ -38,12 +39,12 @@ RECIPES = {
 RESULTS = Path(__file__).parent / "results" / "networks.json"
 
 
-def network(name: str) -> Trained:
+def network(name: str) -> LoadedNetwork:
     """Build a network with random weights."""
     torch.manual_seed(0)
     config = find(RECIPES[name]).network
     statistics_ppm = dict.fromkeys((*config.inputs, *config.outputs), (0.0, 0.03))
-    return Trained(build(config, statistics_ppm).eval(), config, {})
+    return LoadedNetwork(build(config, statistics_ppm).eval(), config, {})
 
 
 def peak_gb(device: str) -> float:

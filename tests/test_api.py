@@ -16,8 +16,9 @@ import torch
 from chisep import api, cli
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
-from chisep.networks import inference
-from chisep.networks.inference import NetworkOptions, WeightsConfig
+from chisep.networks import weights as network_weights
+from chisep.networks.inference import NetworkOptions
+from chisep.networks.weights import WeightsConfig
 from chisep.physics.dipole import Dipole
 from chisep.types import Grid
 from tests.untrained import options_of, save_untrained
@@ -282,7 +283,7 @@ CARDS = Path(__file__).parent.parent / "docs" / "weights"
 class TestWeights:
     def test_shipped_weights_say_how_far_to_trust_them(self):
         cards = api.weight_cards(WeightsConfig())
-        assert set(cards) == set(inference.shipped())
+        assert set(cards) == set(network_weights.shipped())
         for card in cards.values():
             assert card["trust"] == "trained on simulated subjects, not validated in vivo"
 
@@ -323,9 +324,11 @@ class TestWeights:
     def test_list(self, capsys):
         assert cli.main(["weights"]) == 0
         printed = capsys.readouterr().out
-        assert all(name in printed for name in inference.shipped() or ["no weights come with this version"])
+        assert all(
+            name in printed for name in network_weights.shipped() or ["no weights come with this version"]
+        )
         assert cli.main(["weights", "--json"]) == 0
-        assert set(json.loads(capsys.readouterr().out)) == set(inference.shipped())
+        assert set(json.loads(capsys.readouterr().out)) == set(network_weights.shipped())
 
 
 class TestRefuses:

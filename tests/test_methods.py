@@ -14,7 +14,7 @@ import torch
 from chisep import methods
 from chisep.errors import InputError
 from chisep.methods import METHODS
-from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
 from tests.solvers.head import make_head, nrmse_percent
 from tests.untrained import DATA, LICENCE, options_of
@@ -184,7 +184,7 @@ class TestNetworks:
 
     @pytest.mark.parametrize("name", METHODS)
     def test_the_list_says_which_weights_are_not_shipped(self, name):
-        method, known = METHODS[name], inference.shipped()
+        method, known = METHODS[name], network_weights.shipped()
         assert method.missing_weights == tuple(w for w in method.weights if w not in known)
         assert ("not shipped" in method.row()["source"]) == bool(method.missing_weights)
         assert all(weights in method.row()["source"] for weights in method.missing_weights)

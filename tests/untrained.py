@@ -12,8 +12,8 @@ from chisep.methods import METHODS
 from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
 from chisep.networks.inference import NetworkOptions
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import UnrolledConfig
-from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.networks.unrolled_gradient import UnrolledGradientConfig
+from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 
 _UNET = UNetConfig((4, 8))
 CONFIGS = {
@@ -21,12 +21,14 @@ CONFIGS = {
     "r2s": NetworkConfig(("r2star",), ("r2prime",), _UNET),
     "chi-sepnet-r2p": NetworkConfig(PHI_ROWS, SOURCES, _UNET),
     "chi-sepnet-r2s-direct": NetworkConfig(("qsm", "r2star", "field"), SOURCES, _UNET),
-    "unrolled-thesis": NetworkConfig(PHI_ROWS, SOURCES, _UNET, UnrolledConfig(iterations=2, alpha=0.4)),
+    "unrolled-thesis": NetworkConfig(
+        PHI_ROWS, SOURCES, _UNET, UnrolledGradientConfig(iterations=2, alpha=0.4)
+    ),
     "unrolled-qsm": NetworkConfig(
-        ("field", "field_sigma"), ("chi",), _UNET, proximal=ProximalConfig(passes=2)
+        ("field", "field_sigma"), ("chi",), _UNET, proximal=UnrolledProximalConfig(passes=2)
     ),
     "unrolled": NetworkConfig(
-        (*MEASURED_ROWS, *NOISE.values()), SOURCES, _UNET, proximal=ProximalConfig(passes=2)
+        (*MEASURED_ROWS, *NOISE.values()), SOURCES, _UNET, proximal=UnrolledProximalConfig(passes=2)
     ),
 }
 """What the weights are that chisep ships by these names, but for their size."""

@@ -22,8 +22,9 @@ from chisep import methods, metrics
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
-from chisep.networks import inference
-from chisep.networks.inference import NetworkOptions, Precision, WeightsConfig
+from chisep.networks import weights as network_weights
+from chisep.networks.inference import NetworkOptions, Precision
+from chisep.networks.weights import WeightsConfig
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.preprocessing.relaxivity import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
@@ -510,11 +511,11 @@ def weight_cards(config: WeightsConfig) -> dict[str, dict[str, Any]]:
     InputError
         If there are no such weights, or they cannot be read.
     """
-    known = inference.shipped()
+    known = network_weights.shipped()
     cards = {}
-    for name, header in inference.describe(config).items():
-        path = inference.find_weights(config.name or name)
-        network = inference.load(path).network
+    for name, header in network_weights.describe(config).items():
+        path = network_weights.find_weights(config.name or name)
+        network = network_weights.load(path).network
         cards[name] = {
             **header,
             "parameters": sum(tensor.numel() for tensor in network.parameters()),

@@ -363,7 +363,7 @@ def _print_recipes() -> None:
 
 def _weights(arguments: Sequence[str]) -> int:
     from chisep.api import weight_cards
-    from chisep.networks.inference import WeightsConfig
+    from chisep.networks.weights import WeightsConfig
 
     config = _parse(WeightsConfig, "weights", arguments)
     cards = weight_cards(config)

@@ -16,6 +16,7 @@ import torch
 from chisep.errors import InputError, unknown_name
 from chisep.io.files import checksum
 from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
@@ -92,7 +93,7 @@ class Method:
     @property
     def missing_weights(self) -> tuple[str, ...]:
         """Weights that it needs by default and that this installation lacks."""
-        known = inference.shipped() if self.weights else {}
+        known = network_weights.shipped() if self.weights else {}
         return tuple(name for name in self.weights if name not in known)
 
     def row(self) -> dict[str, str]:
@@ -328,7 +329,7 @@ def tells_sigma(name: str, options: NetworkOptions) -> bool:
     method = METHODS[name]
     if config_for(name, options) is None:
         return False
-    proximal = inference.load(options.weights or method.weights[0]).config.proximal
+    proximal = network_weights.load(options.weights or method.weights[0]).config.proximal
     return proximal is not None and proximal.uncertainty
 
 
@@ -358,7 +359,7 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
     if config_for(name, options) is None:
         return []
     own = options.weights or method.weights[0]
-    inputs = inference.load(own).config.inputs
+    inputs = network_weights.load(own).config.inputs
     files = [own]
     if "r2prime" in inputs and "r2prime" not in method.needs:
         files.append(options.rate_weights)
@@ -368,7 +369,7 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
 
 
 def _record(weights: str) -> dict[str, str]:
-    path, header = inference.find_weights(weights), inference.load(weights).header
+    path, header = network_weights.find_weights(weights), network_weights.load(weights).header
     return {
         "Name": str(header.get("name", path.stem)),
         "SHA256": checksum(path),

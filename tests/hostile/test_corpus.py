@@ -11,7 +11,7 @@ import pytest
 from chisep.errors import InputError
 from chisep.io import bids
 from chisep.io.weights import load_weights
-from chisep.networks.inference import load
+from chisep.networks.weights import load
 from tests.hostile import datasets, test_datasets, test_nifti
 from tests.hostile.limits import CASES, ends_well
 from tests.untrained import save_untrained

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from chisep import api, methods
 from chisep.errors import InputError
 from chisep.io.weights import FORMAT, load_header, load_weights
-from chisep.networks.inference import NetworkOptions, WeightsConfig, load
+from chisep.networks.inference import NetworkOptions
+from chisep.networks.weights import WeightsConfig, load
 from tests.hostile import datasets, images
 from tests.hostile.conftest import cases
 from tests.hostile.limits import CASES, ends_well

@@ -7,9 +7,9 @@ import torch
 
 from chisep.errors import InputError
 from chisep.networks.config import PHI_ROWS, SOURCES, NetworkConfig, build
-from chisep.networks.single_pass import OnePass
+from chisep.networks.single_pass import SinglePass
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import Unrolled, UnrolledConfig
+from chisep.networks.unrolled_gradient import UnrolledGradient, UnrolledGradientConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid
@@ -28,7 +28,7 @@ CONFIGS = {
     "qsmnet": NetworkConfig(("field",), ("chi",), UNET),
     "r2s": NetworkConfig(("r2star",), ("r2prime",), UNET),
     "chi-sepnet": NetworkConfig(PHI_ROWS, SOURCES, UNET),
-    "unrolled": NetworkConfig(PHI_ROWS, SOURCES, UNET, UnrolledConfig(3, 0.4)),
+    "unrolled": NetworkConfig(PHI_ROWS, SOURCES, UNET, UnrolledGradientConfig(3, 0.4)),
 }
 
 
@@ -103,9 +103,9 @@ def _columns() -> dict[str, list[float]]:
 
 
 def test_build_makes_what_the_config_says():
-    assert isinstance(made("qsmnet"), OnePass)
+    assert isinstance(made("qsmnet"), SinglePass)
     unrolled = made("unrolled")
-    assert isinstance(unrolled, Unrolled)
+    assert isinstance(unrolled, UnrolledGradient)
     assert unrolled.alpha.item() == pytest.approx(0.4)
     scale = unrolled.scale
     assert scale.mean.flatten().tolist() == pytest.approx([0.03, 0.025])
@@ -133,9 +133,9 @@ def test_statistics_that_scale_nothing_are_refused(sd):
     [
         ((), ("chi",), None),
         (("field",), (), None),
-        (("field", "qsm", "r2prime"), SOURCES, UnrolledConfig()),
-        (("field",), ("chi",), UnrolledConfig()),
-        (PHI_ROWS, ("chi_neg", "chi_pos"), UnrolledConfig()),
+        (("field", "qsm", "r2prime"), SOURCES, UnrolledGradientConfig()),
+        (("field",), ("chi",), UnrolledGradientConfig()),
+        (PHI_ROWS, ("chi_neg", "chi_pos"), UnrolledGradientConfig()),
     ],
 )
 def test_channels_are_checked(inputs, outputs, unrolled):

@@ -21,17 +21,14 @@ from chisep.methods import METHODS
 from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
 from chisep.networks.inference import (
     NetworkOptions,
-    find_weights,
-    fuse,
     has_fast_bfloat16,
     intermediate_estimates,
-    load,
     measured_channels,
-    without_norms,
 )
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import UnrolledConfig
-from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.networks.unrolled_gradient import UnrolledGradientConfig
+from chisep.networks.unrolled_proximal import UnrolledProximalConfig
+from chisep.networks.weights import find_weights, fuse, load, without_norms
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid, Relaxivity
@@ -52,12 +49,12 @@ CONFIGS = {
     "r2s": NetworkConfig(("r2star",), ("r2prime",), UNET),
     "chi-sepnet-r2p": NetworkConfig(PHI_ROWS, SOURCES, UNET),
     "chi-sepnet-r2s-direct": NetworkConfig(("qsm", "r2star", "field"), SOURCES, UNET),
-    "unrolled-thesis": NetworkConfig(PHI_ROWS, SOURCES, UNET, UnrolledConfig(3, 0.4)),
+    "unrolled-thesis": NetworkConfig(PHI_ROWS, SOURCES, UNET, UnrolledGradientConfig(3, 0.4)),
     "unrolled": NetworkConfig(
-        (*MEASURED_ROWS, *NOISE.values()), SOURCES, UNET, proximal=ProximalConfig(passes=2)
+        (*MEASURED_ROWS, *NOISE.values()), SOURCES, UNET, proximal=UnrolledProximalConfig(passes=2)
     ),
     "unrolled-qsm": NetworkConfig(
-        ("field", "field_sigma"), ("chi",), UNET, proximal=ProximalConfig(passes=2)
+        ("field", "field_sigma"), ("chi",), UNET, proximal=UnrolledProximalConfig(passes=2)
     ),
 }
 ITERATES = {"unrolled-thesis": 3, "unrolled": 3, "unrolled-qsm": 3}

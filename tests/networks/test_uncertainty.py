@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from chisep.networks.config import PHI_ROWS, SOURCES, NetworkConfig
-from chisep.networks.uncertainty import are_factors, factor_at, noise_level, noise_of
-from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.networks.uncertainty import factor_at, noise_level, noise_of
+from chisep.networks.unrolled_proximal import UnrolledProximalConfig
+from chisep.networks.weights import read_header
 
 PAIRS = [[0.005, 1.0], [0.02, 2.0], [0.04, 1.5]]
 
@@ -27,7 +29,7 @@ def test_the_noise_of_a_scan_is_that_of_voxels_that_were_measured():
 
 
 def test_noise_of_the_first_map():
-    proximal = ProximalConfig()
+    proximal = UnrolledProximalConfig()
     rows = ("r2prime", "field")
     told = NetworkConfig((*rows, "r2prime_sigma", "field_sigma"), SOURCES, proximal=proximal)
     assert noise_of(told) == "r2prime_sigma"
@@ -36,9 +38,15 @@ def test_noise_of_the_first_map():
     assert noise_of(NetworkConfig(PHI_ROWS, SOURCES)) is None
 
 
+def _header(factors) -> dict:
+    network = asdict(NetworkConfig(("field",), ("chi",)))
+    listed = {n: list(v) if isinstance(v, tuple) else v for n, v in network.items()}
+    return {"network": listed, "statistics": {}, "sigma_factors": {"chi": factors}}
+
+
 @pytest.mark.parametrize("value", [1.5, 2, PAIRS, PAIRS[:1]])
 def test_factors_of_a_file(value):
-    assert are_factors(value)
+    assert read_header(_header(value)).sigma_factors
 
 
 @pytest.mark.parametrize(
@@ -50,4 +58,5 @@ def test_factors_of_a_file(value):
     ],
 )
 def test_what_are_no_factors(value):
-    assert not are_factors(value)
+    with pytest.raises(ValueError, match=r"sigma_factors"):
+        read_header(_header(value))

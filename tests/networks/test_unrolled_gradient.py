@@ -9,7 +9,7 @@ import torch
 
 from chisep.errors import InputError
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import Unrolled, UnrolledConfig
+from chisep.networks.unrolled_gradient import UnrolledGradient, UnrolledGradientConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid
@@ -23,18 +23,22 @@ Y = 0.05 * torch.randn(2, 3, *SHAPE, generator=GENERATOR, dtype=torch.float64) *
 PHI = Separation(Dipole(GRID, dtype=torch.float64), 0.8, MASK.squeeze(1))
 
 
-def make(norm="instance", **options) -> Unrolled:
+def make(norm="instance", **options) -> UnrolledGradient:
     torch.manual_seed(1)
-    return Unrolled(UNetConfig((2, 3), norm), UnrolledConfig(**options), MEAN, SD).double().eval()
+    return (
+        UnrolledGradient(UNetConfig((2, 3), norm), UnrolledGradientConfig(**options), MEAN, SD)
+        .double()
+        .eval()
+    )
 
 
-def prior(network: Unrolled, x: torch.Tensor) -> torch.Tensor:
+def prior(network: UnrolledGradient, x: torch.Tensor) -> torch.Tensor:
     """P_θ, with its z-scores."""
     mean, sd = (torch.tensor(v, dtype=x.dtype)[:, None, None, None] for v in (MEAN, SD))
     return (network.unet((x - mean) / sd * MASK) * sd + mean) * MASK
 
 
-def written_out(network: Unrolled, alpha: float, iterations: int) -> list[torch.Tensor]:
+def written_out(network: UnrolledGradient, alpha: float, iterations: int) -> list[torch.Tensor]:
     """x̂ᵢ₊₁ = P_θ(α Φᴴy + (I − α ΦᴴΦ) x̂ᵢ) with dense matrices, volume by volume, from x̂₀ = 0."""
     back, gram = torch.zeros(2, 2, *SHAPE, dtype=Y.dtype), []
     n = 2 * GRID.shape[0] * GRID.shape[1] * GRID.shape[2]
@@ -60,7 +64,7 @@ def test_is_the_equation(alpha):
 
 
 def test_thesis_defaults():
-    config = UnrolledConfig()
+    config = UnrolledGradientConfig()
     assert (config.iterations, config.alpha, config.qsm_row) == (10, 4.0, True)
     assert (config.checkpoint, config.gradient_iterations) == (False, None)
     network = make()
@@ -83,7 +87,7 @@ def test_one_network_serves_all_iterations():
     assert counts[0] == counts[1]
 
 
-def gradients(network: Unrolled, mode: bool = True) -> dict[str, torch.Tensor]:
+def gradients(network: UnrolledGradient, mode: bool = True) -> dict[str, torch.Tensor]:
     network.train(mode).zero_grad()
     network(Y, MASK, PHI).square().sum().backward()
     return {name: p.grad.clone() for name, p in network.named_parameters()}
@@ -171,4 +175,4 @@ def test_without_its_row_the_equation_has_two():
 )
 def test_iterations_are_checked(options):
     with pytest.raises(InputError, match="Correct the options"):
-        UnrolledConfig(**options)
+        UnrolledGradientConfig(**options)

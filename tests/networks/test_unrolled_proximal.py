@@ -10,8 +10,8 @@ import torch
 from chisep.errors import InputError
 from chisep.networks.config import MEASURED_ROWS, PHI_ROWS, SOURCES, NetworkConfig
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import UnrolledConfig
-from chisep.networks.unrolled_proximal import Proximal, ProximalConfig
+from chisep.networks.unrolled_gradient import UnrolledGradientConfig
+from chisep.networks.unrolled_proximal import UnrolledProximal, UnrolledProximalConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
 from chisep.types import Grid
@@ -27,14 +27,14 @@ SIGMA = torch.tensor([0.008, 0.001], dtype=torch.float64).reshape(2, 1, 1, 1) * 
 Y = torch.cat((ROWS, SIGMA), dim=1)
 
 
-def make(*, noise: bool = True, **options) -> Proximal:
+def make(*, noise: bool = True, **options) -> UnrolledProximal:
     torch.manual_seed(1)
-    config = ProximalConfig(**{"uncertainty": False, **options})
+    config = UnrolledProximalConfig(**{"uncertainty": False, **options})
     mean, sd = (0.05, 0.0, 0.03, 0.02), (0.03, 0.01, 0.03, 0.02)
-    return Proximal(UNetConfig((2, 3), "instance"), config, mean, sd, noise=noise).double().eval()
+    return UnrolledProximal(UNetConfig((2, 3), "instance"), config, mean, sd, noise=noise).double().eval()
 
 
-def silent(network: Proximal) -> Proximal:
+def silent(network: UnrolledProximal) -> UnrolledProximal:
     """The same without what its U-nets add."""
     for unet in network.unets:
         for parameter in unet.head.parameters():
@@ -195,7 +195,9 @@ def test_without_data_steps_it_is_u_nets_in_turn():
 
 
 def test_chi_of_the_field_alone():
-    network = Proximal(UNetConfig((2, 3), "instance"), ProximalConfig(), (0.0, 0.01), (0.01, 0.03)).double()
+    network = UnrolledProximal(
+        UNetConfig((2, 3), "instance"), UnrolledProximalConfig(), (0.0, 0.01), (0.01, 0.03)
+    ).double()
     y = torch.stack((ROWS[:, 1], SIGMA[:, 1].expand_as(ROWS[:, 1])), dim=1)
     made = network(y, MASK, PHI)
     assert made.shape == (2, 2, *SHAPE)
@@ -209,10 +211,12 @@ def test_chi_of_the_field_alone():
 def test_bad_options_are_refused():
     for options in ({"passes": 0}, {"padding": 0.5}, {"prior_ppb": 0.0}, {"field_error_ppb": float("inf")}):
         with pytest.raises(InputError, match="above 0"):
-            ProximalConfig(**options)
+            UnrolledProximalConfig(**options)
     with pytest.raises(InputError, match="r2prime"):
-        NetworkConfig(PHI_ROWS, SOURCES, proximal=ProximalConfig())
+        NetworkConfig(PHI_ROWS, SOURCES, proximal=UnrolledProximalConfig())
     with pytest.raises(InputError, match="one kind"):
-        NetworkConfig(MEASURED_ROWS, SOURCES, unrolled=UnrolledConfig(), proximal=ProximalConfig())
+        NetworkConfig(
+            MEASURED_ROWS, SOURCES, unrolled=UnrolledGradientConfig(), proximal=UnrolledProximalConfig()
+        )
     with pytest.raises(InputError, match="channels out of"):
         NetworkConfig(("field", "field_sigma"), ("chi",))

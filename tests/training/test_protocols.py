@@ -10,14 +10,14 @@ import torch
 
 from chisep.errors import InputError
 from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
-from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.training.data import Scan, statistics_of_crops
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops, load_heads
 from chisep.types import Grid
 
-NETWORK = NetworkConfig((*MEASURED_ROWS, *NOISE.values()), SOURCES, proximal=ProximalConfig())
+NETWORK = NetworkConfig((*MEASURED_ROWS, *NOISE.values()), SOURCES, proximal=UnrolledProximalConfig())
 EXACT = ProtocolConfig(
     snr=(1e7, 1e7),
     dr_error=0.0,

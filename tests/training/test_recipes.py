@@ -8,7 +8,7 @@ import torch
 from chisep.errors import InputError
 from chisep.networks.config import SOURCES, build
 from chisep.networks.unet import REFERENCE_WIDTHS
-from chisep.networks.unrolled_gradient import Unrolled
+from chisep.networks.unrolled_gradient import UnrolledGradient
 from chisep.training.recipes import FIELD_WIDTHS, PROXIMAL_WIDTHS, SMALL_WIDTHS, annealed, find, recipes
 
 PUBLISHED = [name for name in recipes() if not name.endswith("-small")]
@@ -61,7 +61,7 @@ def test_every_recipe_makes_a_network(name):
     network = find(name).network
     with torch.device("meta"):
         made = build(network, dict.fromkeys((*network.inputs, *network.outputs), (0.0, 1.0)))
-    assert isinstance(made, Unrolled) == name.startswith(("thesis-unrolled", "unrolled-gradient"))
+    assert isinstance(made, UnrolledGradient) == name.startswith(("thesis-unrolled", "unrolled-gradient"))
 
 
 def test_the_thesis_network_unrolls_ten_times_from_4():

@@ -20,9 +20,10 @@ from chisep.errors import InputError
 from chisep.io.files import checksum
 from chisep.io.weights import load_weights
 from chisep.networks.config import PHI_ROWS, SOURCES
-from chisep.networks.inference import has_fast_bfloat16, load
+from chisep.networks.inference import has_fast_bfloat16
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import Unrolled
+from chisep.networks.unrolled_gradient import UnrolledGradient
+from chisep.networks.weights import load
 from chisep.training.data import load_scans, statistics
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule
@@ -181,7 +182,7 @@ class TestWeights:
 
     def test_can_be_loaded_and_applied(self, straight, folders):
         trained = load(straight / "weights.safetensors")
-        assert isinstance(trained.network, Unrolled)
+        assert isinstance(trained.network, UnrolledGradient)
         assert trained.config == tiny("thesis-unrolled").network
         assert not trained.network.training
 

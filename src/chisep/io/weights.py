@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -55,13 +56,10 @@ def load_header(path: Path) -> dict[str, Any]:
     _check_layout(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-        json.dumps(header, ensure_ascii=False).encode()  # it goes into sidecars, which are UTF-8
+            text = (file.metadata() or {}).get(FORMAT, "null")
+        return msgspec.json.decode(text.encode(), type=dict[str, Any])
     except (*_BROKEN, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
-    if not isinstance(header, dict):
-        raise _unreadable(path, "no header of chisep")
-    return header
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from chisep.errors import InputError
-from chisep.networks.single_pass import OnePass
+from chisep.networks.single_pass import SinglePass
 from chisep.networks.unet import UNetConfig
-from chisep.networks.unrolled_gradient import Unrolled, UnrolledConfig
-from chisep.networks.unrolled_proximal import WHOLE_PADDING, Proximal, ProximalConfig
+from chisep.networks.unrolled_gradient import UnrolledGradient, UnrolledGradientConfig
+from chisep.networks.unrolled_proximal import WHOLE_PADDING, UnrolledProximal, UnrolledProximalConfig
 
 Channel = Literal[
     "field", "qsm", "r2prime", "r2star", "field_sigma", "r2prime_sigma", "chi", "chi_pos", "chi_neg"
@@ -20,7 +20,7 @@ Channel = Literal[
 standard deviations of the noise of field and R2'/D_r,pos, 0 where nothing was measured; χ; χ_pos; χ_neg."""
 Statistics = Mapping[str, tuple[float, float]]
 """Mean and standard deviation in ppm of each channel in the brains that a network was trained on."""
-Network = OnePass | Unrolled | Proximal
+Network = SinglePass | UnrolledGradient | UnrolledProximal
 SOURCES: tuple[Channel, Channel] = ("chi_pos", "chi_neg")
 PHI_ROWS: tuple[Channel, Channel, Channel] = ("qsm", "r2prime", "field")
 """Order of the rows of Φ, which the unrolled network needs."""
@@ -40,9 +40,9 @@ class NetworkConfig:
     """Maps that come out."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """The U-net."""
-    unrolled: UnrolledConfig | None = None
+    unrolled: UnrolledGradientConfig | None = None
     """Physics steps and passes of the U-net in turn; one pass without physics if None."""
-    proximal: ProximalConfig | None = None
+    proximal: UnrolledProximalConfig | None = None
     """Exact data steps and passes of U-nets in turn."""
     b0_along_z: bool = False
     """Whether it knows heads turned so that B0 is along the third axis, in training and after: a U-net is not
@@ -133,7 +133,7 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
 
     if config.proximal is not None:
         noise = not {*NOISE.values()}.isdisjoint(config.inputs)
-        return Proximal(config.unet, config.proximal, *of(wanted), noise=noise)
+        return UnrolledProximal(config.unet, config.proximal, *of(wanted), noise=noise)
     if config.unrolled is not None:
-        return Unrolled(config.unet, config.unrolled, *of(config.outputs))
-    return OnePass(config.unet, *of(config.inputs), *of(config.outputs))
+        return UnrolledGradient(config.unet, config.unrolled, *of(config.outputs))
+    return SinglePass(config.unet, *of(config.inputs), *of(config.outputs))

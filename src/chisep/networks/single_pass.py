@@ -10,7 +10,7 @@ from chisep.networks.unet import Scale, UNet, UNetConfig
 from chisep.physics.separation import Separation
 
 
-class OnePass(nn.Module):
+class SinglePass(nn.Module):
     """One U-net from maps in ppm to maps in ppm.
 
     QSMnet (Yoon 2018, 10.1016/j.neuroimage.2018.06.030) goes from the local field to χ; R2PRIMEnet from

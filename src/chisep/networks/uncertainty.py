@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -39,19 +38,3 @@ def factor_at(factors: Factors, level_ppm: float) -> float:
         return float(factors)
     noise, values = zip(*factors, strict=True)
     return float(np.interp(math.log(level_ppm), np.log(noise), values))
-
-
-def are_factors(value: object) -> bool:
-    """Whether something read from a file is what `factor_at` takes."""
-    if _is_above_0(value):
-        return True
-    if not isinstance(value, list) or not value:
-        return False
-    pairs = [
-        pair for pair in value if isinstance(pair, list) and [_is_above_0(x) for x in pair] == [True] * 2
-    ]
-    return len(pairs) == len(value) and all(low[0] < high[0] for low, high in pairwise(pairs))
-
-
-def _is_above_0(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -22,7 +22,7 @@ from chisep.physics.separation import Separation
 
 
 @dataclass(frozen=True)
-class UnrolledConfig:
+class UnrolledGradientConfig:
     """How often the two steps take turns, and how they are trained."""
 
     iterations: int = 10
@@ -47,7 +47,7 @@ class UnrolledConfig:
             )
 
 
-class Unrolled(nn.Module):
+class UnrolledGradient(nn.Module):
     """The unrolled network; between iterations χ_pos and χ_neg are in ppm, z-scores only inside P_θ.
 
     Parameters
@@ -66,7 +66,11 @@ class Unrolled(nn.Module):
     """
 
     def __init__(
-        self, unet: UNetConfig, config: UnrolledConfig, mean_ppm: Sequence[float], sd_ppm: Sequence[float]
+        self,
+        unet: UNetConfig,
+        config: UnrolledGradientConfig,
+        mean_ppm: Sequence[float],
+        sd_ppm: Sequence[float],
     ) -> None:
         super().__init__()
         self.config = config

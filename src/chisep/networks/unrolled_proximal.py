@@ -39,7 +39,7 @@ _NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
-class ProximalConfig:
+class UnrolledProximalConfig:
     """How often data steps and U-nets take turns, and what the steps start from."""
 
     passes: int = 2
@@ -87,7 +87,7 @@ class ProximalConfig:
             )
 
 
-class Proximal(nn.Module):
+class UnrolledProximal(nn.Module):
     """The network; sources are in ppm, z-scores only inside the U-nets.
 
     Parameters
@@ -114,7 +114,7 @@ class Proximal(nn.Module):
     def __init__(
         self,
         unet: UNetConfig,
-        config: ProximalConfig,
+        config: UnrolledProximalConfig,
         mean_ppm: Sequence[float],
         sd_ppm: Sequence[float],
         *,

@@ -11,7 +11,7 @@ from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
 from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
-from chisep.training.train import TrainConfig, Trained, train
+from chisep.training.train import TrainConfig, TrainingResult, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,9 @@ def config_of(recipe_name: str) -> type[TrainingConfig]:
     return RecipeConfig
 
 
-def train_network(config: TrainingConfig, progress: Progress | None = None, *, bar: bool = False) -> Trained:
+def train_network(
+    config: TrainingConfig, progress: Progress | None = None, *, bar: bool = False
+) -> TrainingResult:
     """Make the χ maps that are missing, then train; arguments and result as of `chisep.training.train.train`.
 
     Raises

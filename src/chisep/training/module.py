@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, St
 
 from chisep.errors import InputError
 from chisep.networks.config import NetworkConfig, Statistics, build
-from chisep.networks.unrolled_gradient import Unrolled
+from chisep.networks.unrolled_gradient import UnrolledGradient
 from chisep.training.data import Example
 from chisep.training.losses import LossConfig, label_loss, laplace_loss, loss_terms, total_loss
 
@@ -76,7 +76,7 @@ class TrainingModule(pl.LightningModule):
         loss = total_loss(terms, self.loss_config)
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.mask))
         self.log_dict({f"loss_{name}": term for name, term in terms.items()}, batch_size=len(batch.mask))
-        if isinstance(self.network, Unrolled):
+        if isinstance(self.network, UnrolledGradient):
             self.log("alpha", self.network.alpha.detach().clone(), prog_bar=True)
         return loss
 

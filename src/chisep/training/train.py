@@ -26,6 +26,7 @@ from chisep.errors import InputError
 from chisep.io.files import checksum, make_directory, write_json
 from chisep.io.weights import load_header, save_weights
 from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.networks.config import build
 from chisep.networks.uncertainty import Factors
 from chisep.progress import Progress
@@ -95,7 +96,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a training left.
 
     Parameters
@@ -162,7 +163,7 @@ def train(
     *,
     bar: bool = False,
     read: Callable[[], ScansOfTraining] | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train until the recipe's epochs are done, or the time is up.
 
     Parameters
@@ -179,7 +180,7 @@ def train(
 
     Returns
     -------
-    Trained
+    TrainingResult
         Weights lie in `out` once all epochs are done.
 
     Raises
@@ -279,20 +280,20 @@ def train(
     best = float("nan") if keep.best_model_score is None else float(keep.best_model_score)
     seconds = time.monotonic() - started
     if done < recipe.epochs:
-        return Trained(None, done, best, seconds)
+        return TrainingResult(None, done, best, seconds)
     scaling = _scaling_crops(recipe, validation)
-    return Trained(export(config, found, best, scaling), done, best, seconds)
+    return TrainingResult(export(config, found, best, scaling), done, best, seconds)
 
 
-def _fitting(weights: str, recipe: Recipe) -> inference.Trained:
+def _fitting(weights: str, recipe: Recipe) -> network_weights.LoadedNetwork:
     """Load the weights that a training starts from, if they are of a network like its own.
 
     Batch norms are folded for a network without norms: in training a batch norm divides by how strong the
     lesions of its crops are, and so hides it from the network.
     """
-    start = inference.load(weights)
+    start = network_weights.load(weights)
     if recipe.network.unet.norm == "none" and start.config.unet.norm == "batch":
-        start = inference.without_norms(start)
+        start = network_weights.without_norms(start)
     try:
         build(recipe.network, start.statistics).load_state_dict(start.network.state_dict())
     except (InputError, RuntimeError) as error:
@@ -468,7 +469,7 @@ def _start(config: TrainConfig) -> dict[str, Any]:
     """Tell which weights a training starts from and what these were trained on."""
     if not config.start:
         return {}
-    path = inference.find_weights(config.start)
+    path = network_weights.find_weights(config.start)
     facts = ("training_data", "best_step", "start", "made_by")
     header = load_header(path)
     return {"start": {"sha256": checksum(path), **{name: header.get(name) for name in facts}}}

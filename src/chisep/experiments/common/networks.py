@@ -13,6 +13,7 @@ from chisep.errors import ChisepWarning
 from chisep.io.files import checksum
 from chisep.io.weights import load_header
 from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions, Precision
 from chisep.progress import Progress
 from chisep.training.train import ScansOfTraining, TrainConfig, plain, train
@@ -97,7 +98,7 @@ def estimates_of(weights: Path | str, maps: Maps) -> list[Sources]:
     maps
         All maps that the network reads.
     """
-    trained = inference.load(weights)
+    trained = network_weights.load(weights)
     channels = inference.measured_channels(maps, trained.config.inputs, NetworkOptions(precision=PRECISION))
     ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
     found = inference.intermediate_estimates(

@@ -22,10 +22,10 @@ from chisep.experiments.common.scores import finite
 from chisep.experiments.common.texts import markdown, number
 from chisep.io.files import checksum, make_directory, write_bytes, write_json, write_text
 from chisep.io.weights import load_header
-from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.networks.config import MEASURED_ROWS, SOURCES
 from chisep.networks.unet import Norm
-from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.training.data import FoldersConfig, Scan
@@ -98,7 +98,7 @@ def _normed(recipe: Recipe, norm: Norm) -> Recipe:
 
 
 def _changed(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401
-    proximal = replace(recipe.network.proximal or ProximalConfig(), **changes)
+    proximal = replace(recipe.network.proximal or UnrolledProximalConfig(), **changes)
     return replace(recipe, network=replace(recipe.network, proximal=proximal))
 
 
@@ -182,7 +182,7 @@ def _path(config: NetworkAblationsConfig, run: Run) -> Path:
 @torch.no_grad()
 def _judged(config: NetworkAblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
     """NRMSE of both sources over crops under each of the protocols."""
-    trained = inference.load(weights)
+    trained = network_weights.load(weights)
     validation = heads.read()[1]
     header = load_header(weights)
     return {
@@ -203,7 +203,9 @@ def _crops(
     return ProtocolCrops(heads, run.recipe.network, protocol, config.crop, config.test_crops, _TEST_SEED)
 
 
-def _nrmse(trained: inference.Trained, crops: ProtocolCrops) -> dict[str, dict[str, float | None]]:
+def _nrmse(
+    trained: network_weights.LoadedNetwork, crops: ProtocolCrops
+) -> dict[str, dict[str, float | None]]:
     """NRMSE of both sources in percent, of ordinary tissue and of strong lesions apart."""
     errors, sizes = (torch.zeros(len(_KINDS), 2, dtype=torch.float64) for _ in range(2))
     for index in range(len(crops)):

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from chisep import methods
 from chisep.errors import InputError
 from chisep.experiments.common.lesions import LesionsConfig
-from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.simulation.dataset import SimulateConfig
 from chisep.simulation.tissue import TissueConfig
 
@@ -223,4 +223,4 @@ def weights_of(config: BeyondConfig, row: RobustnessMethod) -> Path | None:
     if not row.weights:
         return None
     own = config.weights_folder and config.weights_folder / row.weights / "weights.safetensors"
-    return own if own and own.is_file() else inference.find_weights(row.weights)
+    return own if own and own.is_file() else network_weights.find_weights(row.weights)

@@ -43,7 +43,7 @@ from chisep.io.files import checksum, make_directory, write_bytes, write_json, w
 from chisep.io.weights import load_header
 from chisep.networks.config import SOURCES
 from chisep.networks.inference import NetworkOptions
-from chisep.networks.unrolled_gradient import UnrolledConfig
+from chisep.networks.unrolled_gradient import UnrolledGradientConfig
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import TRUTH
@@ -122,7 +122,7 @@ def runs(config: ThesisAblationsConfig) -> list[QsmRun]:
 
 
 def _unrolled(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401
-    unrolled = replace(recipe.network.unrolled or UnrolledConfig(), **changes)
+    unrolled = replace(recipe.network.unrolled or UnrolledGradientConfig(), **changes)
     return replace(recipe, network=replace(recipe.network, unrolled=unrolled))
 
 

@@ -11,7 +11,7 @@ from chisep import methods
 from chisep.errors import InputError
 from chisep.experiments.common.networks import PRECISION, WEIGHTS_FILE, described_weights, estimates_of
 from chisep.io.files import checksum
-from chisep.networks import inference
+from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
 from chisep.types import Maps, Sources, Volume
 
@@ -98,7 +98,7 @@ def weights_path(name: str, folder: Path | None) -> Path:
         If they are not there.
     """
     if folder is None:
-        return inference.find_weights(name)
+        return network_weights.find_weights(name)
     path = folder / RECIPES[name] / WEIGHTS_FILE
     if not path.is_file():
         raise InputError(

@@ -1,8 +1,8 @@
 """Unrolled χ-sepnet-R2' (Kim K.W., Seoul National University, December 2023), and its successor."""
 
 from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
-from chisep.networks.unrolled_gradient import UnrolledConfig
-from chisep.networks.unrolled_proximal import ProximalConfig
+from chisep.networks.unrolled_gradient import UnrolledGradientConfig
+from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.training.data import CropConfig
 from chisep.training.losses import LossConfig
 from chisep.training.protocols import ProtocolConfig
@@ -13,14 +13,14 @@ WITH_NOISE = MEASURED_ROWS + tuple(NOISE[row] for row in MEASURED_ROWS)
 
 RECIPES = {
     "thesis-unrolled": Recipe(
-        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledConfig(), b0_along_z=True),
+        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledGradientConfig(), b0_along_z=True),
         "unrolled χ-sepnet-R2': ten physics steps and passes of one U-net in turn, α from 4",
         "Kim K.W., Seoul National University, 2023",
         crops=CropConfig(size=64),
     ),
     "unrolled": Recipe(
         NetworkConfig(
-            WITH_NOISE, SOURCES, proximal=ProximalConfig(inverse_steps=2, last_steps=2, widest=30.0)
+            WITH_NOISE, SOURCES, proximal=UnrolledProximalConfig(inverse_steps=2, last_steps=2, widest=30.0)
         ),
         "from R2', field and their noise to sources and how sure they are, under any protocol",
         "chisep, docs/decisions/0009-proximal.md",
@@ -37,7 +37,7 @@ RECIPES = {
         protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),
     ),
     "unrolled-gradient": Recipe(
-        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledConfig(), b0_along_z=True),
+        NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledGradientConfig(), b0_along_z=True),
         "unrolled χ-sepnet-R2' (Eq. 2.5) on the heads and lesions of `unrolled`, under one protocol: what "
         "the thesis' design makes of the same data",
         "Kim K.W., Seoul National University, 2023",
@@ -45,7 +45,7 @@ RECIPES = {
         protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),
     ),
     "unrolled-qsm": Recipe(
-        NetworkConfig(("field", "field_sigma"), ("chi",), proximal=ProximalConfig()),
+        NetworkConfig(("field", "field_sigma"), ("chi",), proximal=UnrolledProximalConfig()),
         "from the field and its noise to χ and how sure it is, under any protocol",
         "chisep, docs/decisions/0009-proximal.md",
         crops=CropConfig(size=64),
