@@ -12,7 +12,8 @@ import pytest
 
 from chisep.errors import InputError
 from chisep.regions.statistics import RegionValue, write_values
-from chisep.report.group_table import FEWEST_FOR_OUTLIERS, GroupResult, make_group, robust_scores
+from chisep.report.group_outliers import FEWEST_FOR_OUTLIERS, robust_scores
+from chisep.report.group_table import GroupResult, make_group
 from tests.report.test_subject import Page
 
 ATTACK = "=HYPERLINK(\"http://example.org\")<script>alert('x')</script>\t\r\n&"

@@ -1,0 +1,197 @@
+"""What the records and region tables say of each session of a derivatives dataset."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chisep.errors import InputError
+from chisep.io.paths import is_file
+from chisep.io.tsv import MISSING, clean_text, slug
+from chisep.provenance.records import Record, read_failure, read_record, record_files, sessions_of
+from chisep.regions.statistics import COLUMNS, STATISTICS
+
+_SESSION_NAME = re.compile(r"sub-[A-Za-z0-9]+(_(ses|acq|run)-[A-Za-z0-9]+)*")
+
+
+_LONGEST_TEXT = 300
+
+
+_MOST_LABELS = 100_000
+
+
+@dataclass(frozen=True)
+class QualityMeasure:
+    """A quality figure: where it is found, and what it means."""
+
+    stage: str
+    fact: str
+    description: str
+    unit: str = ""
+
+
+QUALITY = {
+    "brain_volume_ml": QualityMeasure("mask", "BrainVolumeMl", "Volume of the brain mask", "mL"),
+    "reliable_part_of_brain": QualityMeasure(
+        "field", "ReliablePartOfBrain", "Part of the brain of reliable phase"
+    ),
+    "residual_phase_rad": QualityMeasure(
+        "field", "MedianResidualPhaseRad", "Median deviation of the echoes' phase from their fit", "rad"
+    ),
+    "field_noise_ppb": QualityMeasure(
+        "field", "MedianFieldNoisePpb", "Median standard deviation of the field's noise", "ppb"
+    ),
+    "erosion_ml": QualityMeasure("background", "ErosionMl", "Volume lost to background removal", "mL"),
+    "registration_shift_mm": QualityMeasure(
+        "registration", "MovedMm", "Largest motion of the brain between gradient echo and spin echo", "mm"
+    ),
+    "registration_rotation_deg": QualityMeasure(
+        "registration", "RotationDeg", "Rotation between gradient echo and spin echo", "degree"
+    ),
+    "spin_echo_coverage": QualityMeasure(
+        "relaxometry", "SpinEchoCoverage", "Part of the brain that the spin echo reaches"
+    ),
+    "r2prime_noise_hz": QualityMeasure(
+        "relaxometry", "MedianR2primeNoiseHz", "Median standard deviation of the noise of R2'", "1/s"
+    ),
+    "labelled_part_of_brain": QualityMeasure(
+        "labels", "LabelledPartOfBrain", "Part of the brain mask that the segmentation labels"
+    ),
+    "atlas_overlap": QualityMeasure(
+        "labels", "AtlasOverlapDice", "Dice coefficient of the brain mask and the registered atlas' brain"
+    ),
+}
+
+
+COSTS = {
+    "seconds": ("Time that the stages took when they were last run", "s"),
+    "peak_memory_gb": ("Most memory that a stage took", "GB"),
+}
+
+
+NUMBERS = (*QUALITY, *COSTS)
+
+
+@dataclass
+class SessionSummary:
+    """What the files of one session say.
+
+    Parameters
+    ----------
+    name
+        Of the session.
+    status
+        done, unfinished or failed.
+    error
+        What stopped it.
+    numbers
+        Column → quality figure.
+    unconverged
+        Stages that ended before their tolerance.
+    warnings
+        Texts with their stages.
+    regions
+        Column → value.
+    """
+
+    name: str
+    status: str
+    error: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    unconverged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    regions: dict[str, float] = field(default_factory=dict)
+
+    def entity(self, key: str) -> str:
+        """Value of an entity with its key, e.g. ses-1; n/a without."""
+        return next((part for part in self.name.split("_") if part.startswith(f"{key}-")), MISSING)
+
+
+def _number(value: object) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None  # type: ignore[arg-type]
+
+
+def _read_regions(path: Path, session: SessionSummary) -> None:
+    """Add the values of a table of regions to a session; a table that cannot be read is a warning."""
+    if not is_file(path):
+        return
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, delimiter="\t")
+            places = {name: place for place, name in enumerate(next(reader))}
+            index, name, of_map, volume = (places[key] for key in ("index", "name", "map", "volume_ml"))
+            kinds = [(key, places[key]) for key in STATISTICS]
+            labels: dict[str, str] = {}
+            taken: set[str] = set()
+            values: dict[str, float] = {}
+            maps: dict[str, str] = {}
+            for row in reader:
+                label = row[index]
+                if label not in labels:
+                    if len(labels) > _MOST_LABELS:
+                        raise ValueError(f"more than {_MOST_LABELS} regions")
+                    plain = slug(row[name]) or "region"
+                    labels[label] = plain if plain not in taken else f"{plain}_{int(label)}"
+                    taken.add(labels[label])
+                    values[f"volume_ml__{labels[label]}"] = float(row[volume])
+                if row[of_map] not in maps:
+                    maps[row[of_map]] = slug(row[of_map])
+                shown = f"{maps[row[of_map]]}__{labels[label]}__"
+                for key, place in kinds:
+                    if row[place] != MISSING:
+                        values[shown + key] = float(row[place])
+    except (OSError, ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
+        session.warnings.append(
+            f"regions: the table cannot be read ({clean_text(str(error))}); expected: {', '.join(COLUMNS)}"
+        )
+        return
+    session.regions = {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def session_names(out: Path) -> list[str]:
+    """List the sessions of a derivatives dataset that left records, sorted."""
+    return [name for name in sessions_of(out, "sub-") if _SESSION_NAME.fullmatch(name)]
+
+
+def read_session(out: Path, name: str) -> SessionSummary:
+    """Read the records and the table of regions of one session; what cannot be read is a warning.
+
+    Parameters
+    ----------
+    out
+        Derivatives dataset.
+    name
+        Of the session.
+    """
+    session = SessionSummary(name, "unfinished")
+    records: dict[str, Record] = {}
+    for path in record_files(out, name):
+        try:
+            records[path.stem] = read_record(path)
+        except InputError:
+            session.warnings.append(f"{path.stem}: its record cannot be read")
+    if (failure := read_failure(out, name)) is not None:
+        session.status, session.error = "failed", clean_text(failure.error, _LONGEST_TEXT)
+    elif "report" in records and is_file(out / f"{name}.html"):
+        session.status = "done"
+    for stage, record in records.items():
+        convergence = record.facts.get("Convergence")
+        if isinstance(convergence, Mapping) and convergence.get("Converged") is False:
+            session.unconverged.append(stage)
+        if stage != "report":  # it repeats those of the others
+            session.warnings += [f"{stage}: {clean_text(text, _LONGEST_TEXT)}" for text in record.warnings]
+        for key, measure in QUALITY.items():
+            if measure.stage == stage and (number := _number(record.facts.get(measure.fact))) is not None:
+                session.numbers[key] = number
+    if records:
+        session.numbers["seconds"] = sum(record.seconds for record in records.values())
+        session.numbers["peak_memory_gb"] = max(record.peak_memory_gb for record in records.values())
+    subject, visit = session.entity("sub"), session.entity("ses")
+    anat = Path(subject, *([] if visit == MISSING else [visit]), "anat")
+    _read_regions(out / anat / f"{name}_regions.tsv", session)
+    return session
