@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chisep.provenance.explain import dataset_links, locate, records_of, sessions_of
+from chisep.provenance.datasets import dataset_links, locate
+from chisep.provenance.records import records_of, sessions_of
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[1] / "docs" / "results" / "planning.md"

@@ -19,16 +19,11 @@ from chisep.preprocessing.background import BackgroundConfig
 from chisep.preprocessing.field import FieldConfig
 from chisep.preprocessing.mask import MaskConfig, QualityConfig
 from chisep.preprocessing.vsharp import VsharpConfig
-from chisep.provenance.explain import (
-    Explanation,
-    RawExplanation,
-    dataset_links,
-    explain,
-    flat,
-    records_of,
-    sessions_of,
-    unit_of,
-)
+from chisep.provenance.datasets import dataset_links
+from chisep.provenance.explain import explain
+from chisep.provenance.explanation import Explanation, RawExplanation
+from chisep.provenance.records import records_of, sessions_of
+from chisep.provenance.values import flat, unit_of
 
 SESSION = bids.Session("01", {}, bids.Series((), (), (), 3.0), None)
 NAME = "sub-01"

@@ -30,18 +30,11 @@ from chisep.preprocessing.field import FieldConfig
 from chisep.preprocessing.mask import MaskConfig
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig, r2
 from chisep.preprocessing.vsharp import VsharpConfig
-from chisep.provenance.explain import records_of
-from chisep.provenance.methods_text import (
-    _QSM,
-    _SEPARATION,
-    cited,
-    escaped,
-    references,
-    value_text,
-    works,
-    write_methods,
-)
-from chisep.provenance.records import Record
+from chisep.provenance.citations import cited, references, works
+from chisep.provenance.methods_text import write_methods
+from chisep.provenance.records import Record, records_of
+from chisep.provenance.sentences import QSM_METHODS, SEPARATION_METHODS
+from chisep.provenance.values import escaped, value_text
 from tests.untrained import DATA, options_of
 
 FACTS: Mapping[str, Mapping[str, Any]] = {
@@ -220,7 +213,7 @@ class TestOptions:
             assert escaped(DATA) in text
 
     def test_every_method_has_its_words(self):
-        assert {**_QSM, **_SEPARATION}.keys() == METHODS.keys()
+        assert {**QSM_METHODS, **SEPARATION_METHODS}.keys() == METHODS.keys()
 
     def test_recorded_settings_of_a_solver(self, raw, tmp_path):
         note(RunConfig(raw, tmp_path, qsm="tv"))
@@ -417,7 +410,8 @@ class TestWorks:
             assert entry.endswith("\n}")
 
     def test_all_are_cited_somewhere(self):
-        code = (Path(chisep.__file__).parent / "provenance" / "methods_text.py").read_text()
+        folder = Path(chisep.__file__).parent / "provenance"
+        code = "".join(path.read_text() for path in folder.glob("*.py"))
         assert set(works()) == set(cited(code))
 
     def test_identifiers_are_those_of_the_code(self):

@@ -21,7 +21,13 @@ MAPS = ("chi_pos_ppb", "chi_neg_ppb", "chi_total_ppb", "qsm_ppb", "r2star_hz", "
 
 
 def record(facts: dict[str, object] | None = None, warnings: tuple[str, ...] = ()) -> dict[str, object]:
-    return {"facts": facts or {}, "warnings": list(warnings), "seconds": 10.0, "peak_memory_gb": 0.5}
+    return {
+        "outputs": {},
+        "facts": facts or {},
+        "warnings": list(warnings),
+        "seconds": 10.0,
+        "peak_memory_gb": 0.5,
+    }
 
 
 def write_session(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -75,6 +75,10 @@ class Failure(msgspec.Struct, frozen=True):
     """
 
     error: str = msgspec.field(default="", name="Error")
+
+
+Records = Mapping[str, Record]
+"""Records of one session by stage."""
 
 
 def record_path(out: Path, session: str, stage: str) -> Path:
