@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +84,16 @@ def test_names_of_outputs_differ():
 def test_units_are_those_of_the_suffix():
     units = {(output.suffix, output.unit) for output in OUTPUTS.values() if output.unit}
     assert len({suffix for suffix, _ in units}) == len(units)
+
+
+def test_several_threads_keep_volumes_at_a_time(tmp_path, request):
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
+    paths = [tmp_path / f"{number}" for number in range(200)]
+    for path in paths:
+        path.touch()
+    cache = VolumeCache(most_bytes=20 * 8 * 4)
+    cache.plan([stage(), stage(*paths)])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda path: cache.put(path, np.zeros(8, dtype=np.float32)), paths))
+    assert sum(cache.get(path) is not None for path in paths) == 20

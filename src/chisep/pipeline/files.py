@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -42,6 +43,7 @@ class VolumeCache:
         self._volumes: dict[Path, tuple[tuple[int, int], NDArray[np.float32]]] = {}
         self._reads: dict[Path, list[int]] = {}
         self._now = 0
+        self._lock = threading.Lock()
 
     def plan(self, stages: Sequence[Stage]) -> None:
         """Note which files the stages of a session read, in their order."""
@@ -67,9 +69,10 @@ class VolumeCache:
 
     def put(self, path: Path, volume: NDArray[np.float32]) -> None:
         """Keep a volume, if it is read again soon enough; the array must not be changed afterwards."""
-        self._volumes[path] = (_state(path), volume)
-        while sum(kept.nbytes for _, kept in self._volumes.values()) > self._most_bytes:
-            del self._volumes[max(self._volumes, key=lambda kept: self._next_read(kept) or 10**6)]
+        with self._lock:  # outputs are written, and kept, by several threads
+            self._volumes[path] = (_state(path), volume)
+            while sum(kept.nbytes for _, kept in self._volumes.values()) > self._most_bytes:
+                del self._volumes[max(self._volumes, key=lambda kept: self._next_read(kept) or 10**6)]
 
     def is_read_later(self, path: Path) -> bool:
         """Whether a stage after the present one reads a file."""

@@ -18,6 +18,8 @@ FAILURE = "error"
 
 T = TypeVar("T")
 _LARGEST_BYTES = 50_000_000
+_EXPONENTIAL = "R2 is that of one exponential"
+"""Part of a warning: older records of 0.1.0 say in it, not in a fact, that R2 fell back to an exponential."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +96,10 @@ def read_record(path: Path) -> Record:
     InputError
         If it cannot be read, or is no record.
     """
-    return _read(path, Record)
+    record = _read(path, Record)
+    if "R2Model" in record.facts or not any(_EXPONENTIAL in text for text in record.warnings):
+        return record
+    return msgspec.structs.replace(record, facts={**record.facts, "R2Model": "exponential"})
 
 
 def read_failure(out: Path, session: str) -> Failure | None:
