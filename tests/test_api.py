@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from chisep import api, cli
+from chisep import cli
+from chisep.api.evaluate import EvaluateConfig, evaluate
+from chisep.api.files import SIGMA_FILES, SOURCE_FILES
+from chisep.api.maps import InversionOptions, SeparationOptions, qsm, separate
+from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
+from chisep.api.weights import weight_cards
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
 from chisep.networks import weights as network_weights
@@ -73,10 +78,10 @@ class TestSeparate:
             "nibabel": lambda name: nib.Nifti1Image(maps[name], AFFINE),
             "array": lambda name: maps[name],
         }[kind]
-        options = api.SeparationOptions(
+        options = SeparationOptions(
             method="closed-form", b0_dir=nifti.b0_direction_of(AFFINE) if kind == "array" else None
         )
-        images = api.separate(
+        images = separate(
             wrap("field"), wrap("r2prime"), wrap("mask"), qsm=wrap("chi"), options=options, voxel_mm=VOXEL_MM
         )
         np.testing.assert_allclose(images.paramagnetic.dataobj, maps["pos"], atol=1e-6)
@@ -115,20 +120,20 @@ class TestSeparate:
 
     def test_relaxivity_defaults_to_the_field_strength(self, maps):
         """At 7 T the same sources have 7/3 of the R2'."""
-        images = api.separate(
+        images = separate(
             maps["field"],
             maps["r2prime"] * 7 / 3,
             maps["mask"],
             qsm=maps["chi"],
-            options=api.SeparationOptions(method="closed-form", b0=7.0),
+            options=SeparationOptions(method="closed-form", b0=7.0),
             voxel_mm=VOXEL_MM,
         )
         np.testing.assert_allclose(images.paramagnetic.dataobj, maps["pos"], atol=1e-6)
 
     def test_two_relaxivities(self, maps):
         r2prime = 120 * maps["pos"] + 60 * maps["neg"]
-        options = api.SeparationOptions(method="closed-form", dr=(120.0, 60.0))
-        images = api.separate(
+        options = SeparationOptions(method="closed-form", dr=(120.0, 60.0))
+        images = separate(
             maps["field"], r2prime, maps["mask"], qsm=maps["chi"], options=options, voxel_mm=VOXEL_MM
         )
         np.testing.assert_allclose(images.diamagnetic.dataobj, maps["neg"], atol=1e-6)
@@ -138,7 +143,7 @@ class TestSeparate:
         combined = np.sqrt(np.square(echoes).sum(-1))
         path = nifti.save(tmp_path / "magnitude.nii.gz", echoes, AFFINE)
         results = [
-            api.separate(files["field"], files["r2prime"], files["mask"], magnitude=magnitude)
+            separate(files["field"], files["r2prime"], files["mask"], magnitude=magnitude)
             for magnitude in (path, nib.Nifti1Image(combined, AFFINE))
         ]
         np.testing.assert_allclose(results[0].total.dataobj, results[1].total.dataobj, atol=1e-6)
@@ -147,10 +152,10 @@ class TestSeparate:
         """The field is known in a part, the sources lie in all of it."""
         known = np.zeros_like(maps["mask"])
         known[7:13, 4:-4, 4:-4] = 1
-        options = api.SeparationOptions("iterative", b0_dir=nifti.b0_direction_of(AFFINE))
+        options = SeparationOptions("iterative", b0_dir=nifti.b0_direction_of(AFFINE))
         errors = {}
         for support in (None, maps["mask"]):
-            images = api.separate(
+            images = separate(
                 maps["field"], maps["r2prime"], known, support=support, voxel_mm=VOXEL_MM, options=options
             )
             pos = np.asarray(images.paramagnetic.dataobj)
@@ -159,9 +164,9 @@ class TestSeparate:
         assert errors[False] < errors[True]
 
     def test_questions_units_of_r2star(self, maps, options):
-        wanted = api.SeparationOptions("chi-sepnet-r2s", network=options["chi-sepnet-r2s"])
+        wanted = SeparationOptions("chi-sepnet-r2s", network=options["chi-sepnet-r2s"])
         with pytest.warns(ChisepWarning, match=r"R2\* is typically below 1 1/s"):
-            api.separate(
+            separate(
                 maps["field"],
                 None,
                 maps["mask"],
@@ -172,17 +177,15 @@ class TestSeparate:
 
     def test_questions_units(self, maps):
         with pytest.warns(ChisepWarning, match="Hz or radians"):
-            api.qsm(
+            qsm(
                 1000 * maps["field"],
                 maps["mask"],
-                options=api.InversionOptions(method="tkd"),
+                options=InversionOptions(method="tkd"),
                 voxel_mm=VOXEL_MM,
             )
-        options = api.SeparationOptions(method="closed-form")
+        options = SeparationOptions(method="closed-form")
         with pytest.warns(ChisepWarning, match="1/ms"):
-            api.separate(
-                maps["field"], maps["r2prime"] / 1000, maps["mask"], options=options, voxel_mm=VOXEL_MM
-            )
+            separate(maps["field"], maps["r2prime"] / 1000, maps["mask"], options=options, voxel_mm=VOXEL_MM)
 
 
 class TestNetworks:
@@ -200,12 +203,12 @@ class TestNetworks:
         assert made.min() >= 0
         assert made[maps["mask"] > 0].any()
         assert not made[maps["mask"] == 0].any()
-        images = api.separate(
+        images = separate(
             files["field"],
             None,
             files["mask"],
             r2star=files["r2star"],
-            options=api.SeparationOptions(name, network=options[name]),
+            options=SeparationOptions(name, network=options[name]),
         )
         np.testing.assert_array_equal(images.paramagnetic.dataobj, made)
         used = json.loads((tmp_path / "desc-total_Chimap.json").read_text())["Weights"]
@@ -237,20 +240,20 @@ class TestNetworks:
         inside = maps["mask"] > 0
         made = {}
         for name in ("estimated", "told"):
-            for source in api.SIGMA_FILES:
-                sd = nib.load(tmp_path / name / api.SIGMA_FILES[source]).get_fdata()
+            for source in SIGMA_FILES:
+                sd = nib.load(tmp_path / name / SIGMA_FILES[source]).get_fdata()
                 assert (sd[inside] > 0).all()
                 assert not sd[~inside].any()
-            made[name] = nib.load(tmp_path / name / api.SOURCE_FILES["total"]).get_fdata()
+            made[name] = nib.load(tmp_path / name / SOURCE_FILES["total"]).get_fdata()
         assert np.abs(made["told"] - made["estimated"]).max() > 1e-4
-        iterative = api.SeparationOptions("iterative")
-        solver = api.separate(files["field"], files["r2prime"], files["mask"], options=iterative)
+        iterative = SeparationOptions("iterative")
+        solver = separate(files["field"], files["r2prime"], files["mask"], options=iterative)
         assert solver.paramagnetic_sigma is None
 
     def test_r2star_will_do_for_a_method_that_knows_what_that_costs(self, files, options):
-        wanted = api.SeparationOptions("unrolled", network=options["unrolled"])
+        wanted = SeparationOptions("unrolled", network=options["unrolled"])
         with pytest.warns(ChisepWarning, match=r"pseudo-R2 of 12.7 1/s"):
-            images = api.separate(files["field"], None, files["mask"], r2star=files["r2star"], options=wanted)
+            images = separate(files["field"], None, files["mask"], r2star=files["r2star"], options=wanted)
         assert images.paramagnetic_sigma.get_fdata().any()
 
     @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ class TestNetworks:
         assert cli.main(["qsm", *arguments(files, "field", "mask"), "--method", "tv", *weights, *out]) == 1
         assert "which is no network" in capsys.readouterr().err
         with pytest.raises(InputError, match="which is no network"):
-            api.SeparationOptions("iterative", network=options["chi-sepnet-r2p"])
+            SeparationOptions("iterative", network=options["chi-sepnet-r2p"])
 
     def test_weights_of_another_kind(self, files, options, tmp_path, capsys):
         command = ["qsm", *arguments(files, "field", "mask"), "--method", "qsmnet"]
@@ -282,14 +285,14 @@ CARDS = Path(__file__).parent.parent / "docs" / "weights"
 
 class TestWeights:
     def test_shipped_weights_say_how_far_to_trust_them(self):
-        cards = api.weight_cards(WeightsConfig())
+        cards = weight_cards(WeightsConfig())
         assert set(cards) == set(network_weights.shipped())
         for card in cards.values():
             assert card["trust"] == "trained on simulated subjects, not validated in vivo"
 
     def test_card_of_a_file(self, tmp_path, capsys):
         path = save_untrained(tmp_path, "chi-sepnet-r2p")
-        card = api.weight_cards(WeightsConfig(str(path)))["chi-sepnet-r2p"]
+        card = weight_cards(WeightsConfig(str(path)))["chi-sepnet-r2p"]
         # Levels of 4 and 8 channels: two convolutions and norms each, one way up, a head.
         convolutions = 27 * (3 * 4 + 4 * 4 + 4 * 8 + 8 * 8 + 8 * 4 + 4 * 4)
         assert card["parameters"] == convolutions + 2 * (4 + 4 + 8 + 8 + 4 + 4) + (8 * 8 * 4 + 4) + (
@@ -303,7 +306,7 @@ class TestWeights:
             assert words in printed
 
     def test_model_cards_are_those_of_the_manual(self, capsys):
-        cards = api.weight_cards(WeightsConfig())
+        cards = weight_cards(WeightsConfig())
         assert {path.stem for path in CARDS.glob("*.md")} == set(cards)
         for name, card in cards.items():
             assert cli.main(["weights", name, "--card"]) == 0
@@ -399,7 +402,7 @@ class TestRefuses:
 
     def test_array_without_voxel_size(self, maps):
         with pytest.raises(InputError, match="voxel_mm"):
-            api.qsm(maps["field"], maps["mask"])
+            qsm(maps["field"], maps["mask"])
 
 
 def test_qsm_command(files, maps, tmp_path, capsys):
@@ -435,7 +438,7 @@ class TestEvaluate:
 
     def test_nothing_in_common(self, files, tmp_path):
         with pytest.raises(InputError, match="no map"):
-            api.evaluate(api.EvaluateConfig(tmp_path, tmp_path, files["mask"]))
+            evaluate(EvaluateConfig(tmp_path, tmp_path, files["mask"]))
 
 
 class TestQsmCi:
@@ -485,4 +488,4 @@ class TestQsmCi:
     def test_parameters_are_checked(self, tmp_path):
         (tmp_path / "params.json").write_text('{"B0": 3}')
         with pytest.raises(InputError, match=r"params\.json"):
-            api.qsm_ci(api.QsmCiConfig(tmp_path, tmp_path / "out"))
+            qsm_ci(QsmCiConfig(tmp_path, tmp_path / "out"))

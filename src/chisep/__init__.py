@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from chisep.api import EvaluateConfig, InversionOptions, SeparationOptions, evaluate, qsm, separate
+    from chisep.api.evaluate import EvaluateConfig, evaluate
+    from chisep.api.maps import InversionOptions, SeparationOptions, qsm, separate
     from chisep.pipeline.config import RunConfig
     from chisep.pipeline.run import run
     from chisep.simulation.dataset import SimulateConfig, simulate
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _OWNERS = {
-    "EvaluateConfig": "chisep.api",
-    "InversionOptions": "chisep.api",
+    "EvaluateConfig": "chisep.api.evaluate",
+    "InversionOptions": "chisep.api.maps",
     "RunConfig": "chisep.pipeline.config",
-    "SeparationOptions": "chisep.api",
+    "SeparationOptions": "chisep.api.maps",
     "SimulateConfig": "chisep.simulation.dataset",
-    "evaluate": "chisep.api",
-    "qsm": "chisep.api",
+    "evaluate": "chisep.api.evaluate",
+    "qsm": "chisep.api.maps",
     "run": "chisep.pipeline.run",
-    "separate": "chisep.api",
+    "separate": "chisep.api.maps",
     "simulate": "chisep.simulation.dataset",
 }
 

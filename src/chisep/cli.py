@@ -4,6 +4,8 @@ Each command is generated from the config dataclass of its owner. Owners are imp
 is called, so that `chisep --help` answers at once.
 """
 
+# Long because it is one short function a command, and the only module that may print.
+
 from __future__ import annotations
 
 import io
@@ -295,7 +297,7 @@ def _explain(arguments: Sequence[str]) -> int:
 
 
 def _separate(arguments: Sequence[str]) -> int:
-    from chisep.api import SeparateConfig, separate_files
+    from chisep.api.files import SeparateConfig, separate_files
 
     config = _parse(SeparateConfig, "separate", arguments)
     with _progress_bar() as show:
@@ -305,7 +307,7 @@ def _separate(arguments: Sequence[str]) -> int:
 
 
 def _qsm(arguments: Sequence[str]) -> int:
-    from chisep.api import QsmConfig, qsm_files
+    from chisep.api.files import QsmConfig, qsm_files
 
     config = _parse(QsmConfig, "qsm", arguments)
     with _progress_bar() as show:
@@ -362,7 +364,7 @@ def _print_recipes() -> None:
 
 
 def _weights(arguments: Sequence[str]) -> int:
-    from chisep.api import weight_cards
+    from chisep.api.weights import weight_cards
     from chisep.networks.weights import WeightsConfig
 
     config = _parse(WeightsConfig, "weights", arguments)
@@ -453,7 +455,7 @@ def _bids_check(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from chisep.api import EvaluateConfig, evaluate
+    from chisep.api.evaluate import EvaluateConfig, evaluate
 
     print(json.dumps(evaluate(_parse(EvaluateConfig, "evaluate", arguments)), indent=2))
     return 0
@@ -472,7 +474,7 @@ def _methods(arguments: Sequence[str]) -> int:
 
 
 def _qsm_ci(arguments: Sequence[str]) -> int:
-    from chisep.api import QsmCiConfig, qsm_ci
+    from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
 
     print(*qsm_ci(_parse(QsmCiConfig, "qsm-ci", arguments)), sep="\n")
     return 0

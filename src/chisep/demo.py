@@ -11,7 +11,9 @@ import numpy as np
 from tyro.conf import Positional
 
 import chisep
-from chisep import api, methods, metrics
+from chisep import methods, metrics
+from chisep.api.files import SOURCE_FILES
+from chisep.api.maps import InversionOptions, IterationProgress, SeparationOptions, qsm, separate
 from chisep.io import nifti
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
@@ -111,25 +113,23 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     return DemoResult(_COLUMNS, comparison.rows, result.report, page)
 
 
-def _bar(progress: Progress, what: str) -> api.IterationProgress:
+def _bar(progress: Progress, what: str) -> IterationProgress:
     return lambda done, total: progress(what, done, total)
 
 
-def _solve(
-    name: str, files: _Inputs, progress: api.IterationProgress | None
-) -> dict[str, figures.VolumeArray]:
+def _solve(name: str, files: _Inputs, progress: IterationProgress | None) -> dict[str, figures.VolumeArray]:
     """Make the maps in ppm that a method makes."""
     if methods.METHODS[name].target == "chi":
-        options = api.InversionOptions(method=name)
-        chi = api.qsm(files.field, files.mask, support=files.support, options=options, progress=progress)
+        options = InversionOptions(method=name)
+        chi = qsm(files.field, files.mask, support=files.support, options=options, progress=progress)
         return {"total": _data(chi)}
-    images = api.separate(
+    images = separate(
         files.field,
         files.r2prime,
         files.mask,
         r2star=files.r2star,
         support=files.support,
-        options=api.SeparationOptions(method=name),
+        options=SeparationOptions(method=name),
         progress=progress,
     )
     return {"paramagnetic": _data(images.paramagnetic), "diamagnetic": _data(images.diamagnetic)}
@@ -146,7 +146,7 @@ class _Comparison:
         image = nifti.load_mask(mask)
         self.mask, self.affine = image.data, image.affine
         self.truth = {
-            source: nifti.load(truth / f"sub-01_{name}").data for source, name in api.SOURCE_FILES.items()
+            source: nifti.load(truth / f"sub-01_{name}").data for source, name in SOURCE_FILES.items()
         }
         self.rows: list[tuple[str, ...]] = []
         self._shown: dict[str, list[figures.Row]] = {

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from chisep import api, methods
+from chisep import methods
+from chisep.api.weights import weight_cards
 from chisep.errors import InputError
 from chisep.io.weights import FORMAT, load_header, load_weights
 from chisep.networks.inference import NetworkOptions
@@ -49,7 +50,7 @@ def read(path, content, target):
         assert isinstance(tensors, InputError)
     if isinstance(tensors, InputError):
         assert isinstance(trained, InputError)
-    cards = ends_well(lambda: api.weight_cards(WeightsConfig(str(path))))
+    cards = ends_well(lambda: weight_cards(WeightsConfig(str(path))))
     assert isinstance(trained, InputError) or not isinstance(cards, InputError)
     options = NetworkOptions(weights=str(path), chi_weights=str(path))
     ends_well(lambda: methods.weights_used("unrolled-thesis", options, chi_given=True))

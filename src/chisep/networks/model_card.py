@@ -20,7 +20,7 @@ def model_card(card: Mapping[str, Any]) -> str:
     Parameters
     ----------
     card
-        As `chisep.api.weight_cards` returns it of one network.
+        As `chisep.api.weights.weight_cards` returns it of one network.
 
     Returns
     -------

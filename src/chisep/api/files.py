@@ -1,0 +1,162 @@
+"""The commands `separate` and `qsm`: maps from files to files, with sidecars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+import chisep
+from chisep import methods
+from chisep.api.maps import InversionOptions, IterationProgress, SeparationOptions, qsm, separate
+from chisep.errors import InputError
+from chisep.io import bids, nifti
+from chisep.io.files import output_directory, write_json
+from chisep.networks.inference import NetworkOptions
+from chisep.preprocessing.relaxivity import relaxivity
+
+SOURCE_FILES = {
+    "paramagnetic": "desc-paramagnetic_Chimap.nii.gz",
+    "diamagnetic": "desc-diamagnetic_Chimap.nii.gz",
+    "total": "desc-total_Chimap.nii.gz",
+}
+"""File names of χ_pos, χ_neg and χ; names before `desc` (subject, session) may precede them."""
+SIGMA_FILES = {
+    "paramagnetic": "desc-paramagnetic_stat-std_Chimap.nii.gz",
+    "diamagnetic": "desc-diamagnetic_stat-std_Chimap.nii.gz",
+}
+"""File names of the standard deviations of χ_pos and χ_neg, of methods that tell them."""
+
+
+@dataclass(frozen=True)
+class SeparateConfig:
+    """Single maps on one grid."""
+
+    field: Path
+    """Local field in ppm (NIfTI)."""
+    mask: Path
+    """Brain mask (NIfTI)."""
+    out: Path
+    """Folder for desc-paramagnetic_, desc-diamagnetic_ and desc-total_Chimap.nii.gz (ppm)."""
+    options: SeparationOptions
+    """How."""
+    r2prime: Path | None = None
+    """R2' in 1/s (NIfTI); not read by methods that take R2*."""
+    r2star: Path | None = None
+    """R2* in 1/s (NIfTI), for methods that take it."""
+    qsm: Path | None = None
+    """Susceptibility map in ppm (NIfTI), if there is one."""
+    magnitude: Path | None = None
+    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+    support: Path | None = None
+    """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
+    field_sigma: Path | None = None
+    """Standard deviation of the field's noise in ppm (NIfTI), for methods that weigh by it."""
+    r2prime_sigma: Path | None = None
+    """Standard deviation of the noise of R2' in 1/s (NIfTI), for methods that weigh by it."""
+
+
+def separate_files(config: SeparateConfig, progress: IterationProgress | None = None) -> list[Path]:
+    """Run `separate` on files and write the maps with their sidecars.
+
+    Raises
+    ------
+    InputError
+        As `separate`, and if the output folder cannot be written.
+    """
+    with output_directory(config.out):
+        images = separate(
+            config.field,
+            config.r2prime,
+            config.mask,
+            r2star=config.r2star,
+            qsm=config.qsm,
+            magnitude=config.magnitude,
+            support=config.support,
+            field_sigma=config.field_sigma,
+            r2prime_sigma=config.r2prime_sigma,
+            options=config.options,
+            progress=progress,
+        )
+    d_r = relaxivity(config.options.dr, config.options.b0)
+    facts = {
+        "Method": config.options.method,
+        **_weights(config.options.method, config.options.network, chi_given=config.qsm is not None),
+        "D_r_pos": d_r.pos_hz_per_ppm,
+        "D_r_neg": d_r.neg_hz_per_ppm,
+        "MagneticFieldStrength": config.options.b0,
+        "B0Direction": list(
+            nifti.b0_direction_of(images.total.affine)
+            if config.options.b0_dir is None
+            else config.options.b0_dir
+        ),
+    }
+    named = dict(zip((*SOURCE_FILES.values(), *SIGMA_FILES.values()), images, strict=True))
+    return [_write(config.out / name, image, facts) for name, image in named.items() if image is not None]
+
+
+@dataclass(frozen=True)
+class QsmConfig:
+    """A field map and where its susceptibility goes."""
+
+    field: Path
+    """Local field in ppm (NIfTI)."""
+    mask: Path
+    """Brain mask (NIfTI)."""
+    out: Path
+    """File to write: χ in ppm (.nii or .nii.gz)."""
+    options: InversionOptions
+    """How."""
+    magnitude: Path | None = None
+    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+    support: Path | None = None
+    """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
+
+    def __post_init__(self) -> None:
+        if not self.out.name.endswith((".nii", ".nii.gz")):
+            raise InputError(
+                "--out",
+                found=str(self.out),
+                expected="a name that ends in .nii or .nii.gz",
+                fix="Add the ending.",
+            )
+
+
+def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> Path:
+    """Run `qsm` on files and write the map with its sidecar.
+
+    Raises
+    ------
+    InputError
+        As `qsm`, and if the output cannot be written.
+    """
+    with output_directory(config.out.parent):
+        image = qsm(
+            config.field,
+            config.mask,
+            magnitude=config.magnitude,
+            support=config.support,
+            options=config.options,
+            progress=progress,
+        )
+    direction = (
+        nifti.b0_direction_of(image.affine) if config.options.b0_dir is None else config.options.b0_dir
+    )
+    options = config.options
+    used = _weights(options.method, options.network, chi_given=False)
+    return _write(config.out, image, {"Method": options.method, **used, "B0Direction": list(direction)})
+
+
+def _weights(method: str, options: NetworkOptions, *, chi_given: bool) -> dict[str, Any]:
+    used = methods.weights_used(method, options, chi_given=chi_given)
+    return {"Weights": used} if used else {}
+
+
+def _write(path: Path, image: nib.Nifti1Image, facts: dict[str, Any]) -> Path:
+    write_json(
+        bids.sidecar_of(path), {"Units": "ppm", **facts, "SoftwareVersion": f"chisep {chisep.__version__}"}
+    )
+    return nifti.save(path, np.asanyarray(image.dataobj), image.affine)

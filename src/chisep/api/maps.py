@@ -1,0 +1,248 @@
+"""Separation and dipole inversion of single maps: paths, nibabel images or arrays in, nibabel images out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import nibabel as nib
+
+from chisep import methods
+from chisep.api.images import ImageLike, Images, question_units
+from chisep.errors import ChisepWarning, InputError
+from chisep.networks.inference import NetworkOptions, Precision
+from chisep.physics.relaxation import pseudo_r2_hz
+from chisep.preprocessing.relaxivity import relaxivity
+from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
+from chisep.progress import Progress
+from chisep.types import Maps
+
+IterationProgress = Callable[[int, int], None]
+"""Called with the number of finished iterations and their maximum number."""
+_R2STAR_SIGMA_HZ = 1.0
+"""Noise of an R2* that comes without: little beside what an assumed R2 is uncertain by (2.5 1/s at 3 T)."""
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How one susceptibility map is made."""
+
+    method: str = methods.DEFAULTS["chi"]
+    """Method of dipole inversion; `chisep methods` lists them."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1, …"""
+    weights: str = ""
+    """For a network: file of other weights, or name of shipped ones; the method's own if left out."""
+    precision: Precision = "auto"
+    """Of a network's convolutions; auto: bfloat16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        methods.find(self.method, "chi")
+        methods.config_for(self.method, self.network)
+
+    @property
+    def network(self) -> NetworkOptions:
+        """The same, as networks take it."""
+        return NetworkOptions(weights=self.weights, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class SeparationOptions:
+    """How sources are separated."""
+
+    method: str = methods.DEFAULTS["sources"]
+    """Separation method; `chisep methods` lists them."""
+    b0: float = 3.0
+    """Field strength in tesla; sets the default of D_r."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
+    dr: tuple[float, ...] = ()
+    """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg. Default 114·B0/3."""
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1, …"""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    """For methods that are networks."""
+
+    def __post_init__(self) -> None:
+        methods.find(self.method, "sources")
+        methods.config_for(self.method, self.network)
+        if not 0.01 <= self.b0 <= 25:
+            raise InputError(
+                "--b0",
+                found=f"{self.b0:g}",
+                expected="tesla, e.g. 3",
+                fix="Give the field strength of the scan.",
+            )
+        if len(self.dr) > 2:
+            raise InputError(
+                "--dr",
+                found=f"{len(self.dr)} numbers",
+                expected="one, or two for χ_pos and χ_neg",
+                fix="Give D_r in 1/s/ppm.",
+            )
+
+
+class SeparatedImages(NamedTuple):
+    """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map.
+
+    The standard deviations of the first two are None for methods that do not tell them.
+    """
+
+    paramagnetic: nib.Nifti1Image
+    diamagnetic: nib.Nifti1Image
+    total: nib.Nifti1Image
+    paramagnetic_sigma: nib.Nifti1Image | None = None
+    diamagnetic_sigma: nib.Nifti1Image | None = None
+
+
+def separate(
+    field: ImageLike,
+    r2prime: ImageLike | None,
+    mask: ImageLike,
+    *,
+    r2star: ImageLike | None = None,
+    qsm: ImageLike | None = None,
+    magnitude: ImageLike | None = None,
+    support: ImageLike | None = None,
+    field_sigma: ImageLike | None = None,
+    r2prime_sigma: ImageLike | None = None,
+    options: SeparationOptions | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    progress: IterationProgress | None = None,
+) -> SeparatedImages:
+    """Separate paramagnetic from diamagnetic susceptibility.
+
+    Parameters
+    ----------
+    field
+        Local field in ppm, shape (i, j, k).
+    r2prime
+        R2' in 1/s, same grid; None for methods that take R2*. A method that knows how uncertain R2' is takes
+        R2* minus one R2 of the whole brain instead where only `r2star` is given.
+    mask
+        Brain mask, same grid.
+    r2star
+        R2* in 1/s, same grid, for methods that take it.
+    qsm
+        Susceptibility map in ppm, same grid; made from the field where a method needs it and it is missing.
+    magnitude
+        Magnitude image, one or more echoes along the last axis, same grid; guides edges.
+    support
+        Where sources may be and R2' is known, e.g. the brain where `mask` is what background removal left of
+        it; `mask` if None.
+    field_sigma, r2prime_sigma
+        Standard deviations of the noise of field (ppm) and R2' (1/s), 0 where nothing was measured, same
+        grid; estimated from the maps if None.
+    options
+        Method, field strength, B0 direction, D_r, device, weights of a network.
+    voxel_mm
+        Voxel edges in mm, for arrays.
+    progress
+        Called with the number of finished iterations and their maximum number.
+
+    Returns
+    -------
+    SeparatedImages
+        Three nibabel images.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used or one that the method needs is missing, grids differ, or the method or
+        its weights are unknown.
+    """
+    options = options or SeparationOptions()
+    images = Images(field, voxel_mm)
+    maps = Maps(
+        field_ppm=images.volume(field, "field"),
+        mask=images.mask(mask),
+        grid=images.grid(options.b0_dir),
+        relaxivity=relaxivity(options.dr, options.b0),
+        r2prime_hz=None if r2prime is None else images.volume(r2prime, "r2prime"),
+        r2star_hz=None if r2star is None else images.volume(r2star, "r2star"),
+        chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
+        magnitude=None if magnitude is None else images.magnitude(magnitude),
+        support=None if support is None else images.mask(support),
+        field_sigma_ppm=None if field_sigma is None else images.volume(field_sigma, "field_sigma"),
+        r2prime_sigma_hz=None if r2prime_sigma is None else images.volume(r2prime_sigma, "r2prime_sigma"),
+    )
+    question_units(maps)
+    if methods.METHODS[options.method].uses_noise_maps:
+        maps = _with_pseudo_r2(maps, options.b0)
+    config = methods.config_for(options.method, options.network)
+    sources = methods.separate(maps, options.method, config, device=options.device, progress=_named(progress))
+    _show(sources.convergence.warnings)
+    return SeparatedImages(
+        *(images.wrap(x) for x in (sources.chi_pos_ppm, sources.chi_neg_ppm, sources.chi_ppm)),
+        *(
+            None if sigma is None else images.wrap(sigma)
+            for sigma in (sources.chi_pos_sigma_ppm, sources.chi_neg_sigma_ppm)
+        ),
+    )
+
+
+def _named(progress: IterationProgress | None) -> Progress | None:
+    """Adapt a public callback, which takes no name of the work, to the progress protocol."""
+    return None if progress is None else lambda _what, done, total: progress(done, total)
+
+
+def _with_pseudo_r2(maps: Maps, b0_t: float) -> Maps:
+    """Make R2' of R2* where there is no R2', with the uncertainty of an R2 that was not measured."""
+    if maps.r2prime_hz is not None or maps.r2star_hz is None:
+        return maps
+    warnings.warn(
+        f"R2' is R2* minus a pseudo-R2 of {pseudo_r2_hz(b0_t):.1f} 1/s everywhere, an assumption",
+        ChisepWarning,
+        stacklevel=3,
+    )
+    noise = _R2STAR_SIGMA_HZ * maps.sources_mask.to(maps.r2star_hz.dtype)
+    of_difference = pseudo_r2prime(Rate(maps.r2star_hz, noise), b0_t)
+    return replace(maps, r2prime_hz=of_difference.rate_hz, r2prime_sigma_hz=of_difference.sigma_hz)
+
+
+def qsm(
+    field: ImageLike,
+    mask: ImageLike,
+    *,
+    magnitude: ImageLike | None = None,
+    support: ImageLike | None = None,
+    options: InversionOptions | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    progress: IterationProgress | None = None,
+) -> nib.Nifti1Image:
+    """Make a susceptibility map (QSM) from a local field; arguments as in `separate`.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        χ in ppm on the grid of the field map.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used, grids differ, or the method or its weights are unknown.
+    """
+    options = options or InversionOptions()
+    images = Images(field, voxel_mm)
+    maps = Maps(
+        field_ppm=images.volume(field, "field"),
+        mask=images.mask(mask),
+        grid=images.grid(options.b0_dir),
+        magnitude=None if magnitude is None else images.magnitude(magnitude),
+        support=None if support is None else images.mask(support),
+    )
+    question_units(maps)
+    config = methods.config_for(options.method, options.network)
+    found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
+    _show(found.convergence.warnings)
+    return images.wrap(found.chi_ppm)
+
+
+def _show(texts: Sequence[str]) -> None:
+    """Show what results warn of to a caller of the Python functions."""
+    for text in texts:
+        warnings.warn(text, ChisepWarning, stacklevel=3)
