@@ -29,7 +29,7 @@ from chisep.execution.config import ClusterConfig, CohortConfig
 from chisep.execution.dispatch import _SessionState
 from chisep.execution.machine import Machine, local_workers, this_machine
 from chisep.execution.progress import Update
-from chisep.io import bids
+from chisep.io import discovery
 from chisep.io.files import locked
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run_session
@@ -109,7 +109,7 @@ class TestRequeue:
     """A session is given up when it comes no further, not when it needs several workers."""
 
     def test_setbacks_are_counted_where_it_came_no_further(self):
-        state = _SessionState(bids.DiscoveredSession("sub-01"), Update("sub-01", "running"))
+        state = _SessionState(discovery.DiscoveredSession("sub-01"), Update("sub-01", "running"))
         assert [state.count_setback(), state.count_setback(), state.count_setback()] == [1, 2, 3]
         state.furthest = 4
         assert [state.count_setback(), state.count_setback()] == [1, 2]
@@ -187,7 +187,7 @@ class TestHere:
                 try:
                     raise InputError("x", found="a", expected="b", fix="c") from OSError(number, "injected")
                 except InputError as error:
-                    found = bids.DiscoveredSession("sub-01", None, error)
+                    found = discovery.DiscoveredSession("sub-01", None, error)
                 result = run_session(quick(tmp_path, tmp_path / "out"), found, lock)
                 assert result.may_pass is may_pass
                 assert isinstance(result.error, InputError)
@@ -195,7 +195,7 @@ class TestHere:
     def test_faults_of_ours_do_not_stop_others(self, tmp_path):
         with locked(tmp_path) as lock:
             config = quick(tmp_path, tmp_path / "out")
-            result = run_session(config, bids.DiscoveredSession("sub-01", None, None), lock)
+            result = run_session(config, discovery.DiscoveredSession("sub-01", None, None), lock)
         assert "fault of chisep" in str(result.error)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chisep.errors import InputError
-from chisep.io import bids
+from chisep.io import bids, discovery
 from chisep.io.weights import load_weights
 from chisep.networks.weights import load
 from tests.hostile import datasets, test_datasets, test_nifti
@@ -60,6 +60,6 @@ def test_names(name, tmp_path):
     """Labels that must not become part of a path."""
     CASES["corpus"] += 1
     root = datasets.write_dataset(tmp_path / "raw")
-    found = ends_well(lambda: bids.discover(root, [name]))
+    found = ends_well(lambda: discovery.discover(root, [name]))
     assert isinstance(found, InputError)
     assert "Traceback" not in str(found)

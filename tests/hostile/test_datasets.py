@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisep.errors import InputError
-from chisep.io import bids, nifti
+from chisep.io import bids, discovery, nifti
 from chisep.pipeline.check import check_dataset
 from tests.hostile import datasets
 from tests.hostile.conftest import cases
@@ -30,7 +30,7 @@ def discover(root, target):
     """Say what would run, and name the outputs of what would."""
     CASES[target] += 1
     checks = ends_well(lambda: check_dataset(root))
-    found = ends_well(lambda: bids.discover(root))
+    found = ends_well(lambda: discovery.discover(root))
     for one in [] if isinstance(found, InputError) else found:
         if one.session is not None:
             path = one.session.output(root / "out", "Chimap", desc="total")

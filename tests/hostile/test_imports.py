@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisep.errors import ChisepError, InputError, OutputError
-from chisep.io import bids, nifti
+from chisep.io import discovery, nifti
 from chisep.io.ingest import dicom
 from chisep.io.ingest import nifti as importing
 from chisep.io.ingest.dicom import DicomConfig
@@ -59,7 +59,7 @@ def test_anything_imported_is_a_dataset_or_nothing(files, tmp_path, subject, te,
     assert names(tmp_path) - names(out) - {out, out.parent} <= before
     nothing_half_written(tmp_path)
     if not isinstance(written, InputError):
-        assert ends_well(lambda: bids.find_sessions(out, [subject]))[0].subject == subject
+        assert ends_well(lambda: discovery.find_sessions(out, [subject]))[0].subject == subject
         for file in written:
             nifti.load(file)
             file.unlink()

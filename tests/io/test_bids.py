@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chisep.errors import InputError
-from chisep.io import bids, nifti
+from chisep.io import bids, discovery, nifti
 from chisep.io.ingest import nifti as importing
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -49,7 +49,7 @@ def edit(file, **changes):
 
 
 def test_finds_both_series(dataset):
-    (session,) = bids.find_sessions(dataset)
+    (session,) = discovery.find_sessions(dataset)
     assert session.name == "sub-01"
     assert session.megre.te_s == TE_S
     assert session.megre.b0_t == 3.0
@@ -63,7 +63,7 @@ def test_finds_both_series(dataset):
 
 def test_a_relative_path_finds_the_same(dataset, monkeypatch):
     monkeypatch.chdir(dataset.parent)
-    (session,) = bids.find_sessions(Path("raw"))
+    (session,) = discovery.find_sessions(Path("raw"))
     assert session.megre.magnitude[0] == Path("raw/sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz")
 
 
@@ -72,10 +72,10 @@ def test_sessions_are_kept_apart_and_derivatives_left_alone(dataset):
         for part in ("mag", "phase"):
             echo(dataset, number, part=part, te_s=te_s, subject="02", session="b")
             echo(dataset / "derivatives" / "other", number, part=part, te_s=te_s, subject="03")
-    first, second = bids.find_sessions(dataset)
+    first, second = discovery.find_sessions(dataset)
     assert (first.name, second.name) == ("sub-01", "sub-02_ses-b")
     assert second.mese is None
-    assert [s.name for s in bids.find_sessions(dataset, ["sub-02"])] == ["sub-02_ses-b"]
+    assert [s.name for s in discovery.find_sessions(dataset, ["sub-02"])] == ["sub-02_ses-b"]
 
 
 def test_sidecars_are_inherited_and_the_nearest_wins(dataset):
@@ -85,26 +85,26 @@ def test_sidecars_are_inherited_and_the_nearest_wins(dataset):
         for part in ("mag", "phase"):
             edit(sidecar(dataset, number, part), MagneticFieldStrength=None)
         edit(sidecar(dataset, number, None, "MESE"), MagneticFieldStrength=None)
-    (session,) = bids.find_sessions(dataset)
+    (session,) = discovery.find_sessions(dataset)
     assert session.megre.b0_t == 7.0
     assert bids.read_sidecar(session.megre.magnitude[0], dataset)["Manufacturer"] == "subject"
 
 
 def test_b0_direction_of_registered_images(dataset):
-    (session,) = bids.find_sessions(dataset)
+    (session,) = discovery.find_sessions(dataset)
     assert session.megre.b0_direction is None
     edit(sidecar(dataset, 1), B0DirectionVoxelAxes=[0.0, 0.6, 0.8])
-    (session,) = bids.find_sessions(dataset)
+    (session,) = discovery.find_sessions(dataset)
     assert session.megre.b0_direction == (0.0, 0.6, 0.8)
     edit(sidecar(dataset, 1), B0DirectionVoxelAxes="z")
     with pytest.raises(InputError, match="three numbers"):
-        bids.find_sessions(dataset)
+        discovery.find_sessions(dataset)
 
 
 class TestRefuses:
     def check(self, root, *words, participants=()):
         with pytest.raises(InputError) as caught:
-            bids.find_sessions(root, participants)
+            discovery.find_sessions(root, participants)
         for word in words:
             assert word in str(caught.value)
 
@@ -202,7 +202,7 @@ class TestImport:
 
     def test_becomes_a_valid_dataset(self, files):
         importing.import_session(self.config(files))
-        (session,) = bids.find_sessions(files / "bids")
+        (session,) = discovery.find_sessions(files / "bids")
         assert (session.megre.te_s, session.megre.b0_t, session.mese) == (TE_S, 7.0, None)
         stored = nifti.load(files / "phase.nii.gz", ndim=4).data[..., 1]
         np.testing.assert_array_equal(nifti.load(session.megre.phase[1]).data, stored)

@@ -14,7 +14,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from chisep.errors import ChisepWarning, InputError
-from chisep.io import bids, nifti
+from chisep.io import discovery, nifti
 from chisep.io.ingest import dicom
 from chisep.io.ingest.dicom import DicomConfig, convert, phase_in_radians, slices_alternate
 
@@ -120,7 +120,7 @@ def config(scans, **more):
 
 def check_signal(root, *, phase_tolerance):
     """Every echo is the signal that was written, turned and flipped as dcm2niix turns slices."""
-    (session,) = bids.find_sessions(root)
+    (session,) = discovery.find_sessions(root)
     assert session.megre.te_s == tuple(te / 1000 for te in TE_MS)
     assert session.megre.phase_units == "rad"
     for te, magnitude, phase in zip(TE_MS, session.megre.magnitude, session.megre.phase, strict=True):
@@ -165,7 +165,7 @@ def test_slices_whose_sign_alternates_are_turned_back(scans):
     with pytest.warns(ChisepWarning, match="slice to slice"):
         convert(config(scans))
     root = scans.parent / "bids"
-    (session,) = bids.find_sessions(root)
+    (session,) = discovery.find_sessions(root)
     for te, phase in zip(TE_MS, session.megre.phase, strict=True):
         turned = np.exp(1j * nifti.load(phase).data) / np.exp(1j * np.angle(signal(te)[:, ::-1]))
         # Which half of the slices is turned does not matter: one sign remains for the whole volume.

@@ -15,9 +15,9 @@ from chisep.preprocessing.mask import (
     QualityConfig,
     brain_mask,
     checked_mask,
-    depth_mm,
     quality_mask,
 )
+from chisep.preprocessing.morphology import depth_mm
 from chisep.types import Grid
 from tests.preprocessing.test_vsharp import ball
 

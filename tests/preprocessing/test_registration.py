@@ -12,8 +12,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from chisep.errors import InputError
-from chisep.io import bids, nifti
-from chisep.preprocessing.registration import RegistrationConfig, coverage, register, resample_to
+from chisep.io import discovery, nifti
+from chisep.preprocessing.registration import RegistrationConfig, register
+from chisep.preprocessing.resampling import coverage, resample_to
 from chisep.simulation.dataset import SimulateConfig, simulate
 from chisep.types import Grid
 
@@ -132,7 +133,7 @@ class Session:
     def __init__(self, root):
         options = {"voxel_mm": 2.0, "snr": 50.0, "motion_mm": 3.0, "motion_deg": 3.0, "seed": 4}
         simulate(SimulateConfig(out=root, **options))
-        (session,) = bids.find_sessions(root)
+        (session,) = discovery.find_sessions(root)
         self.gre = self.stacked(session.megre.magnitude)
         self.se = self.stacked(session.mese.magnitude)
         self.affine = nifti.load(session.megre.magnitude[0]).affine

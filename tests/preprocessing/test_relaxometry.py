@@ -16,12 +16,12 @@ from chisep.errors import InputError
 from chisep.physics.epg import mese_signal, slice_profile
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.physics.signal import hz_per_ppm, se_signal
+from chisep.preprocessing.decay_fit import MAX_RATE_HZ
+from chisep.preprocessing.magnitude_noise import estimate_noise_sigma
 from chisep.preprocessing.relaxometry import (
-    MAX_RATE_HZ,
     R2Config,
     R2starConfig,
     Rate,
-    estimate_noise_sigma,
     pseudo_r2prime,
     r2,
     r2prime,

@@ -17,7 +17,7 @@ import torch
 
 import chisep
 from chisep.errors import ChisepWarning, InputError
-from chisep.io import bids, nifti
+from chisep.io import bids, discovery, nifti
 from chisep.io.files import write_json, write_text
 from chisep.methods import METHODS
 from chisep.networks.inference import NetworkOptions
@@ -90,7 +90,7 @@ def write_raw(root: Path, subject: str = "01", *, spin_echo: bool = True, **more
 
 def note(config: RunConfig) -> None:
     """Leave the records of a run."""
-    for session in bids.find_sessions(config.bids):
+    for session in discovery.find_sessions(config.bids):
         context = SessionContext.of(config, session)
         if config.calibrate_dr:
             write_json(context.files["calibration"], {"hz_per_ppm": 119.25})

@@ -15,7 +15,7 @@ import torch
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from chisep.errors import InputError
-from chisep.io import bids, nifti
+from chisep.io import bids, discovery, nifti
 from chisep.physics.dipole import Dipole
 from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, acquired, simulate
 from chisep.simulation.lesions.kinds import PatientConfig
@@ -48,7 +48,7 @@ def made(coarse_file, tmp_path_factory) -> Path:
 
 
 def test_chisep_reads_the_dataset_back(made):
-    first, second = bids.find_sessions(made)
+    first, second = discovery.find_sessions(made)
     assert (first.subject, second.subject) == ("01", "02")
     assert first.megre.te_s == (0.005, 0.011, 0.017, 0.023, 0.029)
     assert first.megre.b0_t == 3.0
@@ -226,7 +226,7 @@ def test_an_interrupted_subject_leaves_nothing_and_is_made_again(small):
     (small.out / ".sub-01.chisep-tmp" / "sub-01").mkdir(parents=True)
     simulate(small)
     assert not [*small.out.glob(".*")]
-    assert bids.find_sessions(small.out)[1].subject == "02"
+    assert discovery.find_sessions(small.out)[1].subject == "02"
 
 
 def test_people_whom_chisep_did_not_simulate_are_not_replaced(small):
@@ -251,7 +251,7 @@ def test_processes_make_the_same_dataset(small, tmp_path):
 def test_orientations_share_head_and_grid_and_differ_in_b0(small):
     config = replace(small, subjects=1, orientations=3)
     simulate(config)
-    sessions = bids.find_sessions(config.out)
+    sessions = discovery.find_sessions(config.out)
     assert [session.entities for session in sessions] == [{"acq": f"ori{n}"} for n in (1, 2, 3)]
     images = [nifti.load(session.megre.magnitude[0]) for session in sessions]
     for image in images[1:]:

@@ -21,7 +21,7 @@ from chisep.execution.config import ClusterConfig
 from chisep.execution.dispatch import Dispatcher
 from chisep.execution.progress import Update, Watch
 from chisep.execution.worker import Work, run_with_retries
-from chisep.io import bids
+from chisep.io import discovery
 from chisep.io.files import Lock
 from chisep.networks.inference import NetworkOptions
 from chisep.pipeline.config import RunConfig
@@ -134,7 +134,7 @@ def _write_methods(config: RunConfig, lock: Lock) -> None:
 
 
 def _run_here(
-    config: RunConfig, cluster: ClusterConfig, one: bids.DiscoveredSession, lock: Lock, watch: Watch
+    config: RunConfig, cluster: ClusterConfig, one: discovery.DiscoveredSession, lock: Lock, watch: Watch
 ) -> SessionResult:
     """Process a session in this process."""
     if cluster.threads_per_worker is not None:

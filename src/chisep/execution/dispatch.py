@@ -17,7 +17,7 @@ from chisep.errors import InputError
 from chisep.execution.clusters import CONNECT_S
 from chisep.execution.progress import Update, Watch
 from chisep.execution.worker import HEARTBEAT_S, Work, process
-from chisep.io import bids
+from chisep.io import discovery
 from chisep.pipeline.run import note_ending
 from chisep.pipeline.session import SessionResult
 
@@ -56,7 +56,7 @@ class _SessionState:
         Time of its last heartbeat on the monotonic clock.
     """
 
-    one: bids.DiscoveredSession
+    one: discovery.DiscoveredSession
     last: Update
     furthest: int = 0
     furthest_at_setback: int = -1
@@ -97,7 +97,7 @@ class Dispatcher:
         self._out_of_memory_workers: set[str] = set()
         self._workers, self._counted, self._since_none = 0, -math.inf, time.monotonic()
 
-    def run(self, sessions: Sequence[bids.DiscoveredSession]) -> dict[str, SessionResult]:
+    def run(self, sessions: Sequence[discovery.DiscoveredSession]) -> dict[str, SessionResult]:
         """Process sessions; returns results by name.
 
         Raises

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chisep.execution.progress import Update, Watch
-from chisep.io import bids
+from chisep.io import discovery
 from chisep.io.files import Lock
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run_session
@@ -35,7 +35,7 @@ _PAUSE_S = 5.0
 
 
 def run_with_retries(
-    config: RunConfig, one: bids.DiscoveredSession, lock: Lock, retries: int, watch: Watch
+    config: RunConfig, one: discovery.DiscoveredSession, lock: Lock, retries: int, watch: Watch
 ) -> SessionResult:
     """Process a session; repeat it after a pause where its error may be temporary."""
     for attempt in range(retries + 1):
@@ -122,7 +122,7 @@ class Work:
 _one_at_a_time = threading.Lock()
 
 
-def process(work: Work, one: bids.DiscoveredSession) -> SessionResult:
+def process(work: Work, one: discovery.DiscoveredSession) -> SessionResult:
     """Process a session on a worker: the Dask task."""
     from distributed import get_worker
 

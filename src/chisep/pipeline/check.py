@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from chisep import methods
 from chisep.errors import InputError
-from chisep.io import bids, nifti
+from chisep.io import bids, discovery, nifti
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.physics.signal import default_relaxivity
 
@@ -126,7 +126,7 @@ def check_dataset(
         If the folder or a participant does not exist, no session is found, or the method is unknown.
     """
     methods.find(method, "sources")
-    found = bids.discover(root, participants)
+    found = discovery.discover(root, participants)
     checks = [
         SessionCheck(one.name, problems=(str(one.error),))
         if one.session is None
@@ -134,7 +134,7 @@ def check_dataset(
         for one in found
     ]
     wanted = {label.removeprefix("sub-") for label in participants}
-    for folder in bids.participant_folders(root):
+    for folder in discovery.participant_folders(root):
         if any(one.name.split("_")[0] == folder for one in found):
             continue
         if not wanted or folder.removeprefix("sub-") in wanted:

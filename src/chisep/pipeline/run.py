@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from chisep import methods
 from chisep.errors import ChisepError
-from chisep.io import bids
+from chisep.io import bids, discovery
 from chisep.io.files import Lock, locked, write_json
 from chisep.io.paths import require_inside
 from chisep.pipeline.config import RunConfig
@@ -25,7 +25,7 @@ from chisep.provenance.records import FAILURE, record_path
 log = logging.getLogger("chisep")
 
 
-def discover(config: RunConfig) -> list[bids.DiscoveredSession]:
+def discover(config: RunConfig) -> list[discovery.DiscoveredSession]:
     """Find the sessions to process and check what they share, before anything is written.
 
     Raises
@@ -33,7 +33,7 @@ def discover(config: RunConfig) -> list[bids.DiscoveredSession]:
     InputError
         If the dataset as a whole, the device or the weights of a network cannot be used.
     """
-    found = bids.discover(config.bids, config.participant_label)
+    found = discovery.discover(config.bids, config.participant_label)
     methods.check_device(config.device)
     config.weights()
     return found
@@ -86,7 +86,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResu
 
 
 def run_session(
-    config: RunConfig, one: bids.DiscoveredSession, lock: Lock, progress: Progress | None = None
+    config: RunConfig, one: discovery.DiscoveredSession, lock: Lock, progress: Progress | None = None
 ) -> SessionResult:
     """Process one session; what stops it is part of the result, so that it does not stop the others.
 

@@ -14,92 +14,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
 import torch
 from scipy import ndimage, special
 from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.physics.signal import hz_per_ppm
-from chisep.preprocessing.unwrapping import unwrap
+from chisep.preprocessing.bipolar import readout_constant, readout_ramp
+from chisep.preprocessing.masked_values import bounding_box, volume_of
+from chisep.preprocessing.morphology import largest_component
+from chisep.preprocessing.phase_offset import smoothed_phase
+from chisep.preprocessing.unwrapping import unwrap, wrap
 from chisep.types import Echoes, Grid, MaskVolume, Volume
 
-_RADIAN_SLACK = 0.05
 _SAME_STEP = 1e-3
-_SMOOTHING_PASSES = 2
 _BIPOLAR_RAD = 0.1
 """Half the phase (RMS in the mask) between odd and even echoes from which they count as bipolar: less changes
 the field by less than a ppb."""
-_STEEPEST_RAMP_RAD = math.pi / 8
-"""Per voxel; read-outs are not shifted by more samples than make this. A field so steep that its phase wraps
-between most neighbours looks like a steeper ramp."""
 _GAUSS_NEWTON_STEPS = 10
 _CHANCE = 1e-3
 """Residuals that noise makes more rarely than this tell of something else: phase that is not linear in TE."""
-
-
-def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tuple[Echoes, str | None]:
-    """Recognise the scale of stored phase and bring it to radians.
-
-    Parameters
-    ----------
-    phase
-        Stored values, shape (echo, i, j, k).
-    source
-        Where they come from, for messages.
-    units
-        What the sidecar says ("rad", "arbitrary"), if anything. "rad" is believed if the values agree.
-
-    Returns
-    -------
-    phase_rad : Echoes
-        Phase in radians.
-    note : str or None
-        What was found and how it was read; None where the values were radians already.
-
-    Raises
-    ------
-    InputError
-        If an echo is constant.
-
-    Notes
-    -----
-    Known scales are radians (within ±2π, spanning more than 1), integers 0…4095 (12 bit) and
-    −4096…4095 (12 bit, doubled and centred) and degrees (±180 or 0…360). Any other scale is read as
-    linear, its smallest and largest value being −π and π: true of whole images, where air holds every
-    phase.
-    """
-    if bool((phase.amax((1, 2, 3)) == phase.amin((1, 2, 3))).any()):
-        raise InputError(
-            source,
-            found="phase of one value everywhere",
-            expected="a phase image for every echo",
-            fix="Check that the phase and not an empty image was exported.",
-        )
-    low, high = float(phase.min()), float(phase.max())
-    span, largest = high - low, max(-low, high)
-    named_radians = units is not None and units.lower() in ("rad", "radian", "radians")
-    unnamed = units is None or not units.strip()
-    within = largest <= 2 * math.pi + _RADIAN_SLACK
-    if within and (named_radians or (unnamed and span > 1.0)):
-        return phase, None
-
-    whole = span > 1.0 and bool((phase == phase.round()).all())
-    if whole and low >= 0 and 3500 < high <= 4096:
-        scale, centre, name = 2 * math.pi / 4096, 2048.0, "12-bit integers 0…4095 for −π…π"
-    elif whole and -4096 <= low < -3500 and 3500 < high <= 4096:
-        scale, centre, name = math.pi / 4096, 0.0, "integers −4096…4095 for −π…π"
-    elif 300 < span <= 361 and (largest <= 180.5 or (low >= -0.5 and high <= 360.5)):
-        scale, centre, name = math.pi / 180, 0.0, "degrees"
-    else:
-        scale, centre = 2 * math.pi / span, (low + high) / 2
-        name = "a linear scale of unknown unit from −π to π"
-    note = f"{source}: phase from {low:g} to {high:g} was read as {name} and brought to radians"
-    if named_radians:
-        note += ", though its sidecar says radians"
-    return (phase - centre) * scale, note
-
-
 _TWO_ECHOES = (
     "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
     "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
@@ -241,14 +175,14 @@ def total_field(
     weight = (magnitude[:, mask] / magnitude.max().clamp_min(torch.finfo(magnitude.dtype).tiny)) ** 2
     wrapped = config.phase_sign * phase_rad[:, mask]
     # Volumes in between are of the mask's box; values inside the mask have the same order in both.
-    box = _box(mask)
+    box = bounding_box(mask)
     inside = mask[box]
     sign = 1 - 2 * (torch.arange(len(te), device=te.device) % 2).to(te.dtype)[:, None]
 
     bipolar_rad = torch.zeros_like(wrapped[0])
     bipolar = False
     if len(te) > 2 and config.bipolar is not False:
-        ramp = _readout_ramp(wrapped, weight, te, sign, inside)
+        ramp = readout_ramp(wrapped, weight, te, sign, inside)
         bipolar = config.bipolar is True or float(ramp.square().mean().sqrt()) > _BIPOLAR_RAD
         if bipolar:
             bipolar_rad = ramp
@@ -257,11 +191,11 @@ def total_field(
     gained_rad, quality = _gained(wrapped, weight, te, inside, alternating=bipolar)
     rate = gained_rad[inside] / (te[1:] - te[:-1]).min()
     if bipolar:
-        constant, correction = _readout_constant(wrapped, weight, te, sign, rate)
+        constant, correction = readout_constant(wrapped, weight, te, sign, rate)
         bipolar_rad = bipolar_rad + constant
         wrapped = wrapped - sign * constant
         rate = rate + correction
-    offset = _smoothed(
+    offset = smoothed_phase(
         torch.polar(weight[0], wrapped[0] - rate * te[0]), inside, config.offset_smoothing_mm, grid
     )
 
@@ -270,7 +204,7 @@ def total_field(
     origin = offset
     if config.fit == "nonlinear":
         rate, origin, curvature = _complex_fit(wrapped, weight, te, rate, offset)
-        deviation = _wrap(wrapped - origin - rate * te)
+        deviation = wrap(wrapped - origin - rate * te)
     tiny = torch.finfo(te.dtype).tiny
     # Not less certain than what two random phases tell.
     most = math.sqrt(2 / 3) * math.pi / (te_s[-1] - te_s[0])
@@ -278,19 +212,20 @@ def total_field(
 
     share = weight * te**2
     residual = ((share * deviation**2).sum(0) / share.sum(0).clamp_min(tiny)).sqrt()
-    smooth = inside & (_volume(residual, inside) <= config.max_residual_rad)
-    smooth &= _steepest_step(gained_rad, inside) <= config.max_step_rad
-    reliable = _largest_part(smooth) & inside
+    smooth = inside & (volume_of(residual, inside) <= config.max_residual_rad)
+    smooth &= _largest_phase_step(gained_rad, inside) <= config.max_step_rad
+    largest = ndimage.binary_fill_holes(largest_component(smooth.cpu().numpy()))
+    reliable = torch.from_numpy(largest).to(mask.device) & inside
     rad_hz_per_ppm = 2 * math.pi * hz_per_ppm(b0_t)
     return FieldMap(
-        total_field_ppm=_volume(rate / rad_hz_per_ppm, mask),
-        sigma_ppm=_volume(sigma / rad_hz_per_ppm, mask),
-        unwrapped_rad=torch.stack([_volume(echo, mask) for echo in origin + rate * te + deviation]),
-        phase_offset_rad=_volume(offset, mask),
-        bipolar_rad=_volume(bipolar_rad, mask),
-        residual_rad=_volume(residual, mask),
-        quality=_volume(quality[inside], mask),
-        reliable=_volume(reliable[inside], mask),
+        total_field_ppm=volume_of(rate / rad_hz_per_ppm, mask),
+        sigma_ppm=volume_of(sigma / rad_hz_per_ppm, mask),
+        unwrapped_rad=torch.stack([volume_of(echo, mask) for echo in origin + rate * te + deviation]),
+        phase_offset_rad=volume_of(offset, mask),
+        bipolar_rad=volume_of(bipolar_rad, mask),
+        residual_rad=volume_of(residual, mask),
+        quality=volume_of(quality[inside], mask),
+        reliable=volume_of(reliable[inside], mask),
         warnings=(_TWO_ECHOES,) if len(te_s) == 2 and config.bipolar is not False else (),
     )
 
@@ -313,56 +248,9 @@ def _gained(
     if len(te) > 2:  # a longer step tells whether phase grows in proportion to time
         products.append(torch.polar((weight[2] * weight[0]).sqrt(), wrapped[2] - wrapped[0]))
         times.append(float(te[2] - te[0]))
-    echoes = torch.stack([_volume(each, mask) for each in products])
+    echoes = torch.stack([volume_of(each, mask) for each in products])
     result = unwrap(echoes.angle(), echoes.abs().sqrt(), times, mask)
     return result.phase_rad[0], result.quality
-
-
-def _readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask: Tensor) -> Tensor:
-    """Part of the phase of alternating sign that is linear in position, inside the mask."""
-    # Steps between neighbours are a constant, a part that grows with TE, and one of alternating sign: this
-    # row of the least-squares solution takes the last. Steps beyond π are outliers to the median.
-    scale = weight.mean(1, keepdim=True).sqrt()
-    parts = torch.cat([torch.ones_like(te), te / te.max(), sign], dim=1)
-    contrast = (torch.linalg.pinv(scale * parts) * scale.T)[2]
-    number = _volume(torch.arange(wrapped.shape[1], device=mask.device), mask)
-    ramp = torch.zeros_like(wrapped[0])
-    for axis, position in enumerate(mask.nonzero(as_tuple=True)):
-        n = mask.shape[axis] - 1
-        both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
-        if bool(both.any()):
-            a, b = number.narrow(axis, 0, n)[both], number.narrow(axis, 1, n)[both]
-            slope = float((contrast @ _wrap(wrapped[:, b] - wrapped[:, a])).median())
-            if abs(slope) < _STEEPEST_RAMP_RAD:
-                place = position.to(ramp.dtype)
-                ramp += slope * (place - place.mean())
-    return ramp
-
-
-def _readout_constant(
-    wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, rate: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Constant ψ of the phase of alternating sign, and what the rate lacks because it held that phase.
-
-    What the rate leaves of an echo's phase gain since the first echo is, over the brain, (s − s₀)·ψ + (TE −
-    TE₀)·correction up to turns. Several pairs may agree with all echoes; the smallest ψ is taken.
-    """
-    gained = torch.polar((weight * weight[0]).sqrt(), wrapped - wrapped[0] - rate * (te - te[0]))
-    mean = gained.sum(1)[1:, None, None]
-    steps = (te - te[0])[1:, :, None]
-    flips = (sign - sign[0])[1:, :, None]
-    psi = torch.linspace(-math.pi / 2, math.pi / 2, 181, dtype=te.dtype, device=te.device)
-    shift = (
-        torch.linspace(-math.pi, math.pi, 361, dtype=te.dtype, device=te.device) / (te[1:] - te[:-1]).min()
-    )
-    left = mean.angle() - flips * psi[:, None] - steps * shift
-    share = mean.abs() / mean.abs().sum()
-    agreement = (share * left.cos()).sum(0) - 1e-3 * psi[:, None] ** 2
-    i, j = divmod(int(agreement.argmax()), len(shift))
-    # From the nearest point of the grid no echo is a turn off any more: the rest is a linear fit.
-    design = torch.cat([flips[:, 0], steps[:, 0] / te.max()], dim=1) * share[:, 0].sqrt()
-    fine = torch.linalg.pinv(design) @ (_wrap(left[:, i, j]) * share[:, 0, 0].sqrt())
-    return psi[i] + fine[0], shift[j] + fine[1] / te.max()
 
 
 def _line(
@@ -376,7 +264,7 @@ def _line(
     numerator, curvature = torch.zeros_like(rate), torch.zeros_like(rate)
     for echo, time in enumerate(te):
         predicted = offset + rate * time
-        unwrapped[echo] = predicted + _wrap(wrapped[echo] - predicted)
+        unwrapped[echo] = predicted + wrap(wrapped[echo] - predicted)
         numerator += weight[echo] * time * (unwrapped[echo] - offset)
         curvature += weight[echo] * time**2
         # Every echo sharpens the prediction of the next; voxels without signal keep the first estimate.
@@ -436,24 +324,7 @@ def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: fl
         )
 
 
-def _box(mask: Tensor) -> tuple[slice, ...]:
-    """Smallest box around a mask."""
-    return tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
-
-
-def _volume(values: Tensor, mask: Tensor) -> Tensor:
-    """Values inside the mask as a volume, 0 outside."""
-    volume = values.new_zeros(mask.shape)
-    volume[mask] = values
-    return volume
-
-
-def _wrap(phase_rad: Tensor) -> Tensor:
-    """Bring a phase into ±π."""
-    return phase_rad - 2 * math.pi * torch.round(phase_rad / (2 * math.pi))
-
-
-def _steepest_step(phase_rad: Tensor, mask: Tensor) -> Tensor:
+def _largest_phase_step(phase_rad: Tensor, mask: Tensor) -> Tensor:
     """Largest step to a face neighbour inside the mask."""
     steepest = torch.zeros_like(phase_rad)
     for axis in range(3):
@@ -464,56 +335,3 @@ def _steepest_step(phase_rad: Tensor, mask: Tensor) -> Tensor:
             part = steepest.narrow(axis, start, n)
             torch.maximum(part, step, out=part)
     return steepest
-
-
-def _largest_part(mask: Tensor) -> Tensor:
-    """Largest connected part of a mask, holes filled."""
-    parts, count = ndimage.label(mask.cpu().numpy())
-    if count == 0:
-        return mask
-    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-    return torch.from_numpy(ndimage.binary_fill_holes(largest)).to(mask.device)
-
-
-def _smoothed(phasor: Tensor, mask: Tensor, sigma_mm: float, grid: Grid) -> Tensor:
-    """Phase inside the mask of complex values smoothed within it; bright voxels count more.
-
-    Smoothing bends a slope at the edge of the mask, where neighbours are missing on one side. Most of
-    that bias is avoided by taking a polynomial out first, and by smoothing once more what a pass left.
-    """
-    sigma = [sigma_mm / edge for edge in grid.voxel_mm]
-    smooth = _quadratic(_volume(phasor, mask), mask, grid)
-    for _ in range(_SMOOTHING_PASSES):
-        remainder = _volume(phasor * torch.polar(torch.ones_like(smooth), -smooth), mask).cpu().numpy()
-        blurred = ndimage.gaussian_filter(remainder, sigma, mode="nearest", truncate=3.0)
-        smooth = smooth + torch.from_numpy(blurred).to(mask.device)[mask].angle()
-    return _wrap(smooth)
-
-
-def _quadratic(phasor: Tensor, mask: Tensor, grid: Grid) -> Tensor:
-    """Phase inside the mask of the second-order polynomial that fits all steps between neighbours best.
-
-    Steps, unlike the phase itself, are short of π and so need no unwrapping.
-    """
-    axes = [
-        torch.arange(n, device=mask.device).mul(v / 100)
-        for n, v in zip(mask.shape, grid.voxel_mm, strict=True)
-    ]
-    x, y, z = torch.meshgrid(*(axis - axis.mean() for axis in axes), indexing="ij")
-    terms = (x, y, z, x * x, y * y, z * z, x * y, x * z, y * z)
-    normal = torch.zeros(9, 9, dtype=torch.float64, device=mask.device)
-    right = torch.zeros(9, dtype=torch.float64, device=mask.device)
-    for axis in range(3):
-        n = mask.shape[axis] - 1
-        both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
-        step = (phasor.narrow(axis, 1, n) * phasor.narrow(axis, 0, n).conj())[both]
-        weight = step.abs().double()
-        design = torch.stack([term.diff(dim=axis)[both] for term in terms]).double()
-        normal += (design * weight) @ design.T
-        right += design @ (weight * step.angle())
-    # A mask one voxel thin has no steps along an axis: the pseudo-inverse leaves its terms at 0.
-    coefficients = torch.linalg.pinv(normal, hermitian=True) @ right
-    phase = torch.zeros_like(phasor.real[mask])
-    for coefficient, term in zip(coefficients, terms, strict=True):
-        phase += coefficient.to(phase.dtype) * term[mask]
-    return phase

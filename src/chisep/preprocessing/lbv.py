@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.physics.cg import cg
-from chisep.preprocessing.mask import depth_mm
+from chisep.preprocessing.morphology import depth_mm
 from chisep.preprocessing.vsharp import LocalField, without_rim
 from chisep.types import Grid, MaskVolume, Volume
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.physics.cg import cg
 from chisep.physics.dipole import Dipole
-from chisep.preprocessing.mask import depth_mm
+from chisep.preprocessing.morphology import depth_mm
 from chisep.preprocessing.vsharp import LocalField, without_rim
 from chisep.types import Grid, MaskVolume, Volume
 

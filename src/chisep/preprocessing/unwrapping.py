@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,15 @@ Index = NDArray[np.int32]
 """Numbers of voxels, counted within the mask."""
 Values = NDArray[np.floating]
 """A value for every voxel of the mask, or for every edge."""
+
+
+Phase = TypeVar("Phase", Tensor, NDArray[np.floating])
+"""Phase in radians, as a tensor or an array."""
+
+
+def wrap(phase_rad: Phase) -> Phase:
+    """Wrap a phase into ±π."""
+    return phase_rad - _TURN * (phase_rad / _TURN).round()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +132,7 @@ def unwrap(
     a, b = np.concatenate([each.a for each in edges]), np.concatenate([each.b for each in edges])
     quality = np.concatenate(qualities)
     bridge_a, bridge_b, length = _bridges(number)
-    step = _wrapped(wrapped[template][bridge_b] - wrapped[template][bridge_a])
+    step = wrap(wrapped[template][bridge_b] - wrapped[template][bridge_a])
     # The shortest bridge is taken; of equal ones that with the smallest step.
     cost = np.concatenate([1 + (1 - quality), _NO_EDGE + length + 0.01 * np.abs(step)])
     turns = _turns(
@@ -135,7 +145,7 @@ def unwrap(
     later = range(template, len(te_s))
     for known, echo in (*pairwise(later), *pairwise(range(template, -1, -1))):
         predicted = unwrapped[known] * (te_s[echo] / te_s[known])
-        unwrapped[echo] = predicted + _wrapped(wrapped[echo] - predicted)
+        unwrapped[echo] = predicted + wrap(wrapped[echo] - predicted)
 
     def volumes(values: NDArray[np.floating]) -> Tensor:
         whole = np.zeros((*values.shape[:-1], *mask.shape), dtype=wrapped.dtype)
@@ -201,11 +211,6 @@ def _check(phase_rad: Tensor, magnitude: Tensor, te_s: Sequence[float], mask: Te
         )
 
 
-def _wrapped(phase_rad: Values) -> Values:
-    """Bring a phase into ±π."""
-    return phase_rad - _TURN * np.round(phase_rad / _TURN)
-
-
 def _edges(number: NDArray[np.int32], axis: int) -> _Edges:
     """Pairs of face neighbours within the mask along one axis."""
     line = np.moveaxis(number, axis, -1)
@@ -222,13 +227,13 @@ def _quality(
 ) -> Values:
     """Quality of edges, 0 to 1: ROMEO's six weights multiplied."""
     a, b = edges.a, edges.b
-    step = _wrapped(phase[b] - phase[a])
+    step = wrap(phase[b] - phase[a])
     quality = 1 - np.abs(step) / math.pi
     if coherent is not None:
         other, ratio = coherent
-        quality *= np.maximum(_LEAST_FACTOR, 1 - np.abs(step - ratio * _wrapped(other[b] - other[a])))
+        quality *= np.maximum(_LEAST_FACTOR, 1 - np.abs(step - ratio * wrap(other[b] - other[a])))
     for first, middle, last in ((edges.before, a, b), (a, b, edges.after)):
-        bent = np.abs(_wrapped(phase[first] - 2 * phase[middle] + phase[last]))
+        bent = np.abs(wrap(phase[first] - 2 * phase[middle] + phase[last]))
         bent[(first == middle) | (middle == last)] = 0
         quality *= np.maximum(_LEAST_FACTOR, 1 - bent / 2)
     dark, bright = np.minimum(magnitude[a], magnitude[b]), np.maximum(magnitude[a], magnitude[b])
@@ -237,7 +242,7 @@ def _quality(
     quality *= np.maximum(_LEAST_FACTOR, (dark / np.maximum(bright, tiny)) ** 2)
     quality *= 0.5 + 0.5 * np.minimum(1, dark / usual)
     quality *= 0.5 + 0.5 * np.minimum(1, usual / np.maximum(bright, tiny))
-    return quality
+    return np.asarray(quality)
 
 
 def _bridges(number: NDArray[np.int32]) -> tuple[Index, Index, Values]:

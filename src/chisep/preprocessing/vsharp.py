@@ -14,7 +14,7 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.physics.cg import cg
 from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
-from chisep.preprocessing.mask import depth_mm
+from chisep.preprocessing.morphology import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
 
 # Relative to the largest value of D² (4/9): modes that the field hardly shows are fitted late.

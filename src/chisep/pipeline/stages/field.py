@@ -10,8 +10,9 @@ from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.background import remove_background
-from chisep.preprocessing.field import phase_in_radians, total_field
+from chisep.preprocessing.field import total_field
 from chisep.preprocessing.mask import quality_mask
+from chisep.preprocessing.phase_scale import phase_in_radians
 
 
 def field_stage(context: SessionContext) -> Stage:

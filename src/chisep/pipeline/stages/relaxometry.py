@@ -15,8 +15,9 @@ from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
-from chisep.preprocessing.registration import coverage, register, resample_to
+from chisep.preprocessing.registration import register
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime, r2, r2prime, r2star
+from chisep.preprocessing.resampling import coverage, resample_to
 
 _MISSING_SPIN_ECHO = 0.01
 

@@ -1,38 +1,27 @@
-"""The registry of methods, and the two doors they stand behind: `separate` and `invert`.
+"""The registry of methods: what each one makes, which maps it reads, and how it is loaded.
 
 A new solver or network is a file and an entry here; the command line, the demo and the parametrised tests
-find it by itself.
+read this table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
-from chisep.errors import InputError, unknown_name
-from chisep.io.files import checksum
+from chisep.errors import unknown_name
 from chisep.networks import inference
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
-from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
+from chisep.types import Maps, Sources, Susceptibility
 
 Target = Literal["sources", "chi"]
 """What a method makes: χ_pos and χ_neg, or χ alone."""
 Solve = Callable[[Maps, Any, Progress | None], Sources | Susceptibility]
 """The one signature: maps, a config (None for its defaults), progress."""
-
-_WORDS = {
-    "field": "field_ppm",
-    "r2prime": "r2prime_hz",
-    "r2star": "r2star_hz",
-    "qsm": "chi_ppm",
-    "magnitude": "magnitude",
-}
 
 
 @dataclass(frozen=True)
@@ -279,7 +268,6 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
-
 DEFAULTS: Mapping[Target, str] = {"sources": "unrolled", "chi": "unrolled-qsm"}
 """What makes sources, or χ, where nothing else is said."""
 
@@ -302,203 +290,3 @@ def settings(name: str) -> dict[str, Any]:
     """Return the default settings of a solver for a record, as {"Settings": …}; nothing for a network."""
     method = METHODS[name]
     return {} if method.is_network else {"Settings": asdict(method.load()[1]())}
-
-
-def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
-    """Config of a method out of what was said on networks; None for a solver, which has its own defaults.
-
-    Raises
-    ------
-    InputError
-        If weights are given to a method that is no network.
-    """
-    if METHODS[name].is_network:
-        return options
-    if options.weights:
-        raise InputError(
-            "--weights",
-            found=f"weights for {name}, which is no network",
-            expected=f"one of: {', '.join(m.name for m in METHODS.values() if m.is_network)}",
-            fix="Choose another method, or leave the weights out.",
-        )
-    return None
-
-
-def tells_sigma(name: str, options: NetworkOptions) -> bool:
-    """Whether a method tells the SD of its error; arguments and errors as of `weights_used`."""
-    method = METHODS[name]
-    if config_for(name, options) is None:
-        return False
-    proximal = network_weights.load(options.weights or method.weights[0]).config.proximal
-    return proximal is not None and proximal.uncertainty
-
-
-def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list[dict[str, str]]:
-    """Say which weights a method computes with, for the record; nothing for a solver.
-
-    Parameters
-    ----------
-    name
-        Of the method.
-    options
-        Weights that were chosen.
-    chi_given
-        Whether it gets a χ map; a network makes one else.
-
-    Returns
-    -------
-    list of dict
-        Of each file of weights: name, checksum, training data, their licence.
-
-    Raises
-    ------
-    InputError
-        If weights cannot be found or read, or are given to a method that is no network.
-    """
-    method = METHODS[name]
-    if config_for(name, options) is None:
-        return []
-    own = options.weights or method.weights[0]
-    inputs = network_weights.load(own).config.inputs
-    files = [own]
-    if "r2prime" in inputs and "r2prime" not in method.needs:
-        files.append(options.rate_weights)
-    if "qsm" in inputs and not chi_given:
-        files.append(options.chi_weights)
-    return [_record(file) for file in files]
-
-
-def _record(weights: str) -> dict[str, str]:
-    path, header = network_weights.find_weights(weights), network_weights.load(weights).header
-    return {
-        "Name": str(header.get("name", path.stem)),
-        "SHA256": checksum(path),
-        "TrainingData": str(header.get("training_data", {}).get("dataset", "not stated")),
-        "LicenceOfTrainingData": str(header.get("licence_of_data", "not stated")),
-    }
-
-
-def check_device(device: str) -> None:
-    """Check that tensors can live on a device.
-
-    Raises
-    ------
-    InputError
-        If the name is unknown or the device is not there.
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "--device",
-            found=f"{device!r}, which cannot be used here ({str(error).splitlines()[0]})",
-            expected="cpu, or a GPU of this machine such as cuda or cuda:0",
-            fix="Choose cpu, or install a torch build for your GPU.",
-        ) from error
-
-
-def separate(
-    maps: Maps,
-    method: str,
-    config: object = None,
-    *,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Sources:
-    """Separate χ_pos from χ_neg.
-
-    Parameters
-    ----------
-    maps
-        Local field, R2', mask, D_r, and what else there is.
-    method
-        Name of a method that makes sources.
-    config
-        Its config; defaults if None.
-    device
-        Where to compute; results come back to the CPU.
-    progress
-        Called during iterations.
-
-    Returns
-    -------
-    Sources
-        float32, on the CPU.
-
-    Raises
-    ------
-    InputError
-        If the method is unknown, a map it needs is missing or of another shape, or the device is absent.
-    """
-    result = _solve(find(method, "sources"), maps, config, device, progress)
-    return Sources(
-        result.chi_pos_ppm.cpu(),
-        result.chi_neg_ppm.cpu(),
-        result.convergence,
-        _on_cpu(result.chi_pos_sigma_ppm),
-        _on_cpu(result.chi_neg_sigma_ppm),
-    )
-
-
-def invert(
-    maps: Maps,
-    method: str,
-    config: object = None,
-    *,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Susceptibility:
-    """Make a susceptibility map from the local field; arguments and errors as of `separate`.
-
-    Returns
-    -------
-    Susceptibility
-        float32, on the CPU.
-    """
-    result = _solve(find(method, "chi"), maps, config, device, progress)
-    convergence: Convergence = result.convergence
-    return Susceptibility(result.chi_ppm.cpu(), convergence, _on_cpu(result.chi_sigma_ppm))
-
-
-def _on_cpu(volume: Volume | None) -> Volume | None:
-    return None if volume is None else volume.cpu()
-
-
-def _solve(method: Method, maps: Maps, config: object, device: str, progress: Progress | None) -> Any:  # noqa: ANN401
-    check_device(device)
-    for name, attribute in _WORDS.items():
-        volume = getattr(maps, attribute)
-        if volume is None and name in method.needs:
-            raise InputError(
-                method.name,
-                found=f"no {name} map",
-                expected=f"{', '.join(method.needs)}",
-                fix="Give the map.",
-            )
-        if volume is not None and tuple(volume.shape) != maps.grid.shape:
-            raise InputError(
-                f"{name} map",
-                found=f"shape {tuple(volume.shape)}",
-                expected=f"shape {maps.grid.shape} of the grid",
-                fix="Resample it to the grid of the field.",
-            )
-        if volume is not None and not bool(torch.isfinite(volume).all()):
-            raise InputError(
-                f"{name} map",
-                found="NaN or infinite values",
-                expected="finite numbers everywhere",
-                fix="Replace them (0 outside the head).",
-            )
-    if tuple(maps.mask.shape) != maps.grid.shape:
-        raise InputError(
-            "mask",
-            found=f"shape {tuple(maps.mask.shape)}",
-            expected=f"shape {maps.grid.shape} of the grid",
-            fix="Resample it to the grid of the field.",
-        )
-    if not bool(maps.mask.any()):
-        raise InputError("mask", found="no voxel inside", expected="a brain mask", fix="Check the mask.")
-    # A method that takes R2* must not find R2': where there was no spin echo, it is an assumption.
-    unread: dict[str, Any] = {a: None for n, a in _WORDS.items() if n not in method.needs + method.uses}
-    solve, default = method.load()
-    return solve(replace(maps, **unread).to(device), config or default(), progress)

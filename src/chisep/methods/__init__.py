@@ -1,0 +1,21 @@
+"""Methods behind `separate` and `invert`: the registry, and one interface for all of them."""
+
+from chisep.methods.registry import DEFAULTS, METHODS, Method, MethodsConfig, Target, find, settings
+from chisep.methods.solve import check_device, invert, separate
+from chisep.methods.weights_used import config_for, tells_sigma, weights_used
+
+__all__ = [
+    "DEFAULTS",
+    "METHODS",
+    "Method",
+    "MethodsConfig",
+    "Target",
+    "check_device",
+    "config_for",
+    "find",
+    "invert",
+    "separate",
+    "settings",
+    "tells_sigma",
+    "weights_used",
+]

@@ -1,0 +1,147 @@
+"""Run a method on input maps: `separate` and `invert`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from chisep.errors import InputError
+from chisep.methods.registry import Method, find
+from chisep.progress import Progress
+from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
+
+_WORDS = {
+    "field": "field_ppm",
+    "r2prime": "r2prime_hz",
+    "r2star": "r2star_hz",
+    "qsm": "chi_ppm",
+    "magnitude": "magnitude",
+}
+
+
+def check_device(device: str) -> None:
+    """Check that tensors can live on a device.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown or the device is not there.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            "--device",
+            found=f"{device!r}, which cannot be used here ({str(error).splitlines()[0]})",
+            expected="cpu, or a GPU of this machine such as cuda or cuda:0",
+            fix="Choose cpu, or install a torch build for your GPU.",
+        ) from error
+
+
+def separate(
+    maps: Maps,
+    method: str,
+    config: object = None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Sources:
+    """Separate χ_pos from χ_neg.
+
+    Parameters
+    ----------
+    maps
+        Local field, R2', mask, D_r, and what else there is.
+    method
+        Name of a method that makes sources.
+    config
+        Its config; defaults if None.
+    device
+        Where to compute; results come back to the CPU.
+    progress
+        Called during iterations.
+
+    Returns
+    -------
+    Sources
+        float32, on the CPU.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, a map it needs is missing or of another shape, or the device is absent.
+    """
+    result = _solve(find(method, "sources"), maps, config, device, progress)
+    return Sources(
+        result.chi_pos_ppm.cpu(),
+        result.chi_neg_ppm.cpu(),
+        result.convergence,
+        _on_cpu(result.chi_pos_sigma_ppm),
+        _on_cpu(result.chi_neg_sigma_ppm),
+    )
+
+
+def invert(
+    maps: Maps,
+    method: str,
+    config: object = None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Susceptibility:
+    """Make a susceptibility map from the local field; arguments and errors as of `separate`.
+
+    Returns
+    -------
+    Susceptibility
+        float32, on the CPU.
+    """
+    result = _solve(find(method, "chi"), maps, config, device, progress)
+    convergence: Convergence = result.convergence
+    return Susceptibility(result.chi_ppm.cpu(), convergence, _on_cpu(result.chi_sigma_ppm))
+
+
+def _on_cpu(volume: Volume | None) -> Volume | None:
+    return None if volume is None else volume.cpu()
+
+
+def _solve(method: Method, maps: Maps, config: object, device: str, progress: Progress | None) -> Any:  # noqa: ANN401
+    check_device(device)
+    for name, attribute in _WORDS.items():
+        volume = getattr(maps, attribute)
+        if volume is None and name in method.needs:
+            raise InputError(
+                method.name,
+                found=f"no {name} map",
+                expected=f"{', '.join(method.needs)}",
+                fix="Give the map.",
+            )
+        if volume is not None and tuple(volume.shape) != maps.grid.shape:
+            raise InputError(
+                f"{name} map",
+                found=f"shape {tuple(volume.shape)}",
+                expected=f"shape {maps.grid.shape} of the grid",
+                fix="Resample it to the grid of the field.",
+            )
+        if volume is not None and not bool(torch.isfinite(volume).all()):
+            raise InputError(
+                f"{name} map",
+                found="NaN or infinite values",
+                expected="finite numbers everywhere",
+                fix="Replace them (0 outside the head).",
+            )
+    if tuple(maps.mask.shape) != maps.grid.shape:
+        raise InputError(
+            "mask",
+            found=f"shape {tuple(maps.mask.shape)}",
+            expected=f"shape {maps.grid.shape} of the grid",
+            fix="Resample it to the grid of the field.",
+        )
+    if not bool(maps.mask.any()):
+        raise InputError("mask", found="no voxel inside", expected="a brain mask", fix="Check the mask.")
+    # A method that takes R2* must not find R2': where there was no spin echo, it is an assumption.
+    unread: dict[str, Any] = {a: None for n, a in _WORDS.items() if n not in method.needs + method.uses}
+    solve, default = method.load()
+    return solve(replace(maps, **unread).to(device), config or default(), progress)

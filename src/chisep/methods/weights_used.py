@@ -1,0 +1,83 @@
+"""The weights that a method computes with, and what they predict."""
+
+from __future__ import annotations
+
+from chisep.errors import InputError
+from chisep.io.files import checksum
+from chisep.methods.registry import METHODS
+from chisep.networks import weights as network_weights
+from chisep.networks.inference import NetworkOptions
+
+
+def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
+    """Config of a method out of what was said on networks; None for a solver, which has its own defaults.
+
+    Raises
+    ------
+    InputError
+        If weights are given to a method that is no network.
+    """
+    if METHODS[name].is_network:
+        return options
+    if options.weights:
+        raise InputError(
+            "--weights",
+            found=f"weights for {name}, which is no network",
+            expected=f"one of: {', '.join(m.name for m in METHODS.values() if m.is_network)}",
+            fix="Choose another method, or leave the weights out.",
+        )
+    return None
+
+
+def tells_sigma(name: str, options: NetworkOptions) -> bool:
+    """Whether a method tells the SD of its error; arguments and errors as of `weights_used`."""
+    method = METHODS[name]
+    if config_for(name, options) is None:
+        return False
+    proximal = network_weights.load(options.weights or method.weights[0]).config.proximal
+    return proximal is not None and proximal.uncertainty
+
+
+def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list[dict[str, str]]:
+    """Say which weights a method computes with, for the record; nothing for a solver.
+
+    Parameters
+    ----------
+    name
+        Of the method.
+    options
+        Weights that were chosen.
+    chi_given
+        Whether it gets a χ map; a network makes one else.
+
+    Returns
+    -------
+    list of dict
+        Of each file of weights: name, checksum, training data, their licence.
+
+    Raises
+    ------
+    InputError
+        If weights cannot be found or read, or are given to a method that is no network.
+    """
+    method = METHODS[name]
+    if config_for(name, options) is None:
+        return []
+    own = options.weights or method.weights[0]
+    inputs = network_weights.load(own).config.inputs
+    files = [own]
+    if "r2prime" in inputs and "r2prime" not in method.needs:
+        files.append(options.rate_weights)
+    if "qsm" in inputs and not chi_given:
+        files.append(options.chi_weights)
+    return [_record(file) for file in files]
+
+
+def _record(weights: str) -> dict[str, str]:
+    path, header = network_weights.find_weights(weights), network_weights.load(weights).header
+    return {
+        "Name": str(header.get("name", path.stem)),
+        "SHA256": checksum(path),
+        "TrainingData": str(header.get("training_data", {}).get("dataset", "not stated")),
+        "LicenceOfTrainingData": str(header.get("licence_of_data", "not stated")),
+    }

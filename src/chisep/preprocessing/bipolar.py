@@ -1,0 +1,62 @@
+"""Phase that bipolar read-outs add to odd and even echoes, with alternating sign."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from chisep.preprocessing.masked_values import volume_of
+from chisep.preprocessing.unwrapping import wrap
+
+_STEEPEST_RAMP_RAD = math.pi / 8
+"""Per voxel; read-outs are not shifted by more samples than make this. A field so steep that its phase wraps
+between most neighbours looks like a steeper ramp."""
+
+
+def readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask: Tensor) -> Tensor:
+    """Part of the phase of alternating sign that is linear in position, inside the mask."""
+    # Steps between neighbours are a constant, a part that grows with TE, and one of alternating sign: this
+    # row of the least-squares solution takes the last. Steps beyond π are outliers to the median.
+    scale = weight.mean(1, keepdim=True).sqrt()
+    parts = torch.cat([torch.ones_like(te), te / te.max(), sign], dim=1)
+    contrast = (torch.linalg.pinv(scale * parts) * scale.T)[2]
+    number = volume_of(torch.arange(wrapped.shape[1], device=mask.device), mask)
+    ramp = torch.zeros_like(wrapped[0])
+    for axis, position in enumerate(mask.nonzero(as_tuple=True)):
+        n = mask.shape[axis] - 1
+        both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+        if bool(both.any()):
+            a, b = number.narrow(axis, 0, n)[both], number.narrow(axis, 1, n)[both]
+            slope = float((contrast @ wrap(wrapped[:, b] - wrapped[:, a])).median())
+            if abs(slope) < _STEEPEST_RAMP_RAD:
+                place = position.to(ramp.dtype)
+                ramp += slope * (place - place.mean())
+    return ramp
+
+
+def readout_constant(
+    wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, rate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Constant ψ of the phase of alternating sign, and what the rate lacks because it held that phase.
+
+    What the rate leaves of an echo's phase gain since the first echo is, over the brain, (s − s₀)·ψ + (TE −
+    TE₀)·correction up to turns. Several pairs may agree with all echoes; the smallest ψ is taken.
+    """
+    gained = torch.polar((weight * weight[0]).sqrt(), wrapped - wrapped[0] - rate * (te - te[0]))
+    mean = gained.sum(1)[1:, None, None]
+    steps = (te - te[0])[1:, :, None]
+    flips = (sign - sign[0])[1:, :, None]
+    psi = torch.linspace(-math.pi / 2, math.pi / 2, 181, dtype=te.dtype, device=te.device)
+    shift = (
+        torch.linspace(-math.pi, math.pi, 361, dtype=te.dtype, device=te.device) / (te[1:] - te[:-1]).min()
+    )
+    left = mean.angle() - flips * psi[:, None] - steps * shift
+    share = mean.abs() / mean.abs().sum()
+    agreement = (share * left.cos()).sum(0) - 1e-3 * psi[:, None] ** 2
+    i, j = divmod(int(agreement.argmax()), len(shift))
+    # From the nearest point of the grid no echo is a turn off any more: the rest is a linear fit.
+    design = torch.cat([flips[:, 0], steps[:, 0] / te.max()], dim=1) * share[:, 0].sqrt()
+    fine = torch.linalg.pinv(design) @ (wrap(left[:, i, j]) * share[:, 0, 0].sqrt())
+    return psi[i] + fine[0], shift[j] + fine[1] / te.max()

@@ -1,0 +1,145 @@
+"""Non-linear least-squares fit of a decay rate to echo magnitudes, with the noise floor in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from chisep.preprocessing.epg_fit import DecayModel, Trains, Values
+from chisep.preprocessing.intravoxel_dephasing import LEAST_ATTENUATION, Attenuation
+from chisep.preprocessing.magnitude_noise import rician_mean
+
+MAX_RATE_HZ = 500.0
+"""Upper end of the rates reported, and of their σ, where it says that nothing is known; the lower end is 0.
+Above it, no usual echo time sees a signal."""
+_ITERATIONS = 30
+_TOLERANCE = 1e-5
+_CHUNK = 1 << 16
+_LEAST_NOISE = 1e-7
+
+
+def exponential(te_s: Sequence[float], left: Attenuation) -> DecayModel:
+    """Model of ideal decays, of whose echoes a part is left."""
+    t = left.new_tensor(list(te_s))[:, None]
+
+    def decay(voxels: Tensor, rate_hz: Tensor) -> tuple[Tensor, Tensor]:
+        values = left[:, voxels] * torch.exp(-rate_hz * t)
+        return values, -t * values
+
+    return decay
+
+
+def fit_decay(
+    signal: Trains, te_s: Sequence[float], sigma: float, model: DecayModel, left: Attenuation
+) -> tuple[Values, Values]:
+    """Least-squares rate of a train of free amplitude, and the σ that its curvature gives, in 1/s.
+
+    Echoes of which nothing is left do not count. Where there is no signal, the rate is 0 and its σ
+    `MAX_RATE_HZ`. Times are in units of the longest TE and signals in units of the brightest echo, so that
+    both unknowns are of order 1.
+    """
+    longest, tiny = te_s[-1], torch.finfo(signal.dtype).tiny
+    t = signal.new_tensor([te / longest for te in te_s])[:, None]
+    rate, error = torch.zeros_like(signal[0]), torch.zeros_like(signal[0])
+    for first in range(0, signal.shape[1], _CHUNK):
+        voxels = torch.arange(first, min(first + _CHUNK, signal.shape[1]), device=signal.device)
+        peak = signal[:, voxels].amax(0)
+        scale = torch.where(peak > 0, peak, 1)
+        data = _Data(
+            signal[:, voxels] / scale, (sigma / scale).clamp_min(_LEAST_NOISE), left[:, voxels] > 0, voxels
+        )
+        start = _log_linear_rate(data.echoes, t, left[:, voxels]).clamp_max(MAX_RATE_HZ * longest)
+        found, amplitude = _least_squares(data, model, start, longest)
+        shape, slope = _scaled(model, voxels, found, longest)
+        _, passed = rician_mean(amplitude * shape, data.noise)
+        aa, ar, rr = _normal(passed * shape * data.used, passed * amplitude * slope * data.used)
+        # The derivatives by amplitude and rate tell them apart by the angle between them: sin² of it.
+        separate = (1 - ar**2 / (aa * rr).clamp_min(tiny)).clamp_min(0)
+        deviation = data.noise / (rr * separate).clamp_min(tiny).sqrt()
+        rate[voxels] = torch.where(peak > 0, found / longest, 0)
+        error[voxels] = torch.where(peak > 0, deviation / longest, MAX_RATE_HZ)
+    return rate, error
+
+
+class _Data(NamedTuple):
+    """Voxels of one chunk: echoes and σ relative to the brightest echo, which echoes count, which voxels."""
+
+    echoes: Trains
+    noise: Values
+    used: Tensor
+    voxels: Tensor
+
+    def some(self, here: Tensor) -> _Data:
+        """Return some of the voxels."""
+        return _Data(self.echoes[:, here], self.noise[here], self.used[:, here], self.voxels[here])
+
+
+def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float) -> tuple[Values, Values]:
+    """Rates in units of 1/(longest TE), and amplitudes.
+
+    Gauss–Newton with Levenberg's damping, all voxels at once; those that have come to rest are left out as
+    soon as they are the most.
+    """
+    tiny = torch.finfo(rate.dtype).tiny
+    shape, slope = _scaled(model, data.voxels, rate, longest)
+    shown = shape * data.used
+    amplitude = (shown * data.echoes).sum(0) / (shown**2).sum(0).clamp_min(tiny)
+    mean, passed = rician_mean(amplitude * shape, data.noise)
+    residual = (data.echoes - mean) * data.used
+    damping = torch.full_like(rate, 1e-3)
+    final_rate, final_amplitude = rate.clone(), amplitude.clone()
+    at = torch.arange(len(rate), device=rate.device)
+    for _ in range(_ITERATIONS):
+        by_amplitude, by_rate = passed * shape * data.used, passed * amplitude * slope * data.used
+        aa, ar, rr = _normal(by_amplitude, by_rate)
+        ga, gr = (by_amplitude * residual).sum(0), (by_rate * residual).sum(0)
+        aa, rr = aa * (1 + damping), rr * (1 + damping)
+        determinant = (aa * rr - ar**2).clamp_min(tiny)
+        # Steps of lost voxels may overflow; a table has no entry for what is not a number.
+        new_amplitude = torch.nan_to_num(amplitude + (rr * ga - ar * gr) / determinant).clamp_min(0)
+        new_rate = torch.nan_to_num(rate + (aa * gr - ar * ga) / determinant)
+        new_rate = new_rate.clamp(0, MAX_RATE_HZ * longest)
+        new_shape, new_slope = _scaled(model, data.voxels, new_rate, longest)
+        new_mean, new_passed = rician_mean(new_amplitude * new_shape, data.noise)
+        new_residual = (data.echoes - new_mean) * data.used
+        better = (new_residual**2).sum(0) <= (residual**2).sum(0)
+        moving = (new_rate - rate).abs() > _TOLERANCE * (1 + rate)
+        rate = torch.where(better, new_rate, rate)
+        amplitude = torch.where(better, new_amplitude, amplitude)
+        shape, slope = torch.where(better, new_shape, shape), torch.where(better, new_slope, slope)
+        passed = torch.where(better, new_passed, passed)
+        residual = torch.where(better, new_residual, residual)
+        damping = torch.where(better, damping / 10, damping * 10)
+        final_rate[at], final_amplitude[at] = rate, amplitude
+        if int(moving.sum()) < len(at) / 2:
+            at, data = at[moving], data.some(moving)
+            rate, amplitude, damping = rate[moving], amplitude[moving], damping[moving]
+            shape, slope, passed = shape[:, moving], slope[:, moving], passed[:, moving]
+            residual = residual[:, moving]
+        if not len(at):
+            break
+    return final_rate, final_amplitude
+
+
+def _normal(by_amplitude: Trains, by_rate: Trains) -> tuple[Values, Values, Values]:
+    """Entries of the normal matrix."""
+    return (by_amplitude**2).sum(0), (by_amplitude * by_rate).sum(0), (by_rate**2).sum(0)
+
+
+def _scaled(model: DecayModel, voxels: Tensor, rate: Values, longest: float) -> tuple[Trains, Trains]:
+    """Echoes and their derivatives by a rate in units of 1/(longest TE)."""
+    values, slope = model(voxels, rate / longest)
+    return values, slope / longest
+
+
+def _log_linear_rate(y: Trains, t: Tensor, left: Attenuation) -> Values:
+    """Rate of the line through log y, weighted by y² (the inverse variance of a logarithm), at least 0."""
+    weight = y**2 * (left > 0)
+    total = weight.sum(0).clamp_min(1e-12)
+    log_y = torch.log((y / left.clamp_min(LEAST_ATTENUATION)).clamp_min(1e-6))
+    mean_t, mean_log = (weight * t).sum(0) / total, (weight * log_y).sum(0) / total
+    spread = (weight * (t - mean_t) ** 2).sum(0).clamp_min(1e-12)
+    return (-(weight * (t - mean_t) * (log_y - mean_log)).sum(0) / spread).clamp_min(0)

@@ -1,0 +1,94 @@
+"""Rician noise of magnitude images: the mean of a noisy magnitude, and σ estimated from the echoes.
+
+Mean and variance: Koay and Basser 2006, 10.1016/j.jmr.2006.01.016.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from chisep.preprocessing.epg_fit import Trains, Values
+from chisep.types import Echoes, MaskVolume
+
+_ASYMPTOTIC = 10.0
+_MAD = 1.4826
+_ROUNDS = 4
+_OUTLIER = 4.0
+
+
+def estimate_noise_sigma(magnitude: Echoes, mask: MaskVolume) -> float:
+    """Noise of a magnitude channel from the echoes of the brain.
+
+    Decays of all tissues span few dimensions: of three or more echoes there is a contrast in which they
+    have almost no signal. What is there is noise, and its median deviation does not see vessels and edges.
+    Air is not asked: reconstruction often sets it to zero, and combining coils makes its noise another.
+
+    Parameters
+    ----------
+    magnitude
+        Shape (echo, i, j, k), at least two echoes, any scale.
+    mask
+        Brain, shape (i, j, k).
+
+    Returns
+    -------
+    float
+        Standard deviation in the scale of the images; 0 without a voxel that has signal. Of two echoes, whose
+        contrast shows tissue, from differences between neighbouring voxels: rather too large.
+    """
+    signal = magnitude[:, mask]
+    signal = signal[:, (signal > 0).all(0)]
+    if not signal.shape[1]:
+        return 0.0
+    scale = float(signal.amax())
+    signal = signal / scale
+    unit = signal / signal.norm(dim=0)
+    kept = unit
+    for _ in range(_ROUNDS):
+        # eigh sorts by size: the first vector is the contrast with the least signal.
+        contrast = torch.linalg.eigh((kept @ kept.T).double())[1][:, 0].to(signal.dtype)
+        along = contrast @ unit
+        kept = unit[:, along.abs() <= _OUTLIER * _MAD * along.abs().median()]
+    along = contrast @ signal
+    if len(signal) == 2 and len(along) > 1:
+        along = torch.diff(along) / math.sqrt(2)
+    sigma = _MAD * float(along.abs().median())
+    return scale * sigma / _floor_narrowing(signal.median(dim=1).values, contrast, sigma)
+
+
+def _floor_narrowing(levels: Tensor, contrast: Tensor, sigma: float) -> float:
+    """How much narrower than its channels' noise a contrast of magnitudes is, some of which are at the floor.
+
+    `levels` are typical magnitudes of the echoes, shape (echo,). At a signal s and a noise of 1, the variance
+    of a Rician variable is 2 + s² less its squared mean; its squared median is 2 ln 2 at s = 0.
+    """
+    narrowing = 1.0
+    for _ in range(_ROUNDS if sigma > 0 else 0):
+        power = ((levels * narrowing / sigma) ** 2 - 2 * math.log(2)).clamp_min(0)
+        mean, _ = rician_mean(power.sqrt()[:, None], power.new_ones(1))
+        variance = torch.where(power > _ASYMPTOTIC**2, 1, 2 + power - mean[:, 0] ** 2)
+        narrowing = float((contrast**2 * variance).sum().sqrt())
+    return narrowing
+
+
+def rician_mean(signal: Trains, noise: Values) -> tuple[Trains, Trains]:
+    """Mean of the magnitude of a signal in complex noise, and its derivative by the signal, (echo, voxel).
+
+    √(π/2) [(1 + 2z) I₀(z) + 2z I₁(z)] exp(−z) at a noise of 1, z = signal²/4; far above the noise by its
+    asymptotic series, which keeps what is left of the precision.
+    """
+    ratio = signal / noise
+    inverse = 1 / ratio.clamp_min(_ASYMPTOTIC)
+    excess, slope = inverse / 2 + inverse**3 / 8, 1 - inverse**2 / 2
+    close = ~(ratio > _ASYMPTOTIC)
+    near = ratio[close]
+    if len(near):
+        z = near**2 / 4
+        even, odd = torch.special.i0e(z), torch.special.i1e(z)
+        root = math.sqrt(math.pi / 2)
+        excess[close] = root * (even + 2 * z * (even + odd)) - near
+        slope[close] = root / 2 * near * (even + odd)
+    return signal + noise * excess, slope
