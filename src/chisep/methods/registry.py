@@ -186,7 +186,7 @@ METHODS: dict[str, Method] = {
             (),
             "closed-form",
             "dipole inversion with a quadratic penalty",
-            "Bilgic 2014, 10.1002/mrm.25029",
+            "Bilgic 2014, 10.1002/jmri.24365",
             _tikhonov,
         ),
         Method(

@@ -2,7 +2,7 @@
 
     χ = argmin ‖D χ − Δf‖² + α ‖χ‖²,  so  χ(k) = D(k) Δf(k) / (D(k)² + α)
 
-(Bilgic 2014, 10.1002/mrm.25029, with the identity as regulariser.)
+(Bilgic 2014, 10.1002/jmri.24365, with the identity as regulariser.)
 """
 
 from __future__ import annotations
