@@ -49,8 +49,22 @@ def reordered(volume: np.ndarray, affine: np.ndarray, order: tuple[int, ...], fl
     return turned, matrix
 
 
+def images(figure) -> list:
+    """Planes and colour bars in reading order."""
+    return list(figure.axes[0].images)
+
+
 def picture(figure, number: int) -> np.ndarray:
-    return np.ma.getdata(figure.axes[number].images[0].get_array())
+    return np.ma.getdata(images(figure)[number].get_array())
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+def place(image) -> tuple[float, float, float, float]:
+    """Left, right, lower and upper edge in inches from the upper left corner."""
+    return image.get_extent()
 
 
 def decoded(uri: str) -> bytes:
@@ -64,8 +78,12 @@ def test_planes_are_radiological(volume, affine):
         assert sagittal[row, column] == volume[1, -1 - column, -1 - row]
         assert coronal[row, column] == volume[-1 - column, 2, -1 - row]
         assert axial[row, column] == volume[-1 - column, -1 - row, 3]
-    sides = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes[:3]]
-    assert sides == [["A", "P"], ["R", "L"], ["R", "L"]]
+    names = [text for text in figure.texts if text.get_text() in {"A", "P", "R", "L"}]
+    assert [text.get_text() for text in names] == ["A", "P", "R", "L", "R", "L"]
+    for plane, (first, last) in zip(images(figure), zip(names[::2], names[1::2], strict=True), strict=False):
+        left, right, lower, _ = place(plane)
+        assert_allclose([first.get_position()[0], last.get_position()[0]], [left, right])
+        assert first.get_position()[1] > lower, "below the plane"
 
 
 @pytest.mark.parametrize(("order", "flips"), ORIENTATIONS)
@@ -76,7 +94,7 @@ def test_storage_order_does_not_change_the_picture(volume, affine, mask, order, 
     found = figures.three_planes(turned, matrix, title="T", unit="ppm", mask=turned_mask)
     for number in range(3):
         assert_array_equal(picture(found, number), picture(wanted, number))
-        assert_allclose(found.axes[number].images[0].get_extent(), wanted.axes[number].images[0].get_extent())
+        assert_allclose(place(images(found)[number]), place(images(wanted)[number]))
 
 
 @pytest.mark.parametrize(("order", "flips"), ORIENTATIONS[::5])
@@ -87,8 +105,8 @@ def test_position_is_a_voxel_of_the_file(affine, order, flips):
     position = [int(p) for p in np.argwhere(turned)[0]]
     figure = figures.three_planes(turned, matrix, title="T", unit="ppm", position=position)
     wanted = ((2, 6), (2, 0), (6, 0))  # row and column
-    for number, place in enumerate(wanted):
-        assert [tuple(found) for found in np.argwhere(picture(figure, number))] == [place]
+    for number, pixel in enumerate(wanted):
+        assert [tuple(found) for found in np.argwhere(picture(figure, number))] == [pixel]
 
 
 def test_oblique_volume_is_shown_along_its_own_axes(volume, affine):
@@ -99,22 +117,18 @@ def test_oblique_volume_is_shown_along_its_own_axes(volume, affine):
     oblique = figures.three_planes(volume, tilt @ affine, title="T", unit="ppm")
     for number in range(3):
         assert_array_equal(picture(oblique, number), picture(straight, number))
-        assert_allclose(
-            oblique.axes[number].images[0].get_extent(), straight.axes[number].images[0].get_extent()
-        )
+        assert_allclose(place(images(oblique)[number]), place(images(straight)[number]))
 
 
 def test_a_millimetre_is_as_long_in_all_planes_and_directions(volume, affine):
     figure = figures.three_planes(volume, affine, title="T", unit="ppm")
-    for axes, size_mm in zip(figure.axes[:3], ((16, 30), (6, 30), (6, 16)), strict=True):
-        left, right, bottom, top = axes.images[0].get_extent()
-        assert_allclose((right - left, top - bottom), size_mm)
-    figure.canvas.draw()  # applies the aspect
-    scales = [
-        np.divide(axes.get_window_extent().size, (axes.get_xlim()[1], axes.get_ylim()[1]))
-        for axes in figure.axes[:3]
-    ]
+    scales = []
+    for image, size_mm in zip(images(figure), ((16, 30), (6, 30), (6, 16)), strict=False):
+        left, right, lower, upper = place(image)
+        scales.append(np.divide((right - left, lower - upper), size_mm))
     assert_allclose(scales, scales[0][0], rtol=1e-6)
+    corners = figure.axes[0].transData.transform([(0, 0), (1, 1)])
+    assert_allclose(np.abs(corners[1] - corners[0]), figure.dpi)
 
 
 def test_mask_is_framed_with_a_margin_and_cut_through_its_centre(affine):
@@ -152,13 +166,41 @@ def test_empty_maps_can_be_drawn(affine):
 def test_source_maps_are_in_ppb_with_fixed_windows(affine, mask):
     pos, neg = np.full(SHAPE, 0.08), np.full(SHAPE, 0.03)
     figure = figures.source_maps(pos, neg, pos - neg, affine, mask)
-    images = [axes.images[0] for axes in figure.axes if axes.images]
-    assert [image.get_clim() for image in images[::3]] == [(0, 100), (0, 100), (-100, 100)]
+    assert [image.get_clim() for image in images(figure)[::4]] == [(0, 100), (0, 100), (-100, 100)]
     for number, value in ((0, 80), (4, 30), (8, 50)):
         shown = picture(figure, number)
         assert_allclose(shown[np.isfinite(shown)], value, rtol=1e-6)
         assert np.isnan(shown).any()  # around the mask
-    assert [axes.get_ylabel() for axes in figure.axes[3::4]] == ["ppb"] * 3
+    assert texts(figure).count("ppb") == 3
+
+
+@pytest.mark.parametrize(
+    ("window", "labels", "factor"),
+    [
+        ((-100.0, 100.0), [-100, -75, -50, -25, 0, 25, 50, 75, 100], ""),
+        ((0.0, 2e-7), [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2], "1e−7"),
+    ],
+)
+def test_colour_bar_shows_the_window_from_top_to_bottom(volume, affine, window, labels, factor):
+    figure = figures.three_planes(volume, affine, title="T", unit="1/s", window=window)
+    bar = images(figure)[3]
+    assert_allclose(np.ravel(bar.get_array())[[0, -1]], window[::-1])
+    left, right, lower, upper = place(bar)
+    ticks = {
+        float(text.get_text().replace("−", "-")): text.get_position()
+        for text in figure.texts
+        if text.get_va() == "center_baseline"
+    }
+    assert_allclose(list(ticks), labels)
+    (lines,) = figure.axes[0].collections
+    ends = np.array([segment[1] for segment in lines.get_segments()])
+    values = np.array(labels) * float(factor.replace("−", "-") or 1)
+    wanted = lower + (upper - lower) * (values - window[0]) / (window[1] - window[0])
+    assert_allclose(ends[:, 1], wanted)
+    assert_allclose([y for _, y in ticks.values()], wanted)
+    assert all(x > end > right > left for (x, _), end in zip(ticks.values(), ends[:, 0], strict=True))
+    assert "1/s" in texts(figure)
+    assert not factor or factor in texts(figure)
 
 
 def test_what_is_outside_the_mask_is_background(volume, affine, mask):
@@ -178,7 +220,7 @@ def test_what_is_outside_the_mask_is_background(volume, affine, mask):
 def test_comparison_shows_the_signed_difference(affine, mask):
     predicted, truth = np.full(SHAPE, 0.05), np.full(SHAPE, 0.07)
     figure = figures.comparison(predicted, truth, affine, mask, title="χ")
-    assert figure.axes[8].images[0].get_clim() == (-50, 50)
+    assert images(figure)[8].get_clim() == (-50, 50)
     assert_allclose([np.nanmean(picture(figure, number)) for number in (0, 4, 8)], [50, 70, -20], rtol=1e-6)
 
 
@@ -187,17 +229,28 @@ def test_window_follows_the_values_in_the_mask(volume, affine, mask):
     signed = np.where(mask, -3.0, 1000.0)
     for values, window in ((bright, (0.0, 2.0)), (signed, (-3.0, 3.0))):
         figure = figures.three_planes(values, affine, title="T", unit="ppm", mask=mask)
-        assert_allclose(figure.axes[0].images[0].get_clim(), window)
+        assert_allclose(images(figure)[0].get_clim(), window)
 
 
 def test_outline_lies_on_the_border_of_the_mask(volume, affine, mask):
     figure = figures.mask_outline(volume, mask, affine)
-    for axes, low, high in zip(
-        figure.axes[:3], ((2, 9), (1, 9), (1, 4)), ((12, 24), (4, 24), (4, 14)), strict=True
+    _, *outlines = figure.axes[0].collections  # the first are the ticks of the colour bar
+    assert len(outlines) == 3
+    for image, outline, width_mm, low, high in zip(
+        images(figure),
+        outlines,
+        (16, 6, 6),
+        ((2, 9), (1, 9), (1, 4)),
+        ((12, 24), (4, 24), (4, 14)),
+        strict=False,
     ):
-        points = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
-        assert_allclose(points.min(0), low)
-        assert_allclose(points.max(0), high)
+        left, right, lower, upper = place(image)
+        scale = (right - left) / width_mm
+        points = np.concatenate([path.vertices for path in outline.get_paths()])
+        points_mm = np.stack([points[:, 0] - left, lower - points[:, 1]], axis=1) / scale
+        assert_allclose(points_mm.min(0), low)
+        assert_allclose(points_mm.max(0), high)
+        assert upper < points[:, 1].min()
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (5, 5), (7, 5)])
@@ -205,10 +258,12 @@ def test_echoes_share_one_window(affine, count, columns):
     volumes = np.stack([np.full(SHAPE, 1.0 / (1 + echo)) for echo in range(count)])
     te_s = [0.005 + 0.006 * echo for echo in range(count)]
     figure = figures.echoes(volumes, affine, te_s, title="Magnitude", unit="a.u.")
-    panels = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in panels] == [f"TE {1e3 * te:.1f} ms" for te in te_s]
-    assert len({axes.images[0].get_clim() for axes in panels}) == 1
-    assert len({round(axes.get_position().x0, 6) for axes in panels}) == columns
+    panels = images(figure)[:count]
+    assert [text for text in texts(figure) if text.startswith("TE")] == [
+        f"TE {1e3 * te:.1f} ms" for te in te_s
+    ]
+    assert len({image.get_clim() for image in panels}) == 1
+    assert len({round(place(image)[0], 6) for image in panels}) == columns
     assert [picture(figure, echo).max() for echo in range(count)] == [volume.max() for volume in volumes]
 
 
@@ -258,15 +313,18 @@ def test_axial_planes_fill_lines_of_the_given_length(affine):
     volumes = np.random.default_rng(0).random((6, *SHAPE)).astype(np.float32)
     titles = [f"iteration {number}" for number in (1, 2, 3, 5, 7, 10)]
     figure = figures.axial_planes(volumes, titles, affine, title="", unit="", window=(0.0, 1.0), columns=3)
-    planes, bar = figure.axes[:-1], figure.axes[-1]
-    assert [axes.get_title() for axes in planes] == titles
-    for number, axes in enumerate(planes):
-        shown = np.ma.getdata(axes.images[0].get_array())
-        assert_array_equal(shown, volumes[number, ::-1, ::-1, SHAPE[2] // 2].T)
-    lefts = [axes.get_position().x0 for axes in planes]
+    *planes, bar = images(figure)
+    captions = [text for text in figure.texts if text.get_text() in titles]
+    assert [text.get_text() for text in captions] == titles
+    for number, (plane, caption) in enumerate(zip(planes, captions, strict=True)):
+        assert_array_equal(picture(figure, number), volumes[number, ::-1, ::-1, SHAPE[2] // 2].T)
+        left, right, _, upper = place(plane)
+        assert caption.get_position()[0] == pytest.approx((left + right) / 2)
+        assert caption.get_position()[1] < upper, "above its plane"
+    lefts = [place(plane)[0] for plane in planes]
     assert_allclose(lefts[:3], lefts[3:])
-    assert lefts[0] < lefts[1] < lefts[2] < bar.get_position().x0
-    assert planes[0].get_position().y0 > planes[3].get_position().y1
+    assert lefts[0] < lefts[1] < lefts[2] < place(bar)[0]
+    assert place(planes[0])[2] < place(planes[3])[3], "the first line is above the second"
     with pytest.raises(ValueError, match="zip"):
         figures.axial_planes(volumes, titles[:5], affine, title="", unit="")
 
@@ -323,3 +381,16 @@ def test_lesions_are_drawn_with_their_lines_on_equal_axes():
     assert_allclose(axes.lines[1].get_ydata(), [20, 20 + 0.7 * 420])
     assert_allclose(axes.collections[0].get_offsets(), [[0, 20], [400, 300]])
     assert not figure.axes[-1].collections
+
+
+def test_regions_are_coloured_over_the_second_row_only(volume, affine, mask):
+    labels = np.where(mask, 7, 0)
+    labels[2:5, 2:7, 3:5] = 1234
+    figure = figures.region_planes(volume, labels, affine, mask)
+    rows, coloured = images(figure)[:8], images(figure)[8:]
+    assert [place(image) for image in coloured] == [place(image) for image in rows[4:7]]
+    assert place(rows[0])[3] < place(rows[4])[3], "the map alone is above"
+    sagittal = coloured[0].get_array()
+    shown = np.ma.getdata(sagittal)[~np.ma.getmaskarray(sagittal)]
+    assert len(np.unique(shown)) == 2, "one colour a region"
+    assert shown.size == mask[3].sum()

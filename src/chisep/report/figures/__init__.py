@@ -1,0 +1,76 @@
+"""Every picture of chisep: functions from arrays to Matplotlib figures.
+
+Susceptibilities come in ppm and are drawn in ppb, with the same windows for every subject so that pages can
+be compared. Figures are built without pyplot: no window, no global state, and nothing to close.
+"""
+
+from chisep.report.figures.axial import axial_planes, echoes
+from chisep.report.figures.bars import Bars, bars
+from chisep.report.figures.curves import Curves, curves
+from chisep.report.figures.distributions import Distribution, band_spectra, distributions
+from chisep.report.figures.encode import png, to_svg_or_png_base64
+from chisep.report.figures.group import Spread, spreads
+from chisep.report.figures.lesions import Lesions, lesion_lines
+from chisep.report.figures.maps import (
+    Row,
+    comparison,
+    mask_outline,
+    planes,
+    region_planes,
+    source_maps,
+    three_planes,
+)
+from chisep.report.figures.qc import convergence, histogram
+from chisep.report.figures.style import (
+    CHI,
+    CHI_NEG,
+    CHI_NEG_CMAP,
+    CHI_POS,
+    CHI_POS_CMAP,
+    DIFFERENCE_CMAP,
+    SOURCE_WINDOW_PPB,
+    TOTAL_WINDOW_PPB,
+    EchoArrays,
+    MaskArray,
+    Points,
+    VolumeArray,
+)
+
+__all__ = [
+    "CHI",
+    "CHI_NEG",
+    "CHI_NEG_CMAP",
+    "CHI_POS",
+    "CHI_POS_CMAP",
+    "DIFFERENCE_CMAP",
+    "SOURCE_WINDOW_PPB",
+    "TOTAL_WINDOW_PPB",
+    "Bars",
+    "Curves",
+    "Distribution",
+    "EchoArrays",
+    "Lesions",
+    "MaskArray",
+    "Points",
+    "Row",
+    "Spread",
+    "VolumeArray",
+    "axial_planes",
+    "band_spectra",
+    "bars",
+    "comparison",
+    "convergence",
+    "curves",
+    "distributions",
+    "echoes",
+    "histogram",
+    "lesion_lines",
+    "mask_outline",
+    "planes",
+    "png",
+    "region_planes",
+    "source_maps",
+    "spreads",
+    "three_planes",
+    "to_svg_or_png_base64",
+]
