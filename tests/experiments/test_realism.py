@@ -21,7 +21,7 @@ from chisep.experiments.realism.targets import REGION_TARGETS, TARGETS
 from chisep.io import nifti
 from chisep.report import figures
 from chisep.simulation.anatomy import packaged_labels
-from chisep.simulation.tissue import REGIONS
+from chisep.simulation.tissue_properties import REGIONS
 
 
 def test_statistics_of_known_values():

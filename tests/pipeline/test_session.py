@@ -29,7 +29,7 @@ from chisep.pipeline.run import run
 from chisep.preprocessing.relaxivity import relaxivity
 from chisep.regions.statistics import read_values
 from chisep.simulation.labelmap import WHITE_MATTER
-from chisep.simulation.tissue import BRAIN_LABELS
+from chisep.simulation.tissue_properties import BRAIN_LABELS
 from chisep.types import Relaxivity
 from tests.hostile.conftest import LONG
 from tests.outcome import contents

@@ -11,7 +11,7 @@ from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
 from chisep.simulation import anatomy
 from chisep.simulation.anatomy import LabelMap, brain_mask, load_labels, tilted, with_structures
-from chisep.simulation.tissue import BRAIN_LABELS
+from chisep.simulation.tissue_properties import BRAIN_LABELS
 
 
 def centre_mm(head: LabelMap, *labels: int) -> np.ndarray:

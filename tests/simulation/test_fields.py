@@ -19,7 +19,8 @@ from chisep.simulation.fields import (
     total_field,
 )
 from chisep.simulation.motion import brain_centre_mm, rotation
-from chisep.simulation.tissue import AIR_PPM, Tissue
+from chisep.simulation.tissue import Tissue
+from chisep.simulation.tissue_properties import AIR_PPM
 from chisep.types import Grid
 
 

@@ -11,16 +11,10 @@ from scipy import ndimage
 from chisep.errors import InputError
 from chisep.simulation import anatomy, labelmap
 from chisep.simulation.anatomy import LabelMap
+from chisep.simulation.iron import ATLAS_AGE_YEARS, iron_of_age
 from chisep.simulation.labelmap import Veins
-from chisep.simulation.tissue import (
-    AIR_PPM,
-    ATLAS_AGE_YEARS,
-    BRAIN_LABELS,
-    REGIONS,
-    TissueConfig,
-    iron_of_age,
-    make_tissue,
-)
+from chisep.simulation.tissue import TissueConfig, make_tissue
+from chisep.simulation.tissue_properties import AIR_PPM, BRAIN_LABELS, REGIONS
 
 PLAIN = TissueConfig(person_sd=0.0, texture_sd=0.0, opposed_sd=0.0, layered=False, refine_mm=float("inf"))
 

@@ -28,7 +28,7 @@ from chisep.training.data import load_scans, statistics
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule
 from chisep.training.recipes import recipes
-from chisep.training.train import course, read_scans, train
+from chisep.training.train import history, read_scans, train
 from tests.training.tiny import config, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +63,8 @@ def test_the_loss_falls(name, dataset, tmp_path):
     recipe = tiny(name, epochs=24)
     done = train(config(tmp_path, dataset, recipe))
     assert done.epochs == 24
-    assert np.isfinite([value for _, value in course(tmp_path, "loss")]).all()
-    losses = [value for _, value in course(tmp_path, "val_loss")]
+    assert np.isfinite([value for _, value in history(tmp_path, "loss")]).all()
+    losses = [value for _, value in history(tmp_path, "val_loss")]
     assert len(losses) == 24
     assert done.best_loss < 0.92 * losses[0]
     assert done.best_loss == pytest.approx(min(losses))
@@ -88,8 +88,8 @@ class TestResume:
             assert (done.weights is None) == (call < 16)
         assert set(differences(tmp_path, straight).values()) == {0.0}
         for quantity in ("loss", "alpha", "val_loss", "loss_field"):
-            assert course(tmp_path, quantity) == course(straight, quantity)
-        assert done.best_loss == min(value for _, value in course(straight, "val_loss"))
+            assert history(tmp_path, quantity) == history(straight, quantity)
+        assert done.best_loss == min(value for _, value in history(straight, "val_loss"))
 
     def test_killed(self, straight, dataset, tmp_path):
         done = run_script("killed.py", tmp_path, dataset)
@@ -98,13 +98,13 @@ class TestResume:
         train(config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8)))
         assert set(differences(tmp_path, straight).values()) == {0.0}
         for quantity in ("alpha", "val_loss"):
-            assert course(tmp_path, quantity) == course(straight, quantity)
+            assert history(tmp_path, quantity) == history(straight, quantity)
 
     def test_a_finished_training_is_not_done_again(self, straight, dataset):
         before, stamp = tensors(straight), (straight / "last.ckpt").stat().st_mtime_ns
         again = train(config(straight, dataset, tiny("thesis-unrolled", epochs=8)))
         assert again.weights == straight / "weights.safetensors"
-        assert again.best_loss == min(value for _, value in course(straight, "val_loss"))
+        assert again.best_loss == min(value for _, value in history(straight, "val_loss"))
         assert (straight / "last.ckpt").stat().st_mtime_ns == stamp
         assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(straight).items())
 
@@ -136,7 +136,7 @@ def test_two_processes_equal_one(dataset, tmp_path):
     found = differences(tmp_path / "one", tmp_path / "two")
     assert max(found.values()) < 1e-9
     assert "alpha" in found
-    one, two = (course(tmp_path / name, "val_loss") for name in ("one", "two"))
+    one, two = (history(tmp_path / name, "val_loss") for name in ("one", "two"))
     assert [step for step, _ in two] == [step for step, _ in one]
     assert [value for _, value in two] == pytest.approx([value for _, value in one], rel=1e-9)
 
@@ -167,7 +167,7 @@ class TestWeights:
 
     def test_are_those_of_the_lowest_validation_loss(self, straight):
         _, header = load_weights(straight / "weights.safetensors")
-        step, loss = min(course(straight, "val_loss"), key=lambda pair: pair[1])
+        step, loss = min(history(straight, "val_loss"), key=lambda pair: pair[1])
         assert header["best_step"] == step + 1
         assert header["metrics"]["validation_loss"] == pytest.approx(loss)
         best = torch.load(straight / "best.ckpt", weights_only=True)["state_dict"]
@@ -298,7 +298,7 @@ class TestAlpha:
         assert np.array(rates) == pytest.approx(np.outer([1 / 3, 2 / 3, 1, 1, 0.5], [3e-4, 1e-2]))
 
     def test_moves_at_its_own_rate(self, straight):
-        alphas = [value for _, value in course(straight, "alpha")]
+        alphas = [value for _, value in history(straight, "alpha")]
         assert alphas[0] != 4
         assert len(set(alphas)) == len(alphas)
         # RMSprop's first step is the rate times 1/√(1 − 0.99) = 10.
@@ -334,7 +334,7 @@ def test_precision_follows_the_hardware(dataset, tmp_path):
     chosen, other = ("bf16-mixed", "32-true") if has_fast_bfloat16("cpu") else ("32-true", "bf16-mixed")
     assert set(differences(tmp_path / "auto", tmp_path / chosen).values()) == {0.0}
     assert max(differences(tmp_path / "auto", tmp_path / other).values()) > 0
-    assert all(math.isfinite(value) for _, value in course(tmp_path / "bf16-mixed", "loss"))
+    assert all(math.isfinite(value) for _, value in history(tmp_path / "bf16-mixed", "loss"))
 
 
 def test_says_nothing(dataset, tmp_path, capfd, recwarn, caplog):

@@ -23,7 +23,7 @@ from chisep.regions.freesurfer import freesurfer_names
 from chisep.regions.labels import LabelArray, LabelImage
 from chisep.simulation.labelmap import CEREBRAL_CORTEX, CSF
 from chisep.simulation.packaged import package_versions, packaged_labels, packaged_parcels
-from chisep.simulation.tissue import BRAIN_LABELS, REGIONS
+from chisep.simulation.tissue_properties import BRAIN_LABELS, REGIONS
 from chisep.types import Affine, Grid
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import hz_per_ppm
 from chisep.simulation.motion import Point, brain_centre_mm, rotation
-from chisep.simulation.tissue import AIR_PPM, Tissue
+from chisep.simulation.tissue import Tissue
+from chisep.simulation.tissue_properties import AIR_PPM
 from chisep.types import Grid, MaskVolume, Volume
 
 IMPLANT_PPM = 191.0

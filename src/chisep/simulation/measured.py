@@ -77,8 +77,7 @@ def measured_maps(
     R2*, and, with the signals of the spin echo, that of R2. The variances of R2* and R2 add up to that of
     R2' = max(R2* − R2, 0). A rate is never less certain than that of two random phases.
     """
-    fields = total_field(tissue, implants_mm)
-    mask = tissue.mask
+    fields, mask = total_field(tissue, implants_mm), tissue.mask
     field_ppm = fields.total_ppm
     steady = steady_state(tissue, config, torch.ones(tissue.grid.shape))
     gre = se_signal(steady, tissue.r2_hz + tissue.r2prime_hz, config.te_gre_s)

@@ -1,14 +1,7 @@
-"""Tissue of a digital head: sources, relaxation and proton density from labels.
+"""Tissue of a digital head: maps of sources, relaxation and proton density from labels.
 
-Regional χ_pos and χ_neg are means of the χ-separation atlas of 106 healthy brains (Min 2024,
-10.1002/nbm.5226) where it lists the region; cortex, dentate nucleus and venous blood follow the values that
-qsm-forward collects from the literature; regions that neither lists take those of the tissue they resemble.
-T1 at 3 T follows Wansapura 1999 (JMRI 9:531) and Stanisz 2005 (10.1002/mrm.20605); R2 is scaled
-so that a brain's mean comes near the 12.7 1/s published with χ-sepnet (Human Brain Mapping 2025), higher in
-iron-rich nuclei. Susceptibility outside the brain is relative to soft tissue (Schenck 1996,
-10.1118/1.597854). Iron follows age as Hallgren and Sourander measured it (1958,
-10.1111/j.1471-4159.1958.tb12607.x). The torque on spinal cord gives an anisotropy of white matter of 13.6 to
-19.2 ppb (van Gelderen 2015, Magnetic Resonance in Medicine, PMC4431960).
+Iron follows age (`chisep.simulation.iron`). The torque on spinal cord gives an anisotropy of white matter of
+13.6 to 19.2 ppb (van Gelderen 2015, Magnetic Resonance in Medicine, PMC4431960).
 """
 
 from __future__ import annotations
@@ -21,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int16
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from chisep.errors import InputError
@@ -29,179 +21,20 @@ from chisep.io.nifti import b0_direction_of
 from chisep.physics.relaxation import r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, r2prime_of_sources
 from chisep.simulation import labelmap
+from chisep.simulation.iron import ATLAS_AGE_YEARS, IRON_CURVES, iron_of_age
 from chisep.simulation.labelmap import LabelMap, Labels
-from chisep.simulation.refine import NewVolume, overlaps, pool, refined, upsampled
+from chisep.simulation.painting import Painter
 from chisep.simulation.texture import layers, random_field, texture, with_mean_one
+from chisep.simulation.tissue_properties import BRAIN_LABELS, REGIONS
 from chisep.simulation.tracts import fibre_directions
-from chisep.simulation.vessels import vein_fraction
 from chisep.types import Grid, MaskVolume, Relaxivity, Volume
 
 LabelVolume = Int16[Tensor, "i j k"]
 """One label per voxel."""
 Components = Float[Tensor, "6 i j k"]
 """Components of a symmetric tensor in each voxel."""
-AIR_PPM = 9.4
-"""χ of air relative to soft tissue."""
-BONE_PPM = -2.0
-"""χ of cortical bone relative to soft tissue."""
 
 _COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-
-
-@dataclass(frozen=True)
-class Region:
-    """What one kind of tissue is made of.
-
-    Parameters
-    ----------
-    name
-        Of the structure.
-    labels
-        Label numbers: (left, right), or those without a side.
-    chi_pos_ppb, chi_neg_ppb
-        Mean sources; χ_neg is a magnitude.
-    r2_hz
-        R2 at 3 T in 1/s.
-    t1_s
-        T1 at 3 T in seconds.
-    m0
-        Proton density relative to CSF.
-    brain
-        Whether the brain mask is drawn around it.
-    chi_outside_ppm
-        χ relative to soft tissue of what is not brain.
-    """
-
-    name: str
-    labels: tuple[int, ...]
-    chi_pos_ppb: float
-    chi_neg_ppb: float
-    r2_hz: float
-    t1_s: float
-    m0: float
-    brain: bool = True
-    chi_outside_ppm: float = 0.0
-
-    def names(self) -> tuple[tuple[int, str], ...]:
-        """Label numbers with their names, the side before the name where there are two sides."""
-        if len(self.labels) != 2:
-            return tuple((label, self.name) for label in self.labels)
-        return tuple(
-            (label, f"{side} {self.name}") for label, side in zip(self.labels, ("left", "right"), strict=True)
-        )
-
-
-REGIONS = (
-    # name, labels, χ_pos and χ_neg in ppb, R2 in 1/s, T1 in s, M0
-    Region("cerebral white matter", labelmap.CEREBRAL_WHITE, 15.5, 28.5, 14.5, 0.85, 0.70),
-    Region("cerebral cortex", labelmap.CEREBRAL_CORTEX, 37.0, 20.0, 12.5, 1.35, 0.82),
-    Region("cerebellar white matter", (7, 46), 17.0, 29.0, 13.5, 0.90, 0.72),
-    Region("cerebellar cortex", (8, 47), 39.0, 21.0, 11.5, 1.35, 0.82),
-    Region("lateral ventricle", (4, 43), 0.0, 0.0, 0.9, 4.0, 1.00),
-    Region("inferior lateral ventricle", (5, 44), 0.0, 0.0, 0.9, 4.0, 1.00),
-    Region("third ventricle", (14,), 0.0, 0.0, 0.9, 4.0, 1.00),
-    Region("fourth ventricle", (15,), 0.0, 0.0, 0.9, 4.0, 1.00),
-    Region("fifth ventricle", (72,), 0.0, 0.0, 0.9, 4.0, 1.00),
-    Region("choroid plexus", (31, 63), 20.0, 10.0, 5.0, 2.0, 0.95),
-    Region("choroid plexus of the lateral ventricle", (136, 163), 20.0, 10.0, 5.0, 2.0, 0.95),
-    Region("choroid plexus of the temporal horn", (137, 164), 20.0, 10.0, 5.0, 2.0, 0.95),
-    # Without the pulvinar; with it the mean is the atlas' 23/21.
-    Region("thalamus", labelmap.THALAMUS, 15.0, 26.0, 13.0, 1.15, 0.78),
-    Region("pulvinar", labelmap.PULVINAR, 52.0, 4.0, 14.0, 1.15, 0.78),
-    Region("caudate nucleus", (11, 50), 48.0, 8.0, 15.0, 1.25, 0.80),
-    Region("putamen", (12, 51), 77.0, 10.0, 17.0, 1.15, 0.80),
-    # The atlas has one value for the pallidum (132/13): the outer segment holds more iron than the inner.
-    Region("outer pallidum", labelmap.PALLIDUM, 138.0, 11.0, 23.0, 0.95, 0.74),
-    Region("inner pallidum", labelmap.PALLIDUM_INTERNUM, 123.0, 16.0, 22.0, 0.95, 0.74),
-    Region("nucleus accumbens", (26, 58), 45.0, 23.0, 14.0, 1.25, 0.80),
-    Region("hippocampus", (17, 53), 30.0, 15.0, 11.5, 1.35, 0.82),
-    Region("amygdala", (18, 54), 30.0, 15.0, 11.5, 1.35, 0.82),
-    Region("ventral diencephalon", labelmap.VENTRAL_DC, 30.0, 30.0, 14.0, 1.00, 0.75),
-    Region("substantia nigra", labelmap.NIGRA, 117.0, 9.0, 21.0, 0.95, 0.74),
-    Region("red nucleus", labelmap.RED_NUCLEUS, 121.0, 8.0, 19.5, 0.90, 0.74),
-    Region("subthalamic nucleus", labelmap.SUBTHALAMIC, 127.0, 13.0, 19.5, 0.95, 0.74),
-    Region("dentate nucleus", labelmap.DENTATE, 187.0, 13.0, 20.0, 1.00, 0.74),
-    Region("brain stem", (labelmap.BRAIN_STEM,), 20.0, 32.0, 13.0, 1.00, 0.74),
-    Region("cerebral peduncle", labelmap.PEDUNCLE, 23.0, 44.0, 13.5, 0.90, 0.72),
-    Region("splenium of the corpus callosum", (labelmap.CALLOSUM_SPLENIUM,), 13.0, 42.0, 14.0, 0.80, 0.68),
-    Region("body of the corpus callosum", (252, labelmap.CALLOSUM_BODY, 254), 15.0, 36.0, 14.0, 0.80, 0.68),
-    Region("genu of the corpus callosum", (labelmap.CALLOSUM_GENU,), 16.5, 31.0, 14.5, 0.80, 0.68),
-    Region("anterior limb of the internal capsule", labelmap.CAPSULE_ANTERIOR, 11.5, 45.0, 14.0, 0.85, 0.70),
-    Region("posterior limb of the internal capsule", labelmap.CAPSULE_POSTERIOR, 6.0, 49.5, 12.5, 0.90, 0.71),
-    Region("corona radiata", labelmap.CORONA_RADIATA, 11.0, 26.5, 13.0, 0.87, 0.70),
-    Region("posterior thalamic radiation", labelmap.THALAMIC_RADIATION, 10.5, 40.0, 12.5, 0.85, 0.70),
-    Region("superior longitudinal fasciculus", labelmap.LONGITUDINAL, 23.0, 33.0, 13.5, 0.85, 0.70),
-    Region("cingulum", labelmap.CINGULUM, 17.0, 36.0, 13.5, 0.85, 0.70),
-    Region("corticospinal tract of the brain stem", labelmap.CORTICOSPINAL, 18.0, 46.0, 12.5, 0.95, 0.73),
-    Region("calcified pineal gland", (labelmap.PINEAL,), 20.0, 450.0, 40.0, 1.00, 0.50),
-    Region("white-matter lesion", (25, 57), 12.0, 12.0, 8.0, 1.40, 0.85),
-    Region("white-matter hypointensity", (77,), 12.0, 15.0, 9.0, 1.30, 0.82),
-    Region("perivascular space", (30, 62), 5.0, 5.0, 5.0, 2.0, 0.90),
-    Region("optic chiasm", (85,), 15.0, 25.0, 12.0, 1.00, 0.75),
-    Region("cerebrospinal fluid", (labelmap.CSF,), 0.0, 0.0, 0.9, 4.0, 1.00, brain=False),
-    Region("vein", (labelmap.VEIN,), 270.0, 0.0, 28.0, 1.60, 0.80, brain=False),
-    Region("artery", (502,), 0.0, 0.0, 7.0, 1.65, 0.80, brain=False),
-    Region("skull", (labelmap.SKULL,), 0.0, 0.0, 200.0, 0.50, 0.06, brain=False, chi_outside_ppm=BONE_PPM),
-    Region("cortical bone", (516,), 0.0, 0.0, 500.0, 0.40, 0.03, brain=False, chi_outside_ppm=BONE_PPM),
-    # Marrow lies between thin plates of bone, so its mean χ is between bone's and fat's.
-    Region("cancellous bone", (515,), 0.0, 0.0, 60.0, 0.40, 0.35, brain=False, chi_outside_ppm=BONE_PPM / 2),
-    Region("soft tissue of the head", (labelmap.SOFT_TISSUE,), 0.0, 0.0, 22.0, 0.80, 0.75, brain=False),
-    Region("other soft tissue", (507,), 0.0, 0.0, 22.0, 0.80, 0.75, brain=False),
-    Region("eye", (506,), 0.0, 0.0, 3.0, 3.5, 0.98, brain=False),
-    Region("rectus muscle", (508,), 0.0, 0.0, 28.0, 1.40, 0.78, brain=False),
-    Region("mucosa", (509,), 0.0, 0.0, 12.0, 1.40, 0.85, brain=False),
-    Region("skin", (511,), 0.0, 0.0, 30.0, 0.60, 0.60, brain=False),
-    Region("spinal cord", (512,), 0.0, 0.0, 13.0, 0.95, 0.72, brain=False),
-    Region("optic nerve", (530,), 0.0, 0.0, 12.0, 1.10, 0.75, brain=False),
-    Region("air", (0,), 0.0, 0.0, 1000.0, 1.0, 0.0, brain=False, chi_outside_ppm=AIR_PPM),
-)
-"""Every label that has a meaning; what a map holds beyond them counts as cerebrospinal fluid.
-
-Values are those of pure tissue: means over a label's voxels of 1 mm, which hold veins and a part of their
-neighbours, come to the published means.
-"""
-
-BRAIN_LABELS = tuple(label for region in REGIONS if region.brain for label in region.labels)
-"""Labels of brain tissue and ventricles."""
-
-
-_IRON_MG = {
-    "pallidum": (21.41, 0.09, 0.37),
-    "putamen": (14.62, 0.04, 0.46),
-    "caudate": (9.66, 0.05, 0.33),
-    "white": (3.95, 0.10, 0.31),
-}
-"""Iron in mg per 100 g of fresh tissue is a (1 − exp(−b age)) + c: a, b and c (Hallgren and Sourander)."""
-_IRON_CURVES: dict[str, tuple[int, ...]] = {
-    # The paper has no curve of age for the nuclei of midbrain and cerebellum: theirs is the pallidum's.
-    "pallidum": (
-        *labelmap.PALLIDUM,
-        *labelmap.PALLIDUM_INTERNUM,
-        *labelmap.NIGRA,
-        *labelmap.RED_NUCLEUS,
-        *labelmap.SUBTHALAMIC,
-        *labelmap.DENTATE,
-    ),
-    # Cortex, hippocampus, amygdala: late and slow, as the putamen.
-    "putamen": (
-        *labelmap.PUTAMEN,
-        *labelmap.CEREBRAL_CORTEX,
-        *labelmap.CEREBELLAR_CORTEX,
-        *(17, 53, 18, 54, 26, 58),
-    ),
-    "caudate": labelmap.CAUDATE,
-    "white": labelmap.WHITE_MATTER,
-}
-"""Which curve the iron of a label follows; what is not here (thalamus, fluids, blood) has no age."""
-ATLAS_AGE_YEARS = 40.0
-"""Age at which regional means are the atlas': taken as the middle of its healthy adults."""
-
-
-def iron_of_age(curve: str, age_years: float) -> float:
-    """Iron at an age relative to that at the atlas' age (Hallgren and Sourander 1958)."""
-    rise, rate, start = _IRON_MG[curve]
-    now, then = (rise * (1 - math.exp(-rate * age)) + start for age in (age_years, ATLAS_AGE_YEARS))
-    return now / then
 
 
 @dataclass(frozen=True)
@@ -321,6 +154,7 @@ class Tissue:
         return chi
 
 
+# Long because a Tissue has thirteen maps, all from one painter.
 def make_tissue(
     head: LabelMap,
     rng: np.random.Generator,
@@ -355,12 +189,8 @@ def make_tissue(
     grid = _grid(head, voxel_mm)
     person_rng, texture_rng, fibre_rng = rng.spawn(3)
     inside = labelmap.brain_mask(head, BRAIN_LABELS)
-    painter = _Painter(head, grid, inside, _tables(head.labels, person_rng, config), config.refine_mm)
-    directions = None
-    if painter.to_mni is not None:
-        directions = torch.from_numpy(
-            fibre_directions(painter.labels, painter.to_mni, head.voxel_mm, fibre_rng)
-        )
+    painter = Painter(head, grid, inside, _tables(head.labels, person_rng, config), config.refine_mm)
+    directions = _fibre_directions(painter, head.voxel_mm, fibre_rng)
     factors = _factors(painter, head.voxel_mm, directions, config, texture_rng)
     relaxivity = config.relaxivity(b0_t)
     mask = painter.mask
@@ -375,9 +205,7 @@ def make_tissue(
             effect = torch.where(white, 1.5 * (1 - along), 1.0)
             dephasing_neg = painter.paint("chi_neg", factors["chi_neg"] * effect)
         if config.anisotropy_ppb:
-            products = ((directions[a] * directions[b] - float(a == b) / 3) * white for a, b in _COMPONENTS)
-            parts = [painter.average(product) * mask for product in products]
-            anisotropy = torch.stack(parts).mul_(config.anisotropy_ppb * 1e-3)
+            anisotropy = _anisotropy(painter, directions, white).mul_(config.anisotropy_ppb * 1e-3)
     return Tissue(
         grid=grid,
         b0_t=b0_t,
@@ -396,81 +224,21 @@ def make_tissue(
     )
 
 
-class _Painter:
-    """Paints values on labels and averages them over the voxels of a grid.
-
-    The box of the brain is painted on fine labels, the rest of the head on those of the label map.
-    """
-
-    def __init__(
-        self,
-        head: LabelMap,
-        grid: Grid,
-        inside: labelmap.Mask,
-        tables: dict[str, NDArray[np.float32]],
-        refine_mm: float,
-    ) -> None:
-        box = tuple(
-            slice(max(part.start - 1, 0), part.stop + 1)
-            for part in ndimage.find_objects(inside.astype(np.int8))[0]
-        )
-        edges = list(zip(head.labels.shape, head.voxel_mm, grid.shape, grid.voxel_mm, strict=True))
-        fine_mm = max(refine_mm, min(grid.voxel_mm) / 4)
-        self.factors = [min(max(math.ceil(edge / fine_mm - 1e-6), 1), _MOST_FINE) for edge in head.voxel_mm]
-        self.whole = [overlaps(*edge) for edge in edges]
-        self._head, self._tables, self._box = torch.from_numpy(head.labels).int(), tables, box
-        self.labels = np.ascontiguousarray(head.labels[box])
-        fine = refined(self.labels, self.factors)
-        self._fine = torch.from_numpy(fine).int()
-        self._coarse_boxed, self._boxed = (
-            [
-                overlaps(n * f, edge / f, n_new, edge_new, start_mm=part.start * edge)
-                for n, part, f, (_, edge, n_new, edge_new) in zip(
-                    self.labels.shape, box, division, edges, strict=True
-                )
-            ]
-            for division in ((1, 1, 1), self.factors)
-        )
-        self.mask = pool(torch.from_numpy(inside).float(), self.whole) > 0.5
-        self.to_mni = None
-        if head.to_mni is not None:
-            self.to_mni = head.to_mni.copy()
-            self.to_mni[:3, 3] += head.to_mni[:3, :3] @ [part.start for part in box]
-        self._blood = None
-        if head.veins is not None:
-            blood = vein_fraction(
-                head.veins,
-                fine.shape,
-                [edge / f for edge, f in zip(head.voxel_mm, self.factors, strict=True)],
-                [part.start for part in box],
-                self.factors,
-            )
-            blood[np.isin(fine, (0, *labelmap.OUTSIDE))] = 0.0
-            self._blood = torch.from_numpy(blood)
-
-    def paint(self, column: str, factor: Tensor | None = None) -> Volume:
-        """Average the values of a table over the grid; a factor belongs to the voxels of the brain's box."""
-        table = torch.from_numpy(self._tables[column])
-        around = table[self._head]
-        around[self._box] = 0.0
-        brain = table[self._fine]
-        if factor is not None:
-            brain *= upsampled(factor, self.factors)
-        if self._blood is not None:
-            brain += (table[labelmap.VEIN] - brain) * self._blood
-        return pool(around, self.whole) + pool(brain, self._boxed)
-
-    def average(self, volume: Volume) -> NewVolume:
-        """Average a map of the brain's box over the grid, 0 outside."""
-        return pool(volume, self._coarse_boxed)
+def _fibre_directions(painter: Painter, voxel_mm: Sequence[float], rng: np.random.Generator) -> Tensor | None:
+    """Fibre directions in the box of the brain; None for a head without a transform to MNI space."""
+    if painter.to_mni is None:
+        return None
+    return torch.from_numpy(fibre_directions(painter.labels, painter.to_mni, voxel_mm, rng))
 
 
-_MOST_FINE = 4
-"""Most parts of a label map's voxel: finer ones hold nothing new."""
+def _anisotropy(painter: Painter, directions: Tensor, white: Tensor) -> Components:
+    """Trace-free susceptibility tensor of white matter, per unit of anisotropy."""
+    products = ((directions[a] * directions[b] - float(a == b) / 3) * white for a, b in _COMPONENTS)
+    return torch.stack([painter.average(product) * painter.mask for product in products])
 
 
 def _factors(
-    painter: _Painter,
+    painter: Painter,
     voxel_mm: Sequence[float],
     directions: Tensor | None,
     config: TissueConfig,
@@ -553,7 +321,7 @@ def _tables(labels: Labels, rng: np.random.Generator, config: TissueConfig) -> d
     tables = {column: np.zeros(size, dtype=np.float32) for column in columns}
     known = np.zeros(size, dtype=np.bool_)
     iron = np.ones(size)
-    for curve, followers in _IRON_CURVES.items():
+    for curve, followers in IRON_CURVES.items():
         iron[list(followers)] = iron_of_age(curve, config.age_years)
     for region in REGIONS:
         # Two sides of one person are alike, so one draw serves both.

@@ -14,7 +14,7 @@ from chisep.io.files import write_json
 from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
-from chisep.types import Maps
+from chisep.types import Affine, Maps
 
 
 def make_chi_maps(
@@ -41,7 +41,7 @@ def make_chi_maps(
     device
         Where to compute.
     progress
-        Told which map is being made.
+        Receives the map that is being made.
 
     Returns
     -------
@@ -74,18 +74,23 @@ def make_chi_maps(
             bids.write_dataset_description(root, f"χ by {method}", derivative=True)
         if progress is not None:
             progress(target.name, done, len(todo))
-        image = nifti.load(path)
-        mask = nifti.load_mask(bids.derivative_path(folders.folder("masks"), subject, "mask", desc="brain"))
-        facts = bids.read_sidecar(path, folders.dataset)
-        grid = nifti.grid_of(image, facts.get("B0DirectionVoxelAxes"))
-        inside = torch.from_numpy(mask.data)
-        maps = Maps(torch.from_numpy(image.data) * inside, inside, grid)
+        maps, affine, facts = _local_field(folders, subject, path)
         chi = methods.invert(maps, method, config, device=device).chi_ppm
         write_json(bids.sidecar_of(target), {"Units": "ppm", **made_by, **_facts(facts)})
-        nifti.save(target, chi.numpy(), image.affine)
+        nifti.save(target, chi.numpy(), affine)
     if progress is not None:
         progress("χ maps", len(todo), len(todo))
     return found
+
+
+def _local_field(folders: FoldersConfig, subject: str, path: Path) -> tuple[Maps, Affine, dict[str, Any]]:
+    """Read a local field within its brain mask, with its affine and sidecar."""
+    image = nifti.load(path)
+    mask = nifti.load_mask(bids.derivative_path(folders.folder("masks"), subject, "mask", desc="brain"))
+    facts = bids.read_sidecar(path, folders.dataset)
+    grid = nifti.grid_of(image, facts.get("B0DirectionVoxelAxes"))
+    inside = torch.from_numpy(mask.data)
+    return Maps(torch.from_numpy(image.data) * inside, inside, grid), image.affine, facts
 
 
 def missing_chi_maps(folders: FoldersConfig, subjects: tuple[str, ...]) -> list[Path]:

@@ -16,7 +16,8 @@ from chisep.networks import inference
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions, Precision
 from chisep.progress import Progress
-from chisep.training.train import ScansOfTraining, TrainConfig, plain, train
+from chisep.training.record import plain
+from chisep.training.train import ScansOfTraining, TrainConfig, train
 from chisep.types import Maps, Sources
 
 WEIGHTS_FILE = "weights.safetensors"

@@ -50,7 +50,7 @@ from chisep.simulation.dataset import TRUTH
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
-from chisep.training.train import ScansOfTraining, TrainConfig, course, read_scans
+from chisep.training.train import ScansOfTraining, TrainConfig, history, read_scans
 from chisep.types import Sources, Volume
 
 Qsm = Literal["qsmnet", "tv", "true"]
@@ -314,7 +314,7 @@ def _tested(scans: _Scans, run: QsmRun, weights: Path) -> dict[str, Any]:
         "qsm": run.qsm,
         "recipe": asdict(run.recipe),
         "validation_loss": finite(load_header(weights)["metrics"]["validation_loss"]),
-        "alpha": [(step, finite(alpha)) for step, alpha in course(weights.parent, "alpha")],
+        "alpha": [(step, finite(alpha)) for step, alpha in history(weights.parent, "alpha")],
         "seconds": round(min(seconds), 2),
         "subjects": subjects,
         "slopes": lesion_summary([lesions]),

@@ -18,7 +18,8 @@ from chisep.physics.signal import r2prime_of_sources
 from chisep.simulation import anatomy
 from chisep.simulation.lesions.kinds import LesionConfig, Millimetres, ParkinsonConfig, Part, Place
 from chisep.simulation.lesions.shapes import Body, Raster, Shape, Vector, Waves, rasterise
-from chisep.simulation.tissue import REGIONS, LabelVolume, Tissue
+from chisep.simulation.tissue import LabelVolume, Tissue
+from chisep.simulation.tissue_properties import REGIONS
 
 _R2_OF_IRON_HZ_PER_PPM = 60.0
 """R2 that 1 ppm of χ_pos adds at 3 T: half of what deep grey matter shows, since the iron of blood is

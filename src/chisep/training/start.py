@@ -1,0 +1,29 @@
+"""Weights that a training starts from."""
+
+from __future__ import annotations
+
+from chisep.errors import InputError
+from chisep.networks import weights as network_weights
+from chisep.networks.config import build
+from chisep.training.recipes import Recipe
+
+
+def starting_network(weights: str, recipe: Recipe) -> network_weights.LoadedNetwork:
+    """Load the weights that a training starts from, if they are of a network like its own.
+
+    Batch norms are folded for a network without norms: in training a batch norm divides by how strong the
+    lesions of its crops are, and so hides it from the network.
+    """
+    start = network_weights.load(weights)
+    if recipe.network.unet.norm == "none" and start.config.unet.norm == "batch":
+        start = network_weights.without_norms(start)
+    try:
+        build(recipe.network, start.statistics).load_state_dict(start.network.state_dict())
+    except (InputError, RuntimeError) as error:
+        raise InputError(
+            "--start",
+            found=f"weights of another network ({' '.join(str(error).split())[:300]})",
+            expected="weights of a network that has the channels and tensors of the recipe's",
+            fix="Start from other weights, or give the options of the recipe that these were trained by.",
+        ) from error
+    return start
