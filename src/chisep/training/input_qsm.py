@@ -17,6 +17,7 @@ from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.types import Affine, Maps
 
 
+# Long because its contract is: the work is one loop.
 def make_chi_maps(
     folders: FoldersConfig,
     subjects: tuple[str, ...],
