@@ -157,7 +157,7 @@ class TestResults:
         assert page.count("data:image/") >= 11
         for text in (
             "Spin echo on gradient echo",
-            "Can the phase be trusted",
+            "Phase quality",
             "Transmit field",
             "putamen",
             "χ_pos",
@@ -336,7 +336,7 @@ class TestRegions:
             if (row.index, row.map) == (12, "chi_pos_ppb")
         )
         assert f"{row.mean:.1f} ± {row.sd:.1f}" in page
-        assert "Where the regions are" in page
+        assert "Regions on the susceptibility map" in page
 
     def test_segmentations_on_other_grids_and_of_freesurfer(self, raw, out, bare, copy, tmp_path):
         """Turned axes, half the voxels, FreeSurfer's folders: the same labels, and the same D_r."""
@@ -552,7 +552,7 @@ class TestNetworks:
         assert [used["Name"] for used in sidecar["Parameters"]["Weights"]] == [name]
         qsm = json.loads((tmp_path / ANAT / "sub-01_desc-qsm_Chimap.json").read_text())
         assert [used["Name"] for used in qsm["Parameters"]["Weights"]] == ["unrolled-qsm"]
-        assert "How sure the sources are" in (tmp_path / "sub-01.html").read_text()
+        assert "Predicted uncertainty of the sources" in (tmp_path / "sub-01.html").read_text()
         values = read_values(tmp_path / ANAT / "sub-01_regions.tsv")
         told = [row.sigma for row in values if row.map == "chi_neg_ppb" and row.voxels]
         assert told

@@ -99,6 +99,7 @@ class SeparatedImages(NamedTuple):
     diamagnetic_sigma: nib.Nifti1Image | None = None
 
 
+# Long because every input map is an argument and has its line in the docstring.
 def separate(
     field: ImageLike,
     r2prime: ImageLike | None,

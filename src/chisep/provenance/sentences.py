@@ -249,19 +249,26 @@ def _background(session: SessionFacts) -> Sentences:
 
 def _rates(session: SessionFacts) -> Sentences:
     if session.has("registration"):
-        yield (
-            "registration",
-            "The spin echo was registered rigidly to the gradient echo: its logarithm is predicted from "
-            "three gradient echoes and smooth functions of position, and the motion found by Gauss–Newton, "
-            f"coarse to fine (smoothing of {session.said('registration', 'smoothing_mm')} SD and a "
-            f"last level "
-            f"by voxel size, {session.said('registration', 'points')} points), and it was resampled by cubic "
-            "splines.",
-        )
-    if not session.has("relaxometry"):
-        return
-    parameters = session.parameters("relaxometry")
-    match dict(flat(parameters)).get("R2star.method"):
+        yield from _registration(session)
+    if session.has("relaxometry"):
+        yield from _r2star(session)
+        yield from _r2(session)
+
+
+def _registration(session: SessionFacts) -> Sentences:
+    yield (
+        "registration",
+        "The spin echo was registered rigidly to the gradient echo: its logarithm is predicted from "
+        "three gradient echoes and smooth functions of position, and the motion found by Gauss–Newton, "
+        f"coarse to fine (smoothing of {session.said('registration', 'smoothing_mm')} SD and a last level "
+        f"by voxel size, {session.said('registration', 'points')} points), and it was resampled by cubic "
+        "splines.",
+    )
+
+
+def _r2star(session: SessionFacts) -> Sentences:
+    parameters = dict(flat(session.parameters("relaxometry")))
+    match parameters.get("R2star.method"):
         case "nonlinear":
             yield (
                 "R2*",
@@ -277,13 +284,17 @@ def _rates(session: SessionFacts) -> Sentences:
             )
         case other:
             yield "R2*", f"R2* was fitted by: {value_text(other) or NOT_RECORDED}."
-    if dict(flat(parameters)).get("R2star.correct_field_gradient") is True:
+    if parameters.get("R2star.correct_field_gradient") is True:
         yield (
             "gradient",
             "What the field's gradient across a voxel takes off later echoes was undone "
             "[@fernandezseara2000; @hernando2012]; echoes of which it leaves less than "
             f"{session.said('relaxometry', 'R2star.least_left')} were not used.",
         )
+
+
+def _r2(session: SessionFacts) -> Sentences:
+    parameters = session.parameters("relaxometry")
     if "PseudoR2" in parameters:
         yield (
             "R2",

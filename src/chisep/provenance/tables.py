@@ -88,6 +88,11 @@ def reporting_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, str]
     yield "Distortion correction of the scanner", field("NonlinearGradientCorrection")
     yield "Coil combination by the scanner", field("CoilCombinationMethod", "MatrixCoilMode")
     yield "Units of the stored phase", recorded("field", "PhaseUnits")
+    yield from _processing_rows(sessions)
+
+
+def _processing_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, str]]:
+    """Items of the tables on software and analysis."""
     yield "Toolbox", f"chisep {versions(sessions)}"
     for title, section in SECTIONS.items():
         if title not in ("Acquisition", "Regions"):

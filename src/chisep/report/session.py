@@ -1,4 +1,4 @@
-"""Which figures of a session the report shows, in the order of the stages, and what to look for in each."""
+"""Panels of the session report: the figures of every stage, and what to look for in each."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class SessionImages:
     residual_rad
         RMS over the echoes of measured minus fitted phase in radians.
     quality
-        How far the phase is to be trusted, 0 to 1.
+        Phase quality, 0 to 1.
     mask, reliable_mask, eroded_mask
-        Brain, the part of reliable phase, and where the local field is known.
+        Brain mask, phase-quality mask, and valid-field mask (of the local field).
     total_field_ppm, field_sigma_ppm, local_field_ppm, qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
         Fields, the noise of the field, and susceptibilities in ppm.
     spin_echo
-        Spin echo brought to the gradient echo, any scale; None without one.
+        Spin echo resampled to the gradient echo, any scale; None without one.
     r2star_hz, r2_hz, r2prime_hz, r2prime_sigma_hz
         Relaxation rates, and the noise of R2', in 1/s; R2 is None without spin echo.
     b1
@@ -54,7 +54,7 @@ class SessionImages:
     labels
         Regions, 0 outside them.
     chi_sigmas_ppm
-        Standard deviations of χ_pos and χ_neg in ppm, if the method tells them.
+        Predicted uncertainty (standard deviation) of χ_pos and χ_neg in ppm, if the method predicts it.
     """
 
     affine: Affine
@@ -84,7 +84,7 @@ class SessionImages:
 
 
 def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]:
-    """Make the figures of every stage.
+    """Figures of every stage, the separated sources first.
 
     Parameters
     ----------
@@ -93,149 +93,148 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
     convergence
         Name of an iterative method → its convergence as `Convergence` has it.
     """
-    affine, mask, inside = images.affine, images.mask, images.eroded_mask
-    together = np.sqrt(np.square(images.magnitude).sum(0))
-    rates = {
-        "R2*": images.r2star_hz,
-        "R2": images.r2_hz,
-        "R2′": images.r2prime_hz,
-        "Noise of R2′": images.r2prime_sigma_hz,
-    }
-    shown = [
-        Panel.of_figure(
-            "Separated sources",
-            "Iron-rich nuclei are bright in χ_pos, white matter in χ_neg. Stripes along the magic angle or "
-            "a bright rim at the edge of the mask come from the field, not from tissue.",
-            figures.source_maps(images.chi_pos_ppm, images.chi_neg_ppm, images.chi_ppm, affine, inside),
-            alt="Maps of χ_pos, χ_neg and χ in sagittal, coronal and axial planes.",
-        ),
-        Panel.of_figure(
-            "Distribution",
-            "χ_pos and χ_neg are 0 at least; a large peak at 0 means that the method often hit that bound.",
-            figures.histogram(
-                {
-                    figures.CHI_POS: _PPB * images.chi_pos_ppm,
-                    figures.CHI_NEG: _PPB * images.chi_neg_ppm,
-                    figures.CHI: _PPB * images.chi_ppm,
-                },
-                inside,
-                unit="ppb",
-                window=figures.TOTAL_WINDOW_PPB,
-            ),
-            alt="Histograms of χ_pos, χ_neg and χ in the mask.",
-        ),
-        Panel.of_figure(
-            "Brain mask",
-            "The outline should follow the brain: no skull inside, no brain outside. If it does not, give a "
-            "mask of your own (--masks).",
-            figures.mask_outline(together, mask, affine),
-            alt="Outline of the brain mask on the magnitude in three planes.",
-        ),
-        Panel.of_figure(
-            "Unwrapped phase",
-            "Each echo should be smooth but for tissue, and steeper than the one before in proportion to its "
-            "echo time. Sudden steps of 2π are unwrapping errors.",
-            figures.echoes(
-                images.unwrapped_rad, affine, images.te_s, title="Unwrapped phase", unit="rad", mask=mask
-            ),
-            alt="Unwrapped phase of every echo in one axial plane.",
-        ),
-        Panel.of_figure(
-            "Can the phase be trusted?",
-            "Inside the outline the field is used. Above the sinuses and in veins phase is poor: quality is "
-            "low and echoes deviate from one line. Large deviations everywhere mean flow, motion, or odd and "
-            "even echoes that differ (--field-map.bipolar).",
-            figures.planes(
-                [
-                    figures.Row("Quality of the phase", images.quality, "0 to 1", (0.0, 1.0), "gray"),
-                    figures.Row("Deviation of the echoes", images.residual_rad, "rad", (0.0, 0.5), "gray"),
-                ],
-                affine,
-                mask=mask,
-                overlay=images.reliable_mask,
-            ),
-            alt="Phase quality and residual of the fit in three planes, outlined by the reliable mask.",
-        ),
-        Panel.of_figure(
-            "Total and local field",
-            "The local field should show tissue only; slow shading that is left over from sinuses and ears "
-            "is background. Noise is the standard deviation that the echoes' noise gives the field.",
-            figures.planes(
-                [
-                    figures.Row("Total field", images.total_field_ppm, "ppm", None, "gray"),
-                    figures.Row("Local field", images.local_field_ppm, "ppm", (-0.05, 0.05), "gray"),
-                    figures.Row("Noise", _PPB * images.field_sigma_ppm, "ppb", None, "gray"),
-                ],
-                affine,
-                mask=mask,
-            ),
-            alt="Total field, local field and noise of the field in three planes.",
-        ),
-        *_spin_echo_panels(images, together),
-        Panel.of_figure(
-            "Relaxation rates",
-            "R2′ is what R2* has beyond R2, 0 at least. Bright R2′ above the sinuses is field inhomogeneity, "
-            "not iron. Where the noise of R2′ is as large as R2′ itself, sources rest on the field alone.",
-            figures.planes(
-                [
-                    figures.Row(name, rate, "1/s", (0.0, 20.0 if name.endswith("R2′") else 40.0), "gray")
-                    for name, rate in rates.items()
-                    if rate is not None
-                ],
-                affine,
-                mask=mask,
-            ),
-            alt="Maps of R2*, R2 where there is a spin echo, R2′ and its noise in three planes.",
-        ),
-        Panel.of_figure(
-            "Susceptibility map (QSM)",
-            "Made from the local field alone; compare with χ of the separation above.",
-            figures.three_planes(
-                _PPB * images.qsm_ppm,
-                affine,
-                title="QSM",
-                unit="ppb",
-                window=figures.TOTAL_WINDOW_PPB,
-                mask=inside,
-            ),
-            alt="Susceptibility map in three planes.",
-        ),
+    # Root sum of squares of the echoes: the anatomy behind outlines.
+    anatomy = np.sqrt(np.square(images.magnitude).sum(0))
+    return [
+        *_source_panels(images),
+        _mask_panel(images, anatomy),
+        *_phase_panels(images),
+        _field_panel(images),
+        *_spin_echo_panels(images, anatomy),
+        _rate_panel(images),
+        _qsm_panel(images),
+        *_region_panels(images),
+        *(_convergence_panel(method, history) for method, history in convergence.items()),
     ]
+
+
+def _source_panels(images: SessionImages) -> Iterator[Panel]:
+    yield Panel.of_figure(
+        "Separated sources",
+        "Iron-rich nuclei are bright in χ_pos, white matter in χ_neg. Stripes along the magic angle or "
+        "a bright rim at the edge of the mask are artefacts of the field, not tissue.",
+        figures.source_maps(
+            images.chi_pos_ppm, images.chi_neg_ppm, images.chi_ppm, images.affine, images.eroded_mask
+        ),
+        alt="Maps of χ_pos, χ_neg and χ in sagittal, coronal and axial planes.",
+    )
     if images.chi_sigmas_ppm:
-        shown.insert(1, _uncertainty_panel(images))
-    shown += _region_panels(images)
-    for method, course in convergence.items():
-        shown.append(
-            Panel.of_figure(
-                f"Convergence of {method}",
-                f"{course['Iterations']} iterations, "
-                + ("converged." if course["Converged"] else "stopped before the tolerance was reached."),
-                figures.convergence(course["Change"]),
-                alt=f"Relative change of {method} at every iteration.",
-            )
-        )
-    return shown
+        yield _uncertainty_panel(images)
+    yield Panel.of_figure(
+        "Distribution",
+        "χ_pos and χ_neg are 0 at least; a large peak at 0 means that the method often hit that bound.",
+        figures.histogram(
+            {
+                figures.CHI_POS: _PPB * images.chi_pos_ppm,
+                figures.CHI_NEG: _PPB * images.chi_neg_ppm,
+                figures.CHI: _PPB * images.chi_ppm,
+            },
+            images.eroded_mask,
+            unit="ppb",
+            window=figures.TOTAL_WINDOW_PPB,
+        ),
+        alt="Histograms of χ_pos, χ_neg and χ in the mask.",
+    )
 
 
-def _spin_echo_panels(images: SessionImages, gradient_echo: VolumeArray) -> Iterator[Panel]:
-    """Whether the spin echo lies on the gradient echo, and the transmit field it was fitted with."""
+def _uncertainty_panel(images: SessionImages) -> Panel:
+    names = (figures.CHI_POS, figures.CHI_NEG)
+    return Panel.of_figure(
+        "Predicted uncertainty of the sources",
+        "Standard deviation of the error that the method predicts. It is large at the rim of the mask, in "
+        "and around strong sources, and wherever R2′ is noisy. The value of a lesion has this uncertainty.",
+        figures.planes(
+            [
+                figures.Row(f"SD of {name}", _PPB * sigma, "ppb", (0.0, _SIGMA_WINDOW_PPB))
+                for name, sigma in zip(names, images.chi_sigmas_ppm, strict=True)
+            ],
+            images.affine,
+            mask=images.mask,
+        ),
+        alt="Maps of the standard deviation of χ_pos and χ_neg in three planes.",
+    )
+
+
+def _mask_panel(images: SessionImages, anatomy: VolumeArray) -> Panel:
+    return Panel.of_figure(
+        "Brain mask",
+        "The outline should follow the brain: no skull inside, no brain outside. If it does not, give a "
+        "mask of your own (--masks).",
+        figures.mask_outline(anatomy, images.mask, images.affine),
+        alt="Outline of the brain mask on the magnitude in three planes.",
+    )
+
+
+def _phase_panels(images: SessionImages) -> Iterator[Panel]:
+    yield Panel.of_figure(
+        "Unwrapped phase",
+        "Each echo should be smooth but for tissue, and steeper than the one before in proportion to its "
+        "echo time. Sudden steps of 2π are unwrapping errors.",
+        figures.echoes(
+            images.unwrapped_rad,
+            images.affine,
+            images.te_s,
+            title="Unwrapped phase",
+            unit="rad",
+            mask=images.mask,
+        ),
+        alt="Unwrapped phase of every echo in one axial plane.",
+    )
+    yield Panel.of_figure(
+        "Phase quality",
+        "The field is used inside the outline. Phase is poor above the sinuses and in veins: its quality is "
+        "low, and echoes deviate from one line. Large deviations everywhere mean flow, motion, or odd and "
+        "even echoes that differ (--field-map.bipolar).",
+        figures.planes(
+            [
+                figures.Row("Phase quality", images.quality, "0 to 1", (0.0, 1.0)),
+                figures.Row("Residual of the fit over echoes", images.residual_rad, "rad", (0.0, 0.5)),
+            ],
+            images.affine,
+            mask=images.mask,
+            overlay=images.reliable_mask,
+        ),
+        alt="Phase quality and residual of the fit, outlined by the phase-quality mask.",
+    )
+
+
+def _field_panel(images: SessionImages) -> Panel:
+    return Panel.of_figure(
+        "Total and local field",
+        "The local field should show tissue only; slow shading near sinuses and ears is residual background "
+        "field. Noise is the standard deviation of the field, from the noise of the echoes.",
+        figures.planes(
+            [
+                figures.Row("Total field", images.total_field_ppm, "ppm"),
+                figures.Row("Local field", images.local_field_ppm, "ppm", (-0.05, 0.05)),
+                figures.Row("Noise", _PPB * images.field_sigma_ppm, "ppb"),
+            ],
+            images.affine,
+            mask=images.mask,
+        ),
+        alt="Total field, local field and noise of the field in three planes.",
+    )
+
+
+def _spin_echo_panels(images: SessionImages, anatomy: VolumeArray) -> Iterator[Panel]:
+    """Registration of the spin echo, and the transmit field of its fit."""
     if images.spin_echo is None:
         return
     bright = images.mask & (images.spin_echo > _BRIGHT * np.median(images.spin_echo[images.mask]))
     yield Panel.of_figure(
         "Spin echo on gradient echo",
-        "The outline is that of bright fluid in the spin echo. In the gradient echo it should follow the "
+        "The outline is that of bright CSF in the spin echo. In the gradient echo it should follow the "
         "ventricles and sulci as well; if not, the registration failed.",
         figures.planes(
             [
-                figures.Row("Gradient echo", gradient_echo, "a.u.", None, "gray"),
-                figures.Row("Spin echo", images.spin_echo, "a.u.", None, "gray"),
+                figures.Row("Gradient echo", anatomy, "a.u."),
+                figures.Row("Spin echo", images.spin_echo, "a.u."),
             ],
             images.affine,
             mask=images.mask,
             overlay=bright,
         ),
-        alt="Gradient echo and registered spin echo in three planes with the outline of fluid.",
+        alt="Gradient echo and registered spin echo in three planes with the outline of CSF.",
     )
     if images.b1 is not None:
         yield Panel.of_figure(
@@ -248,43 +247,74 @@ def _spin_echo_panels(images: SessionImages, gradient_echo: VolumeArray) -> Iter
         )
 
 
-def _uncertainty_panel(images: SessionImages) -> Panel:
-    names = (figures.CHI_POS, figures.CHI_NEG)
+def _rate_panel(images: SessionImages) -> Panel:
+    rates = {
+        "R2*": images.r2star_hz,
+        "R2": images.r2_hz,
+        "R2′": images.r2prime_hz,
+        "Noise of R2′": images.r2prime_sigma_hz,
+    }
     return Panel.of_figure(
-        "How sure the sources are",
-        "Standard deviation of the error that the method expects. It is large at the rim of the mask, in and "
-        "around strong sources, and wherever R2′ is noisy; what a lesion reads is worth no more than this.",
+        "Relaxation rates",
+        "R2′ is R2* minus R2, 0 at least. Bright R2′ above the sinuses is field inhomogeneity, not iron. "
+        "Where the noise of R2′ is as large as R2′ itself, sources depend on the field alone.",
         figures.planes(
             [
-                figures.Row(f"SD of {name}", _PPB * sigma, "ppb", (0.0, _SIGMA_WINDOW_PPB), "gray")
-                for name, sigma in zip(names, images.chi_sigmas_ppm, strict=True)
+                figures.Row(name, rate, "1/s", (0.0, 20.0 if name.endswith("R2′") else 40.0))
+                for name, rate in rates.items()
+                if rate is not None
             ],
             images.affine,
             mask=images.mask,
         ),
-        alt="Maps of the standard deviation of χ_pos and χ_neg in three planes.",
+        alt="Maps of R2*, R2 where there is a spin echo, R2′ and its noise in three planes.",
+    )
+
+
+def _qsm_panel(images: SessionImages) -> Panel:
+    return Panel.of_figure(
+        "Susceptibility map (QSM)",
+        "From the local field alone; compare with χ of the separation above.",
+        figures.three_planes(
+            _PPB * images.qsm_ppm,
+            images.affine,
+            title="QSM",
+            unit="ppb",
+            window=figures.TOTAL_WINDOW_PPB,
+            mask=images.eroded_mask,
+        ),
+        alt="Susceptibility map in three planes.",
     )
 
 
 def _region_panels(images: SessionImages) -> Iterator[Panel]:
-    """Whether the regions lie where the map has them."""
     if images.labels.any():
         yield Panel.of_figure(
-            "Where the regions are",
+            "Regions on the susceptibility map",
             "Each colour is a region, which should follow the structures of the map. If it does not, the "
-            "values of regions below are not theirs: give a segmentation (--regions).",
+            "region values below are wrong: give a segmentation (--regions).",
             figures.region_planes(_PPB * images.qsm_ppm, images.labels, images.affine, images.mask),
             alt="Regions in colours over the susceptibility map in three planes.",
         )
 
 
+def _convergence_panel(method: str, history: Mapping[str, Any]) -> Panel:
+    end = "converged." if history["Converged"] else "stopped before the tolerance was reached."
+    return Panel.of_figure(
+        f"Convergence of {method}",
+        f"{history['Iterations']} iterations, {end}",
+        figures.convergence(history["Change"]),
+        alt=f"Relative change of {method} at every iteration.",
+    )
+
+
 def region_rows(values: Sequence[RegionValue]) -> list[RegionRow]:
-    """Gather what the report shows of every region: mean and standard deviation of the sources.
+    """Mean and standard deviation of the sources in every region.
 
     Parameters
     ----------
     values
-        Table of a session; regions without values are left out.
+        Region table of a session; regions without values are left out.
     """
     by_region: dict[int, dict[str, RegionValue]] = {}
     for value in values:
