@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import chisep
 from chisep import cli
+from chisep.cli.arguments import parse
+from chisep.execution.config import CohortConfig
 
 HEAVY = ("torch", "numpy", "nibabel", "matplotlib", "tyro", "scipy")
 
@@ -122,3 +126,20 @@ def test_training_without_its_packages(tmp_path):
     assert done.returncode == 1
     assert "pip install 'chisep[train]'" in done.stderr
     assert "no package pytorch_lightning" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - {"train", "reproduce"}))
+def test_help_has_no_empty_defaults_and_no_none_in_metavariables(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert not re.search(r"None|\(default: \)|\(default: ''\)|options options", printed)
+
+
+def test_an_option_that_may_be_left_out_still_takes_none_and_a_value():
+    for given, expected in (([], None), (["--masks", "None"], None), (["--masks", "m"], Path("m"))):
+        assert parse(CohortConfig, "run", ["a", "b", *given], prefixes=True).run.masks == expected
+    for given, expected in (([], None), (["True"], True), (["None"], None)):
+        options = ["--field-map.bipolar", *given] if given else []
+        found = parse(CohortConfig, "run", ["a", "b", *options], prefixes=True)
+        assert found.run.field_map.bipolar is expected

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import pytest
 
-from chisep import cli
+from chisep.cli.arguments import parse
 from chisep.execution.cohort import run_cohort
 from chisep.execution.config import ClusterConfig, CohortConfig
 from tests.hostile.conftest import LONG
@@ -63,7 +63,7 @@ def undisturbed(raw, tmp_path_factory) -> dict[str, str]:
     """What a run in one process leaves that nothing happens to."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     results = run_cohort(
-        cli._parse(CohortConfig, "run", [str(raw), str(out), *QUICK], prefixes=True).run,
+        parse(CohortConfig, "run", [str(raw), str(out), *QUICK], prefixes=True).run,
         ClusterConfig("none"),
     )
     assert not [result.error for result in results if result.error]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisep import cli
+from chisep.cli.arguments import parse
 from chisep.errors import ChisepWarning, InputError
 from chisep.experiments.common.lesions import GRADED
 from chisep.experiments.common.results import cached_result
@@ -122,7 +123,7 @@ def test_the_dataset_is_that_of_the_simulation_command(tmp_path):
     call += ["--maps-only", "--labels-from-orientations", "--jobs", "2", "--seed", "4", "--snr", "50"]
     call += ["--misregistration-mm", "0.4", "--misregistration-deg", "0.4"]
     call += ["--residual-background-ppb", "3.5", "--anisotropy-ppb", "16"]
-    wanted = cli._parse(LabelledConfig, "simulate", call)
+    wanted = parse(LabelledConfig, "simulate", call)
     assert ThesisConfig(out=tmp_path, labels=tuple(map(Path, heads))).simulation() == wanted
 
 

@@ -20,6 +20,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from chisep import cli
+from chisep.cli.arguments import parse
 from chisep.errors import InputError
 from chisep.execution.config import CohortConfig
 from chisep.io import bids, files, nifti
@@ -180,7 +181,7 @@ class TestOptions:
         call = ["run", str(raw), str(tmp_path), "--method", "closed-form", "--qsm", "tkd"]
         call += ["--mask.method", "threshold", "--background.method", "pdf", "--r2.method", "exponential"]
         call += ["--r2star.method", "arlo", "--field-map.fit", "nonlinear"]
-        run_up_to("relaxometry", cli._parse(CohortConfig, "run", call[1:], prefixes=True).run)
+        run_up_to("relaxometry", parse(CohortConfig, "run", call[1:], prefixes=True).run)
         sidecars = {
             name: json.loads((tmp_path / ANAT / f"sub-01_{name}.json").read_text())
             for name in ("desc-brain_mask", "desc-local_fieldmap", "R2map", "desc-total_fieldmap")

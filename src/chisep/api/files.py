@@ -33,7 +33,7 @@ SIGMA_FILES = {
 
 @dataclass(frozen=True)
 class SeparateConfig:
-    """Single maps on one grid."""
+    """Input maps on one grid, and where the source maps go."""
 
     field: Path
     """Local field in ppm (NIfTI)."""
@@ -41,8 +41,8 @@ class SeparateConfig:
     """Brain mask (NIfTI)."""
     out: Path
     """Folder for desc-paramagnetic_, desc-diamagnetic_ and desc-total_Chimap.nii.gz (ppm)."""
-    options: SeparationOptions
-    """How."""
+    separation: SeparationOptions
+    """Method, field strength and D_r."""
     r2prime: Path | None = None
     """R2' in 1/s (NIfTI); not read by methods that take R2*."""
     r2star: Path | None = None
@@ -78,20 +78,20 @@ def separate_files(config: SeparateConfig, progress: IterationProgress | None = 
             support=config.support,
             field_sigma=config.field_sigma,
             r2prime_sigma=config.r2prime_sigma,
-            options=config.options,
+            options=config.separation,
             progress=progress,
         )
-    d_r = relaxivity(config.options.dr, config.options.b0)
+    d_r = relaxivity(config.separation.dr, config.separation.b0)
     facts = {
-        "Method": config.options.method,
-        **_weights(config.options.method, config.options.network, chi_given=config.qsm is not None),
+        "Method": config.separation.method,
+        **_weights(config.separation.method, config.separation.network, chi_given=config.qsm is not None),
         "D_r_pos": d_r.pos_hz_per_ppm,
         "D_r_neg": d_r.neg_hz_per_ppm,
-        "MagneticFieldStrength": config.options.b0,
+        "MagneticFieldStrength": config.separation.b0,
         "B0Direction": list(
             nifti.b0_direction_of(images.total.affine)
-            if config.options.b0_dir is None
-            else config.options.b0_dir
+            if config.separation.b0_dir is None
+            else config.separation.b0_dir
         ),
     }
     named = dict(zip((*SOURCE_FILES.values(), *SIGMA_FILES.values()), images, strict=True))
@@ -108,8 +108,8 @@ class QsmConfig:
     """Brain mask (NIfTI)."""
     out: Path
     """File to write: χ in ppm (.nii or .nii.gz)."""
-    options: InversionOptions
-    """How."""
+    inversion: InversionOptions
+    """Method of dipole inversion."""
     magnitude: Path | None = None
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
     support: Path | None = None
@@ -139,13 +139,13 @@ def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> P
             config.mask,
             magnitude=config.magnitude,
             support=config.support,
-            options=config.options,
+            options=config.inversion,
             progress=progress,
         )
     direction = (
-        nifti.b0_direction_of(image.affine) if config.options.b0_dir is None else config.options.b0_dir
+        nifti.b0_direction_of(image.affine) if config.inversion.b0_dir is None else config.inversion.b0_dir
     )
-    options = config.options
+    options = config.inversion
     used = _weights(options.method, options.network, chi_given=False)
     return _write(config.out, image, {"Method": options.method, **used, "B0Direction": list(direction)})
 

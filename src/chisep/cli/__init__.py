@@ -1,41 +1,34 @@
-"""The command line. The only place that prints or exits.
+"""The command line. The only package that prints or exits.
 
 Each command is generated from the config dataclass of its owner. Owners are imported when their command
 is called, so that `chisep --help` answers at once.
 """
 
-# Long because it is one short function a command, and the only module that may print.
-
 from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import chisep
-from chisep.errors import ChisepError, ChisepWarning, InputError
+from chisep.cli.arguments import parse
+from chisep.cli.terminal import print_table, progress_bar, session_table, set_up_logging
+from chisep.errors import ChisepError, InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from chisep.execution.progress import Update, Watch
     from chisep.pipeline.config import RunConfig
-    from chisep.progress import Progress as ShowProgress
 
 T = TypeVar("T")
 
 EPILOG = """\
-Start with `chisep demo`: it simulates a scan, runs everything, and opens the way to a report.
+Start with `chisep demo`: it simulates a scan, runs all stages and prints the path of the report.
 `chisep COMMAND --help` explains a command. Units: field and χ in ppm, R2, R2*, R2' in 1/s, TE in s.
 """
 
@@ -77,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         return _fail(f"no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}", status=2)
-    _set_up_logging()
+    set_up_logging()
     try:
         return command.run(arguments[1:])
     except ChisepError as error:
@@ -124,78 +117,9 @@ def _print_help() -> None:
     print("\n" + EPILOG, end="")
 
 
-def _set_up_logging() -> None:
-    """Log to standard error; chisep's own warnings are log lines too."""
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=_console(), show_time=False, show_path=False, markup=False)
-    logger = logging.getLogger("chisep")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
-    plain = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:  # noqa: ANN401
-        if issubclass(category, ChisepWarning):
-            logger.warning("%s", message)
-        else:
-            plain(message, category, *rest)
-
-    warnings.showwarning = show  # type: ignore[assignment]
-
-
-@cache
-def _console() -> Console:
-    """Return the one console on standard error, which log lines and what moves on the screen share."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def _parse(
-    config: type[T],
-    name: str,
-    arguments: Sequence[str],
-    summary: str | None = None,
-    *,
-    prefixes: bool = False,
-) -> T:
-    """Make a config from arguments.
-
-    A command of commands gives the summary of the one that is meant. Options of a part of the config bear its
-    name in front where `prefixes` are wanted, since different parts have options of one name.
-    """
-    import tyro
-
-    return tyro.cli(
-        config,
-        prog=f"chisep {name}",
-        description=COMMANDS[name].summary if summary is None else summary,
-        args=list(arguments),
-        config=(tyro.conf.AvoidSubcommands, *(() if prefixes else (tyro.conf.OmitArgPrefixes,))),
-    )
-
-
-@contextmanager
-def _progress_bar() -> Iterator[ShowProgress]:
-    """Show a progress bar while there is work."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    console = _console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-            # The screen is free for other bars when all is done.
-            (progress.start if done < total else progress.stop)()
-
-        yield show
+def _parse(config: type[T], name: str, arguments: Sequence[str], *, prefixes: bool = False) -> T:
+    """Parse the arguments of a command, whose summary heads its help."""
+    return parse(config, name, arguments, COMMANDS[name].summary, prefixes=prefixes)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -207,7 +131,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _group(config.run)
     if config.dry_run:
         return _dry_run(config.run)
-    with _told_to_end(), _session_table() as watch:
+    with _told_to_end(), session_table() as watch:
         results = run_cohort(config.run, config.cluster, watch)
     for result in results:
         print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
@@ -223,7 +147,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _group(config: RunConfig) -> int:
     from chisep.report.group_table import make_group
 
-    with _progress_bar() as show:
+    with progress_bar() as show:
         made = make_group(config.out, show)
     print(made.table, made.page, sep="\n")
     return 0
@@ -243,41 +167,6 @@ def _dry_run(config: RunConfig) -> int:
         for stage, why in would_run.items():
             print(f"  {stage}: {why}")
     return 1 if any(one.error for one in plans) else 0
-
-
-@contextmanager
-def _session_table() -> Iterator[Watch]:
-    """Show what is being done for which session while there is a terminal; the log tells it elsewhere."""
-    from rich.live import Live
-    from rich.table import Table
-
-    running: dict[str, Update] = {}
-    ended = {"done": 0, "failed": 0}
-
-    def watch(update: Update) -> None:
-        if update.state in ended:
-            running.pop(update.session, None)
-            ended[update.state] += 1
-        else:
-            running[update.session] = update
-
-    def table() -> Table:
-        caption = f"{ended['done']} done, {ended['failed']} failed"
-        shown = Table(box=None, caption=caption, caption_justify="left")
-        for title in ("session", "stage", "of", "s", "GB"):
-            shown.add_column(title, justify="left" if title in ("session", "stage") else "right")
-        for name, now in sorted(running.copy().items()):
-            stage = now.stage if now.state == "running" else f"{now.stage} (requeued)"
-            at = f"{now.done + 1}/{now.total}" if now.total else ""
-            shown.add_row(name, stage, at, f"{now.seconds:.0f}", f"{now.memory_gb:.1f}")
-        return shown
-
-    console = _console()
-    if not console.is_terminal:
-        yield watch
-        return
-    with Live(get_renderable=table, console=console, refresh_per_second=2, transient=True):
-        yield watch
 
 
 def _explain(arguments: Sequence[str]) -> int:
@@ -300,8 +189,8 @@ def _separate(arguments: Sequence[str]) -> int:
     from chisep.api.files import SeparateConfig, separate_files
 
     config = _parse(SeparateConfig, "separate", arguments)
-    with _progress_bar() as show:
-        written = separate_files(config, lambda done, total: show(config.options.method, done, total))
+    with progress_bar() as show:
+        written = separate_files(config, lambda done, total: show(config.separation.method, done, total))
     print(*written, sep="\n")
     return 0
 
@@ -310,8 +199,8 @@ def _qsm(arguments: Sequence[str]) -> int:
     from chisep.api.files import QsmConfig, qsm_files
 
     config = _parse(QsmConfig, "qsm", arguments)
-    with _progress_bar() as show:
-        print(qsm_files(config, lambda done, total: show(config.options.method, done, total)))
+    with progress_bar() as show:
+        print(qsm_files(config, lambda done, total: show(config.inversion.method, done, total)))
     return 0
 
 
@@ -331,9 +220,9 @@ def _train(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_recipes()
         sys.exit(0 if arguments else 2)
-    config = _parse(config_of(arguments[0]), f"train {arguments[0]}", arguments[1:], "", prefixes=True)
+    config = parse(config_of(arguments[0]), f"train {arguments[0]}", arguments[1:], prefixes=True)
     try:
-        with _progress_bar() as show:
+        with progress_bar() as show:
             trained = train_network(config, show, bar=True)
     except SystemExit as ended:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from ended
@@ -379,7 +268,7 @@ def _weights(arguments: Sequence[str]) -> int:
         print("no weights come with this version; `chisep train` makes them")
     elif config.name:
         for card in cards.values():
-            _print_table(config.name, ("", ""), list(_flat(card)))
+            print_table(config.name, ("", ""), list(_flat(card)))
     else:
         rows = [
             (
@@ -404,7 +293,7 @@ def _weights(arguments: Sequence[str]) -> int:
             "metrics",
             "trust",
         )
-        _print_table("", columns, rows)
+        print_table("", columns, rows)
     return 0
 
 
@@ -422,7 +311,7 @@ def _simulate(arguments: Sequence[str]) -> int:
     from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 
     config = _parse(LabelledConfig, "simulate", arguments)
-    with _told_to_end(), _progress_bar() as show:
+    with _told_to_end(), progress_bar() as show:
         subjects = simulate_labelled(config, show)
     print(*(f"{config.out}: {subject}" for subject in subjects), sep="\n")
     return 0
@@ -469,7 +358,7 @@ def _methods(arguments: Sequence[str]) -> int:
     if config.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
-    _print_table("", list(rows[0]), [list(row.values()) for row in rows])
+    print_table("", list(rows[0]), [list(row.values()) for row in rows])
     return 0
 
 
@@ -484,9 +373,9 @@ def _demo(arguments: Sequence[str]) -> int:
     from chisep.demo import DemoConfig, demo
 
     config = _parse(DemoConfig, "demo", arguments)
-    with _progress_bar() as show:
+    with progress_bar() as show:
         result = demo(config, show)
-    _print_table("Against the truth (simulated head)", result.columns, result.rows)
+    print_table("Against the truth (simulated head)", result.columns, result.rows)
     print(f"report: {result.report}\ncomparison: {result.comparison}")
     return 0
 
@@ -504,26 +393,11 @@ def _reproduce(arguments: Sequence[str]) -> int:
         return _fail(f"no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}", status=2)
     experiment = EXPERIMENTS[name]
     config_type, function = experiment.load()
-    config = _parse(config_type, f"reproduce {name}", arguments[1:], experiment.summary)
-    with _progress_bar() as show:
+    config = parse(config_type, f"reproduce {name}", arguments[1:], experiment.summary)
+    with progress_bar() as show:
         written = function(config, show)
     print(*written, sep="\n")
     return 0
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title or None)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console = Console()
-    # A pipe has no width of its own: give it what the table needs rather than cut cells.
-    Console(width=max(console.width, 200) if not console.is_terminal else None).print(table)
 
 
 COMMANDS = {
@@ -545,6 +419,3 @@ COMMANDS = {
     "reproduce": Command("make the tables and figures of an experiment again", _reproduce),
     "demo": Command("simulate a scan, process it, and compare all methods", _demo),
 }
-
-if __name__ == "__main__":
-    sys.exit(main())
