@@ -12,7 +12,7 @@ _CHUNK = 1 << 16
 
 
 def _arlo(signal: Tensor, step_s: float) -> Tensor:
-    """ARLO with Simpson's rule; signal (echo, voxel) → rate (voxel), NaN where there is no signal."""
+    """ARLO by Simpson's rule; signal (echo, voxel) → rate (voxel), NaN where there is no signal."""
     third = step_s / 3
     first, middle, last = signal[:-2], signal[1:-1], signal[2:]
     integral = third * (first + 4 * middle + last)
@@ -22,7 +22,7 @@ def _arlo(signal: Tensor, step_s: float) -> Tensor:
 
 
 def arlo_with_error(signal: Trains, left: Attenuation, step_s: float, sigma: float) -> tuple[Values, Values]:
-    """ARLO of echoes made whole, and the noise that a linear approximation carries to the rate."""
+    """ARLO of echoes corrected for attenuation, with σ of the rate by linear error propagation."""
     rates, errors = [], []
     for first in range(0, signal.shape[1], _CHUNK):
         chunk = slice(first, first + _CHUNK)

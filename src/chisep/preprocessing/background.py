@@ -1,4 +1,4 @@
-"""Removal of the field made by sources outside the brain: three methods behind one signature."""
+"""Background field removal: V-SHARP, PDF or LBV behind one signature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BackgroundConfig", "LocalField", "VsharpConfig", "remove_background"
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """How the field of sources outside the brain is removed."""
+    """Settings of background field removal."""
 
     method: Literal["vsharp", "pdf", "lbv"] = "vsharp"
     """V-SHARP (spherical mean values), PDF (dipoles outside the brain) or LBV (Laplacian boundary values)."""
@@ -35,7 +35,7 @@ def remove_background(
     *,
     sigma_ppm: Volume | None = None,
 ) -> LocalField:
-    """Remove the field of sources outside the brain.
+    """Background field removal: remove the field of sources outside the brain.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def remove_background(
     Returns
     -------
     LocalField
-        Local field in ppm, the mask it is known in, and how much of the brain that mask leaves out.
+        Local field in ppm, the valid-field mask, and how much of the brain that mask leaves out.
 
     Raises
     ------
@@ -62,10 +62,11 @@ def remove_background(
 
     Notes
     -----
-    V-SHARP is the default because it errs least. In two simulated heads (fields made on voxels of 1 mm and
-    averaged to 2 mm, SNR 100, one tilted), deeper than 7 mm its r is 0.98 and its NRMSE 18–20 %; PDF has
-    0.97–0.98 and 22–24 %, LBV 0.96–0.97 and 25–28 %. Closer to the surface all err more: 3, 4–5 and
-    4–5 ppb RMS from 3.5 to 5.5 mm deep, of a local field of 7–8 ppb. LBV takes a tenth of the others' time.
+    V-SHARP is the default because its error is smallest. In two simulated heads (fields made on
+    voxels of 1 mm and averaged to 2 mm, SNR 100, one tilted), deeper than 7 mm its r is 0.98 and its NRMSE
+    18–20 %; PDF has 0.97–0.98 and 22–24 %, LBV 0.96–0.97 and 25–28 %. Closer to the surface all errors are
+    larger: 3, 4–5 and 4–5 ppb RMS from 3.5 to 5.5 mm deep, of a local field of 7–8 ppb. LBV takes a tenth of
+    the others' time.
     """
     config = config or BackgroundConfig()
     match config.method:

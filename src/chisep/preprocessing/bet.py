@@ -15,15 +15,15 @@ from chisep.types import Grid
 
 _NOISE_SMOOTHING_MM = 1.0
 _HEAD_HEIGHT_MM = 130.0
-"""The brain lies within this distance of the top of the head; below are neck and shoulders."""
+"""Largest distance of the brain from the top of the head; below are neck and shoulders."""
 _INWARD_MM, _INWARD_BRIGHT_MM = 20.0, 10.0
 _SHARPEST_MM, _FLATTEST_MM = 3.33, 10.0
 _SUBDIVISIONS = 3
 _STEPS = (400, 150)
 """Steps of the surface with 642 vertices, which is fast, and then with 2562."""
-_FLUID_OPENING_MM, _SULCUS_MM = 3.0, 4.0
+_CSF_OPENING_MM, _SULCUS_MM = 3.0, 4.0
 _SURFACE_MM = 15.0
-"""Fluid deeper below the surface is in ventricles, which belong to the mask."""
+"""CSF deeper below the surface is in ventricles, which belong to the mask."""
 _CORE_MM = 10.0
 _Points = Float[np.ndarray, "_ 3"]
 _Faces = Int[np.ndarray, "_ 3"]
@@ -65,18 +65,18 @@ def extract_brain(
     vertices, faces = _evolved(last, voxel_mm, centre_mm, radius_mm, middle, fraction)
     brain = _enclosed(vertices / voxel_mm, faces, image.shape)
     if len(magnitude) > 1 and csf_decay > 0:
-        brain = _without_fluid(brain, first, last, grid, csf_decay)
+        brain = _without_csf(brain, first, last, grid, csf_decay)
     return brain
 
 
 def _robust_range(image: _Image) -> tuple[float, float, float]:
-    """Percentiles 2 and 98, and what is a tenth of the way between: above is head, below air."""
+    """Percentiles 2 and 98, and the threshold between air and head, a tenth of the way between."""
     low, high = (float(value) for value in np.percentile(image, (2, 98)))
     return low, low + 0.1 * (high - low), high
 
 
 def _middle_of_head(image: _Image, grid: Grid) -> tuple[_Points, float, _Inside]:
-    """Centre (mm along the voxel axes), radius (mm) and voxels of a ball as large as head less neck."""
+    """Centre (mm along the voxel axes), radius (mm) and voxels of a ball of the head's volume."""
     _, threshold, high = _robust_range(image)
     x, y, z = (
         axis * edge
@@ -101,11 +101,11 @@ def _evolved(
     middle: _Inside,
     fraction: float,
 ) -> tuple[_Points, _Faces]:
-    """Grow a sphere to the edge of the brain; returns its vertices in mm along the voxel axes, and its faces.
+    """Surface evolution from a sphere; returns vertices in mm along the voxel axes, and faces.
 
-    At every step, three forces move each vertex (Smith 2002): along the surface to the middle of its
-    neighbours, along the normal against sharp curvature, and along the normal outward or inward by whether
-    the darkest voxel within 2 cm inward is brighter than a fraction of the brightest within 1 cm.
+    At every step, three forces move each vertex (Smith 2002): along the surface to the mean of its
+    neighbours, along the normal against high curvature, and along the normal outward if the darkest voxel
+    within 2 cm inward is brighter than a fraction of the brightest within 1 cm, else inward.
     """
     dark, threshold, _ = _robust_range(image)
     typical = float(np.median(image[middle]))
@@ -119,36 +119,36 @@ def _evolved(
     flat, strides = image.ravel(), np.array(image.strides) // image.itemsize
 
     sphere, faces = _icosphere(_SUBDIVISIONS)
-    places = centre_mm + sphere * radius_mm / 2
+    positions = centre_mm + sphere * radius_mm / 2
     for stage, steps in enumerate(_STEPS):
         if stage:
-            places, faces = _subdivided(places, faces)
+            positions, faces = _subdivided(positions, faces)
         mean_of_neighbours, sum_of_faces = _incidence(faces)
         for _ in range(steps):
-            corners = places[faces]
+            corners = positions[faces]
             edge, other = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
             length = np.linalg.norm(edge, axis=1).mean()
             normal = sum_of_faces @ np.cross(edge, other)
             normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
-            shift = mean_of_neighbours @ places - places
+            shift = mean_of_neighbours @ positions - positions
             outward = np.einsum("vc,vc->v", shift, normal)
             along = shift - outward[:, None] * normal
             curvature = 2 * np.abs(outward) / length**2
             smoothing = (1 + np.tanh(steepness * (curvature - mean_curvature))) / 2
 
-            inward = (places[:, None] - depths_mm[:, None] * normal[:, None]) / voxel_mm
+            inward = (positions[:, None] - depths_mm[:, None] * normal[:, None]) / voxel_mm
             values = flat[np.clip(np.rint(inward), 0, last).astype(np.intp) @ strides]
             darkest = np.clip(values.min(1), dark, typical)
             brightest = np.clip(values[:, bright].max(1), threshold, typical)
             edge_signal = dark + fraction * (brightest - dark)
             growth = 0.05 * length * 2 * (darkest - edge_signal) / (brightest - dark)
-            places = places + 0.5 * along + (smoothing * outward + growth)[:, None] * normal
-            places = np.clip(places, lowest, highest)
-    return places, faces
+            positions = positions + 0.5 * along + (smoothing * outward + growth)[:, None] * normal
+            positions = np.clip(positions, lowest, highest)
+    return positions, faces
 
 
 def _icosphere(subdivisions: int) -> tuple[_Points, _Faces]:
-    """Vertices and faces of a unit sphere made of triangles, seen from outside counter-clockwise."""
+    """Vertices and faces of a triangulated unit sphere, counter-clockwise from outside."""
     golden = (1 + math.sqrt(5)) / 2
     corners = [(0.0, a, b * golden) for a in (-1.0, 1.0) for b in (-1.0, 1.0)]
     vertices = np.array([np.roll(corner, turn) for turn in range(3) for corner in corners])
@@ -164,7 +164,7 @@ def _icosphere(subdivisions: int) -> tuple[_Points, _Faces]:
 
 
 def _subdivided(vertices: _Points, faces: _Faces) -> tuple[_Points, _Faces]:
-    """Four triangles in place of each, with new vertices in the middle of the edges."""
+    """Subdivide each triangle into four, with new vertices at the midpoints of the edges."""
     edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]], axis=2)
     unique, number = np.unique(edges.reshape(-1, 2), axis=0, return_inverse=True)
     middle = len(vertices) + number.reshape(-1, 3)
@@ -173,7 +173,7 @@ def _subdivided(vertices: _Points, faces: _Faces) -> tuple[_Points, _Faces]:
 
 
 def _incidence(faces: _Faces) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Matrices that take vertices to the mean of their neighbours, and faces to sums at their vertices."""
+    """Sparse matrices: from vertices to the mean of their neighbours, and from faces to sums at vertices."""
     count = int(faces.max()) + 1
     # Every edge is in two faces, in opposite directions, so each neighbour comes up once.
     start, end = faces.ravel(), faces[:, [1, 2, 0]].ravel()
@@ -185,12 +185,13 @@ def _incidence(faces: _Faces) -> tuple[sparse.csr_array, sparse.csr_array]:
 
 
 def _enclosed(vertices: _Points, faces: _Faces, shape: tuple[int, ...]) -> _Inside:
-    """Voxels inside a closed surface whose vertices are given in voxels.
+    """Voxelise a closed surface whose vertices are given in voxels.
 
-    Along every line of voxels in the third axis, the surface is entered or left where a triangle is crossed;
-    inside, it was entered once more than left, also where it folds over itself.
+    Every line of voxels along the third axis enters or leaves the surface where it crosses a triangle.
+    Inside, it has entered once more than left, also where the surface folds over itself (winding number).
     """
-    # Voxels are kept off edges and corners of triangles, where a crossing could count twice or never.
+    # A small shift keeps voxels off edges and corners of triangles, where a crossing could count twice or
+    # never.
     a, b, c = (vertices[faces[:, corner]] + (1.3e-4, 2.1e-4, 0.0) for corner in range(3))
     lowest, highest = np.minimum(np.minimum(a, b), c)[:, :2], np.maximum(np.maximum(a, b), c)[:, :2]
     first = np.maximum(np.ceil(lowest), 0).astype(np.intp)
@@ -199,21 +200,21 @@ def _enclosed(vertices: _Points, faces: _Faces, shape: tuple[int, ...]) -> _Insi
     steps = np.indices(width).reshape(2, -1).T
     lines = first[:, None] + steps
     side_b, side_c, place = (b - a)[:, None], (c - a)[:, None], lines - a[:, None, :2]
-    with np.errstate(divide="ignore", invalid="ignore"):  # triangles seen from their edge cross no line
+    with np.errstate(divide="ignore", invalid="ignore"):  # triangles parallel to the lines cross none
         area = side_b[..., 0] * side_c[..., 1] - side_b[..., 1] * side_c[..., 0]
         share_b = (place[..., 0] * side_c[..., 1] - place[..., 1] * side_c[..., 0]) / area
         share_c = (side_b[..., 0] * place[..., 1] - side_b[..., 1] * place[..., 0]) / area
         crossed = (share_b >= 0) & (share_c >= 0) & (share_b + share_c <= 1) & (lines <= last[:, None]).all(2)
     height = (a[:, None, 2] + share_b * side_b[..., 2] + share_c * side_c[..., 2])[crossed]
     entered = -np.sign(np.broadcast_to(area, crossed.shape)[crossed]).astype(np.int32)
-    turns = np.zeros((shape[0], shape[1], shape[2] + 1), dtype=np.int32)
+    winding = np.zeros((shape[0], shape[1], shape[2] + 1), dtype=np.int32)
     voxel = np.clip(np.ceil(height), 0, shape[2]).astype(np.intp)
-    np.add.at(turns, (lines[crossed][:, 0], lines[crossed][:, 1], voxel), entered)
-    return np.cumsum(turns, axis=2)[:, :, :-1] > 0
+    np.add.at(winding, (lines[crossed][:, 0], lines[crossed][:, 1], voxel), entered)
+    return np.cumsum(winding, axis=2)[:, :, :-1] > 0
 
 
-def _without_fluid(brain: _Inside, first: _Image, last: _Image, grid: Grid, decay: float) -> _Inside:
-    """Leave out what lies on the surface of the brain and hardly decays from the first to the last echo."""
+def _without_csf(brain: _Inside, first: _Image, last: _Image, grid: Grid, decay: float) -> _Inside:
+    """Remove CSF from the brain's surface: voxels that hardly decay from the first to the last echo."""
     if not brain.any():
         return brain
     margin = np.ceil(2 * _SULCUS_MM / np.array(grid.voxel_mm)).astype(int)
@@ -227,7 +228,7 @@ def _without_fluid(brain: _Inside, first: _Image, last: _Image, grid: Grid, deca
     least = max(float(first.max()), float(last.max())) * 1e-6
     decayed = np.log(np.maximum(first, least) / np.maximum(last, least))
     solid = brain & ((decayed > decay * np.median(decayed[deep])) | (depth > _SURFACE_MM))
-    # Vessels and membranes in the fluid are thin.
-    solid = distance_inside(~(distance_inside(solid, grid) > _FLUID_OPENING_MM), grid) <= _FLUID_OPENING_MM
+    # Vessels and membranes in the CSF are thin.
+    solid = distance_inside(~(distance_inside(solid, grid) > _CSF_OPENING_MM), grid) <= _CSF_OPENING_MM
     whole[box] &= closed_and_filled(solid, _SULCUS_MM, grid)
     return whole

@@ -11,14 +11,15 @@ from chisep.preprocessing.masked_values import volume_of
 from chisep.preprocessing.unwrapping import wrap
 
 _STEEPEST_RAMP_RAD = math.pi / 8
-"""Per voxel; read-outs are not shifted by more samples than make this. A field so steep that its phase wraps
-between most neighbours looks like a steeper ramp."""
+"""Per voxel; no read-out is shifted by more samples. A field so steep that its phase wraps between most
+neighbours looks like a steeper ramp."""
 
 
 def readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask: Tensor) -> Tensor:
-    """Part of the phase of alternating sign that is linear in position, inside the mask."""
-    # Steps between neighbours are a constant, a part that grows with TE, and one of alternating sign: this
-    # row of the least-squares solution takes the last. Steps beyond π are outliers to the median.
+    """Linear part of the phase of alternating sign, inside the mask."""
+    # Differences between neighbours are a constant, a part that grows with TE, and one of alternating sign:
+    # this row of the least-squares solution selects the last. Differences beyond π are outliers to the
+    # median.
     scale = weight.mean(1, keepdim=True).sqrt()
     parts = torch.cat([torch.ones_like(te), te / te.max(), sign], dim=1)
     contrast = (torch.linalg.pinv(scale * parts) * scale.T)[2]
@@ -39,10 +40,10 @@ def readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask
 def readout_constant(
     wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, rate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Constant ψ of the phase of alternating sign, and what the rate lacks because it held that phase.
+    """Constant ψ of the phase of alternating sign, and the correction of a rate that included that phase.
 
-    What the rate leaves of an echo's phase gain since the first echo is, over the brain, (s − s₀)·ψ + (TE −
-    TE₀)·correction up to turns. Several pairs may agree with all echoes; the smallest ψ is taken.
+    An echo's phase difference to the first echo, minus that of the rate, is over the brain (s − s₀)·ψ + (TE −
+    TE₀)·correction up to 2π wraps. Several pairs may agree with all echoes; the smallest ψ is taken.
     """
     gained = torch.polar((weight * weight[0]).sqrt(), wrapped - wrapped[0] - rate * (te - te[0]))
     mean = gained.sum(1)[1:, None, None]
@@ -56,7 +57,7 @@ def readout_constant(
     share = mean.abs() / mean.abs().sum()
     agreement = (share * left.cos()).sum(0) - 1e-3 * psi[:, None] ** 2
     i, j = divmod(int(agreement.argmax()), len(shift))
-    # From the nearest point of the grid no echo is a turn off any more: the rest is a linear fit.
+    # From the nearest point of the grid no echo wraps any more: the rest is a linear fit.
     design = torch.cat([flips[:, 0], steps[:, 0] / te.max()], dim=1) * share[:, 0].sqrt()
     fine = torch.linalg.pinv(design) @ (wrap(left[:, i, j]) * share[:, 0, 0].sqrt())
     return psi[i] + fine[0], shift[j] + fine[1] / te.max()

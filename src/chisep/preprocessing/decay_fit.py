@@ -13,8 +13,8 @@ from chisep.preprocessing.intravoxel_dephasing import LEAST_ATTENUATION, Attenua
 from chisep.preprocessing.magnitude_noise import rician_mean
 
 MAX_RATE_HZ = 500.0
-"""Upper end of the rates reported, and of their σ, where it says that nothing is known; the lower end is 0.
-Above it, no usual echo time sees a signal."""
+"""Upper bound of reported rates (the lower bound is 0) and of their σ, where it means that nothing is known.
+Faster decays leave no signal at usual echo times."""
 _ITERATIONS = 30
 _TOLERANCE = 1e-5
 _CHUNK = 1 << 16
@@ -22,7 +22,7 @@ _LEAST_NOISE = 1e-7
 
 
 def exponential(te_s: Sequence[float], left: Attenuation) -> DecayModel:
-    """Model of ideal decays, of whose echoes a part is left."""
+    """Exponential decay model, with the attenuation of each echo."""
     t = left.new_tensor(list(te_s))[:, None]
 
     def decay(voxels: Tensor, rate_hz: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,11 +35,11 @@ def exponential(te_s: Sequence[float], left: Attenuation) -> DecayModel:
 def fit_decay(
     signal: Trains, te_s: Sequence[float], sigma: float, model: DecayModel, left: Attenuation
 ) -> tuple[Values, Values]:
-    """Least-squares rate of a train of free amplitude, and the σ that its curvature gives, in 1/s.
+    """Fit amplitude and decay rate by least squares; returns the rate and its σ from the curvature, in 1/s.
 
-    Echoes of which nothing is left do not count. Where there is no signal, the rate is 0 and its σ
-    `MAX_RATE_HZ`. Times are in units of the longest TE and signals in units of the brightest echo, so that
-    both unknowns are of order 1.
+    Echoes with an attenuation of 0 are not used. Without signal the rate is 0 and its σ is `MAX_RATE_HZ`.
+    Times are in units of the longest TE and signals in units of the brightest echo, so that both unknowns are
+    of order 1.
     """
     longest, tiny = te_s[-1], torch.finfo(signal.dtype).tiny
     t = signal.new_tensor([te / longest for te in te_s])[:, None]
@@ -56,7 +56,7 @@ def fit_decay(
         shape, slope = _scaled(model, voxels, found, longest)
         _, passed = rician_mean(amplitude * shape, data.noise)
         aa, ar, rr = _normal(passed * shape * data.used, passed * amplitude * slope * data.used)
-        # The derivatives by amplitude and rate tell them apart by the angle between them: sin² of it.
+        # sin² of the angle between the derivatives by amplitude and by rate.
         separate = (1 - ar**2 / (aa * rr).clamp_min(tiny)).clamp_min(0)
         deviation = data.noise / (rr * separate).clamp_min(tiny).sqrt()
         rate[voxels] = torch.where(peak > 0, found / longest, 0)
@@ -65,7 +65,7 @@ def fit_decay(
 
 
 class _Data(NamedTuple):
-    """Voxels of one chunk: echoes and σ relative to the brightest echo, which echoes count, which voxels."""
+    """Voxels of one chunk: echoes and σ relative to the brightest echo, echoes in use, and voxel indices."""
 
     echoes: Trains
     noise: Values
@@ -73,15 +73,15 @@ class _Data(NamedTuple):
     voxels: Tensor
 
     def some(self, here: Tensor) -> _Data:
-        """Return some of the voxels."""
+        """Select some of the voxels."""
         return _Data(self.echoes[:, here], self.noise[here], self.used[:, here], self.voxels[here])
 
 
 def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float) -> tuple[Values, Values]:
     """Rates in units of 1/(longest TE), and amplitudes.
 
-    Gauss–Newton with Levenberg's damping, all voxels at once; those that have come to rest are left out as
-    soon as they are the most.
+    Gauss–Newton with Levenberg damping, for all voxels at once. Converged voxels are removed as soon as they
+    are the majority.
     """
     tiny = torch.finfo(rate.dtype).tiny
     shape, slope = _scaled(model, data.voxels, rate, longest)
@@ -98,7 +98,7 @@ def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float)
         ga, gr = (by_amplitude * residual).sum(0), (by_rate * residual).sum(0)
         aa, rr = aa * (1 + damping), rr * (1 + damping)
         determinant = (aa * rr - ar**2).clamp_min(tiny)
-        # Steps of lost voxels may overflow; a table has no entry for what is not a number.
+        # Steps of diverging voxels may overflow; the dictionary has no entry for NaN.
         new_amplitude = torch.nan_to_num(amplitude + (rr * ga - ar * gr) / determinant).clamp_min(0)
         new_rate = torch.nan_to_num(rate + (aa * gr - ar * ga) / determinant)
         new_rate = new_rate.clamp(0, MAX_RATE_HZ * longest)
@@ -125,7 +125,7 @@ def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float)
 
 
 def _normal(by_amplitude: Trains, by_rate: Trains) -> tuple[Values, Values, Values]:
-    """Entries of the normal matrix."""
+    """Entries of the 2 × 2 normal matrix."""
     return (by_amplitude**2).sum(0), (by_amplitude * by_rate).sum(0), (by_rate**2).sum(0)
 
 
@@ -136,7 +136,7 @@ def _scaled(model: DecayModel, voxels: Tensor, rate: Values, longest: float) -> 
 
 
 def _log_linear_rate(y: Trains, t: Tensor, left: Attenuation) -> Values:
-    """Rate of the line through log y, weighted by y² (the inverse variance of a logarithm), at least 0."""
+    """Log-linear fit of the rate, weighted by y² (the inverse variance of a logarithm), at least 0."""
     weight = y**2 * (left > 0)
     total = weight.sum(0).clamp_min(1e-12)
     log_y = torch.log((y / left.clamp_min(LEAST_ATTENUATION)).clamp_min(1e-6))

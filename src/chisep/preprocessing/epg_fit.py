@@ -1,8 +1,8 @@
-"""Spin-echo trains with stimulated echoes: a dictionary over R2 and B1, and the B1 map that fits a scan.
+"""EPG dictionary matching of spin-echo trains: a dictionary over R2 and B1, and a smooth B1 map.
 
-Refocusing pulses that are not 180° everywhere make stimulated echoes, which decay with T1 for part of their
-way: an exponential then sees too slow a decay. Echo trains from extended phase graphs have that in them
-(Lebel and Wilman 2010, 10.1002/mrm.22487; Ben-Eliezer 2015, 10.1002/mrm.25156).
+Refocusing pulses that are not 180° everywhere make stimulated echoes, which decay with T1 part of the time:
+an exponential fit then underestimates R2. Extended phase graphs (EPG) include stimulated echoes (Lebel and
+Wilman 2010, 10.1002/mrm.22487; Ben-Eliezer 2015, 10.1002/mrm.25156).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FWHM = 2 * math.sqrt(2 * math.log(2))
 
 
 class EpgTable:
-    """Echo trains over R2 and B1, relative to an ideal decay, so that linear interpolation suffices.
+    """Dictionary of echo trains over R2 and B1, relative to an ideal decay, for linear interpolation.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class EpgTable:
         self._gain = gain.to(like.dtype).permute(1, 2, 0).reshape(-1, len(te)).contiguous()
 
     def model(self, b1: Values) -> DecayModel:
-        """Make the decay model of voxels whose B1 is known."""
+        """Return the decay model of voxels with known B1."""
         place = ((b1 - LEAST_B1) / (MOST_B1 - LEAST_B1) * (_B1_STEPS - 1)).clamp(0, _B1_STEPS - 1)
         low_b1 = place.floor().clamp_max(_B1_STEPS - 2)
         share_b1 = (place - low_b1)[:, None]
@@ -125,16 +125,16 @@ class EpgTable:
         return decay
 
     def misfit(self, trains: Trains) -> tuple[Tensor, Tensor]:
-        """Part of each train's energy that no R2 explains, at every B1 of a coarse grid.
+        """Residual fraction of each train's energy after the best R2, at every B1 of a coarse grid.
 
-        The amplitude of a train is free, so the best R2 is that of the largest inner product with a
-        normalised entry. What lies between entries is reached by the entry's derivative, which is projected
-        out as well: misfits that tell B1 are small, and steps of R2 would drown them.
+        The amplitude of a train is free, so the best R2 has the largest inner product with a normalised
+        entry. The derivative of that entry is projected out as well, which reaches R2 between entries: the
+        misfits that depend on B1 are small, and discrete steps of R2 would hide them.
 
         Parameters
         ----------
         trains
-            Echoes less their noise floor.
+            Echoes without their noise floor.
 
         Returns
         -------
@@ -166,20 +166,19 @@ def transmit_field(
     voxel_mm: tuple[float, float, float],
     order: int,
 ) -> Volume:
-    """B1 relative to nominal from spin-echo trains alone.
+    """Estimate B1 relative to nominal from spin-echo trains alone.
 
-    One voxel's train tells little about B1: near 180° echoes hardly change with it, and flip angles above
-    and below 180° look nearly alike. But B1 is smooth: it is a polynomial in space, of largest likelihood
-    over all voxels. It starts from the B1 of largest likelihood in the neighbourhood of each place, where a
-    prior keeps places near the mean around them, which picks the same side of 180° for all places whose
-    trains do not tell.
+    The train of one voxel depends little on B1: near 180° echoes hardly change with it, and flip angles above
+    and below 180° give nearly equal trains. But B1 is smooth. It is modelled as a polynomial in space, by
+    maximum likelihood over all voxels. The start is the maximum-likelihood B1 of each neighbourhood, with a
+    prior toward the mean around it, which selects the same side of 180° where trains do not decide.
 
     Parameters
     ----------
     table
         Dictionary of the sequence.
     trains
-        Echoes of the voxels in `mask`, less their noise floor.
+        Echoes of the voxels in `mask`, without their noise floor.
     sigma
         Standard deviation of their noise.
     mask
@@ -196,13 +195,13 @@ def transmit_field(
 
     Notes
     -----
-    The likelihood of a voxel is that of noise whose variance is not known, so that voxels whose trains fit
-    at no B1 (mixed tissue, flow) have little say.
+    The likelihood of a voxel assumes noise of unknown variance, so that voxels whose trains fit at no B1
+    (mixed tissue, flow) have little weight.
     """
     block = [max(1, min(n, round(_BLOCK_MM / v))) for n, v in zip(mask.shape, voxel_mm, strict=True)]
     blocks = [math.ceil(n / b) for n, b in zip(mask.shape, block, strict=True)]
     places = mask.nonzero()
-    # Neighbours tell the same B1: of large volumes every n-th voxel is enough.
+    # Neighbours have the same B1: in large volumes every n-th voxel is enough.
     every = math.ceil(trains.shape[1] / _MOST_VOXELS)
     sample = trains[:, ::every]
     grid, left = table.misfit(sample)
@@ -237,7 +236,7 @@ def transmit_field(
 
 
 def _neighbourhood_b1(cost: Tensor, count: Tensor, grid: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """B1 of least cost (B1, i, j, k) in a Gaussian neighbourhood of each block, near the mean around it."""
+    """B1 of minimum cost (B1, i, j, k) in a Gaussian neighbourhood of each block, near the mean around it."""
     summed = _gaussian_sum(cost[:, None], sigmas)[:, 0]
     b1 = grid[cost.sum((1, 2, 3)).argmin()].expand(count.shape)
     near = _gaussian_sum(count[None, None], sigmas)[0, 0]
@@ -249,7 +248,7 @@ def _neighbourhood_b1(cost: Tensor, count: Tensor, grid: Tensor, sigmas: Sequenc
 
 
 def _polynomials(points: Tensor, order: int) -> Tensor:
-    """Products of Chebyshev polynomials up to a total order; points (n, 3) within ±1 → (n, terms)."""
+    """Chebyshev polynomials in three dimensions up to a total order; points (n, 3) within ±1 → (n, terms)."""
     angle = torch.arccos(points.clamp(-1, 1))
     lines = [torch.cos(n * angle) for n in range(order + 1)]
     return torch.stack(
@@ -264,16 +263,16 @@ def _polynomials(points: Tensor, order: int) -> Tensor:
 
 
 def _likeliest(terms: Tensor, cost: Tensor, grid: Tensor, start: Tensor, count: Tensor) -> Tensor:
-    """Coefficients of the B1 of least total cost; cost (B1, block), all else (block).
+    """Coefficients of the B1 of minimum total cost; cost (B1, block), all else (block).
 
-    Newton's method with Levenberg's damping, in an orthonormal basis of what the terms make of these blocks;
-    the cost between grid points is a parabola through the nearest three. A weak pull to the start holds what
-    the data do not tell.
+    Newton's method with Levenberg damping, in an orthonormal basis of the terms at these blocks. The cost
+    between grid points is a parabola through the nearest three. A weak penalty on the distance to the start
+    determines what the data do not.
     """
     terms, cost, grid, start = terms.double(), cost.double(), grid.double(), start.double()
     basis, sizes, mixing = torch.linalg.svd(terms, full_matrices=False)
-    told = sizes > _LEAST_TERM * sizes[0]
-    basis, mixing = basis[:, told], mixing[told].T / sizes[told]
+    determined = sizes > _LEAST_TERM * sizes[0]
+    basis, mixing = basis[:, determined], mixing[determined].T / sizes[determined]
     pull = _PULL * count.double()
     coefficients: Tensor = torch.linalg.solve((basis.T * pull) @ basis, basis.T @ (pull * start))
 
@@ -317,7 +316,7 @@ def _parabola(cost: Tensor, grid: Tensor, b1: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _least(cost: Tensor, grid: Tensor) -> Tensor:
-    """Where the cost (B1, ...) is least, between grid points by a parabola."""
+    """Position of the minimum of the cost (B1, ...), between grid points by a parabola."""
     index = cost.argmin(0, keepdim=True).clamp(1, len(grid) - 2)
     before, at, after = (cost.gather(0, index + n)[0] for n in (-1, 0, 1))
     bend = (before + after - 2 * at).clamp_min(torch.finfo(at.dtype).tiny)

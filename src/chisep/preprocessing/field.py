@@ -1,9 +1,9 @@
-"""From wrapped phase to the total field in ppm, and how far to trust it.
+"""Total field in ppm from wrapped multi-echo phase, with its standard deviation.
 
-Phase of a gradient echo: φ(TE) = φ₀ + 2π γ̄ B0 Δf TE, known up to multiples of 2π. The phase gained
-between echoes is free of the receiver offset φ₀; it is unwrapped in space, and every echo is then
-unwrapped in time around what the field so far predicts, so that all echoes are consistent. Where odd and
-even echoes are read in opposite directions, ±ψ is added to them, which is linear in position.
+Phase of a gradient echo: φ(TE) = φ₀ + 2π γ̄ B0 Δf TE, known up to multiples of 2π. The phase difference
+between echoes has no receiver offset φ₀. It is unwrapped in space; every echo is then unwrapped in time
+around the phase that the field so far predicts, so that all echoes are consistent. Where odd and even echoes
+are read in opposite directions (bipolar), a phase ±ψ that is linear in position is added to them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _BIPOLAR_RAD = 0.1
 the field by less than a ppb."""
 _GAUSS_NEWTON_STEPS = 10
 _CHANCE = 1e-3
-"""Residuals that noise makes more rarely than this tell of something else: phase that is not linear in TE."""
+"""Residuals that are less probable than this under noise have another cause: phase that is not linear in
+TE."""
 _TWO_ECHOES = (
     "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
     "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
@@ -42,22 +43,23 @@ _TWO_ECHOES = (
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """How phase becomes a field."""
+    """Settings of the field map."""
 
     phase_sign: int = 1
     """1 if phase grows with the field, −1 if the scanner stores it the other way round."""
     fit: Literal["linear", "nonlinear"] = "linear"
-    """How echoes are combined: line through the smoothed receiver offset, or complex signals fitted voxel by
-    voxel with an offset of their own: immune to wrong offsets, at about twice the noise."""
+    """Combination of the echoes: a line through the smoothed receiver offset, or a fit of the complex signals
+    with an offset per voxel, which does not depend on the smoothed offset but has about twice the noise."""
     bipolar: bool | None = None
-    """Whether odd and even echoes are read in opposite directions; by default the images tell."""
+    """Whether odd and even echoes are read in opposite directions; by default it is detected from the
+    images."""
     offset_smoothing_mm: float = 4.0
     """Standard deviation of the Gaussian that smooths the receiver's phase offset."""
     max_residual_rad: float = 0.6
-    """Voxels whose echoes deviate more than this (RMS) from one line are not reliable."""
+    """Voxels whose echoes deviate more than this (RMS) from a line are not in the phase-quality mask."""
     max_step_rad: float = 2.2
-    """Voxels that gain this much more or less phase between echoes than a neighbour are not reliable: the
-    true step may be beyond π, which no unwrapping can tell."""
+    """Voxels whose phase difference between echoes differs more than this from that of a neighbour are not in
+    the phase-quality mask: the true step may exceed π, which no unwrapping can recover."""
 
     def __post_init__(self) -> None:
         if self.phase_sign not in (1, -1):
@@ -80,7 +82,7 @@ class FieldConfig:
 
 @dataclass(frozen=True, eq=False)
 class FieldMap:
-    """The total field and what it was made from; everything is 0 (False) outside the mask.
+    """The total field and intermediate maps; everything is 0 (False) outside the mask.
 
     Parameters
     ----------
@@ -93,17 +95,17 @@ class FieldMap:
     phase_offset_rad
         The receiver's phase φ₀, smoothed, within ±π, shape (i, j, k).
     bipolar_rad
-        The phase ψ that bipolar read-outs add to the first, third, … echo and take off the others, shape
+        The phase ψ that bipolar read-outs add to the first, third, … echo and subtract from the others, shape
         (i, j, k); 0 where there are none.
     residual_rad
         RMS over the echoes of measured minus fitted phase, weighted as the fit, shape (i, j, k).
     quality
-        How far unwrapping trusts a voxel, 0 to 1, shape (i, j, k).
+        Phase quality from unwrapping, 0 to 1, shape (i, j, k).
     reliable
-        Largest connected component of the mask without voxels of large residual or steep phase, holes
-        filled, shape (i, j, k).
+        Phase-quality mask: largest connected component of the mask without voxels of large residual or steep
+        phase, holes filled, shape (i, j, k).
     warnings
-        What the user should know.
+        Messages for the user.
     """
 
     total_field_ppm: Volume
@@ -146,7 +148,7 @@ def total_field(
     Returns
     -------
     FieldMap
-        Total field in ppm and its by-products.
+        Total field in ppm and intermediate maps.
 
     Raises
     ------
@@ -155,19 +157,19 @@ def total_field(
 
     Notes
     -----
-    - Phase gained over the shortest step between echoes is unwrapped in space by ROMEO
-      (`chisep.preprocessing.unwrapping`). What it leaves of the first echo is the receiver's offset, which is
-      smoothed as a complex number and taken off (MCPC-3D-S: Eckstein 2018, 10.1002/mrm.26963).
+    - The phase difference over the shortest echo spacing is unwrapped in space by ROMEO
+      (`chisep.preprocessing.unwrapping`). The rest of the first echo's phase is the receiver's offset, which
+      is smoothed as a complex number and subtracted (MCPC-3D-S: Eckstein 2018, 10.1002/mrm.26963).
     - Bipolar read-outs add a phase of alternating sign that is linear in position. Its slope along each axis
-      is the median over all pairs of neighbours of what neither a constant nor a field explains in their
-      steps; its constant is then the smallest that agrees with all echoes.
+      is the median over all pairs of neighbours of the part of their phase difference that neither a constant
+      nor a field explains. Its constant is the smallest that agrees with all echoes.
     - Linear fit: least squares through φ₀ with weights (magnitude · TE)², the inverse variance of each echo's
       field; for one R2* this is the family TE·exp(−TE·R2*), squared. Non-linear fit: least squares of
       the complex signals over field and offset, with the magnitudes as measured (Liu 2013,
       10.1002/mrm.24272).
     - The noise of a channel is estimated from the residuals of the linear fit, as median over the mask; σ of
-      the field follows from it by the curvature of the fit. Where residuals are beyond chance, σ grows with
-      them.
+      the field follows from it by the curvature of the fit. Where residuals are larger than noise explains, σ
+      grows with them.
     """
     config = config or FieldConfig()
     _check(magnitude, phase_rad, te_s, b0_t, mask)
@@ -206,7 +208,7 @@ def total_field(
         rate, origin, curvature = _complex_fit(wrapped, weight, te, rate, offset)
         deviation = wrap(wrapped - origin - rate * te)
     tiny = torch.finfo(te.dtype).tiny
-    # Not less certain than what two random phases tell.
+    # At most the standard deviation that two random phases give.
     most = math.sqrt(2 / 3) * math.pi / (te_s[-1] - te_s[0])
     sigma = (excess * variance / curvature.clamp_min(tiny)).sqrt().clamp(max=most)
 
@@ -233,10 +235,10 @@ def total_field(
 def _gained(
     wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor, *, alternating: bool
 ) -> tuple[Volume, Volume]:
-    """Phase gained over the shortest step between echoes, unwrapped in space, and its quality.
+    """Unwrap the phase difference over the shortest echo spacing in space; returns it and its quality.
 
-    Steps as short as the shortest, which wraps least, are averaged: if echoes alternate, only those that
-    begin with the same kind of echo.
+    All spacings as short as the shortest, which wraps least, are averaged; with bipolar read-outs only those
+    that begin with the same polarity.
     """
     steps = (te[1:] - te[:-1]).flatten()
     chosen = steps < steps.min() * (1 + _SAME_STEP)
@@ -245,7 +247,7 @@ def _gained(
         chosen &= start == start[int(steps.argmin())]
     product = torch.polar((weight[1:] * weight[:-1]).sqrt(), wrapped[1:] - wrapped[:-1])[chosen].sum(0)
     products, times = [product], [float(steps.min())]
-    if len(te) > 2:  # a longer step tells whether phase grows in proportion to time
+    if len(te) > 2:  # a longer spacing shows whether phase grows in proportion to time
         products.append(torch.polar((weight[2] * weight[0]).sqrt(), wrapped[2] - wrapped[0]))
         times.append(float(te[2] - te[0]))
     echoes = torch.stack([volume_of(each, mask) for each in products])
@@ -258,7 +260,7 @@ def _line(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unwrap echoes in time around a first rate, and fit a line through the offset.
 
-    Returns the rate, what it leaves of each echo, and the curvature of the sum of squares along the rate.
+    Returns the rate, the residual of each echo, and the curvature of the sum of squares along the rate.
     """
     unwrapped = torch.empty_like(wrapped)
     numerator, curvature = torch.zeros_like(rate), torch.zeros_like(rate)
@@ -267,14 +269,14 @@ def _line(
         unwrapped[echo] = predicted + wrap(wrapped[echo] - predicted)
         numerator += weight[echo] * time * (unwrapped[echo] - offset)
         curvature += weight[echo] * time**2
-        # Every echo sharpens the prediction of the next; voxels without signal keep the first estimate.
+        # Every echo refines the prediction of the next; voxels without signal keep the first estimate.
         rate = torch.where(curvature > 0, numerator / curvature, rate)
     return rate, unwrapped - offset - rate * te, curvature
 
 
 def _noise(deviation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise variance of a channel, and by how much a voxel's residuals exceed what such noise explains."""
-    # Residuals over the noise's SD, squared and summed, follow χ²; one of the echoes went into the rate.
+    """Noise variance of a channel, and the reduced χ² of each voxel where it exceeds chance, else 1."""
+    # Squared residuals over the noise variance follow χ²; the rate uses one degree of freedom.
     freedom = len(deviation) - 1
     square = (weight * deviation**2).sum(0)
     variance = square.median() / special.chdtri(freedom, 0.5)
@@ -285,7 +287,7 @@ def _noise(deviation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _complex_fit(
     wrapped: Tensor, weight: Tensor, te: Tensor, rate: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rate and offset that fit the complex signals best, and the curvature along the rate.
+    """Fit rate and offset to the complex signals by least squares; also returns the curvature along the rate.
 
     Gauss-Newton: the sum of squares Σ 2w(1 − cos δ) never curves more than Σ w δ², so no step makes it worse.
     """
@@ -325,7 +327,7 @@ def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: fl
 
 
 def _largest_phase_step(phase_rad: Tensor, mask: Tensor) -> Tensor:
-    """Largest step to a face neighbour inside the mask."""
+    """Maximum phase difference to a face neighbour inside the mask."""
     steepest = torch.zeros_like(phase_rad)
     for axis in range(3):
         n = mask.shape[axis] - 1

@@ -13,7 +13,7 @@ from chisep.physics.signal import hz_per_ppm
 from chisep.types import MaskVolume, Volume
 
 Attenuation = Float[Tensor, "echo voxel"]
-"""Part of each echo that is left, 0 where too little is left to use it."""
+"""Attenuation factor of each echo, 1 without attenuation; 0 where the echo is not used."""
 LEAST_ATTENUATION = 1e-2
 
 
@@ -25,7 +25,7 @@ def attenuation_by_gradient(
     b0_t: float | None,
     least: float,
 ) -> Attenuation:
-    """Part of each echo that is left in the voxels of the mask; 0 where it is less than `least`."""
+    """Attenuation factor of each echo in the voxels of the mask; 0 where it is less than `least`."""
     if b0_t is None:
         raise InputError(
             "correction of the field's gradient",
@@ -40,12 +40,12 @@ def attenuation_by_gradient(
             left[echo] *= torch.sinc(change_hz * te)
     usable = left.cummin(0).values > least
     usable[:2] = True
-    # An early echo is kept whatever is left of it, but not divided by nothing.
+    # The first two echoes are kept at any attenuation, but never divided by 0.
     return torch.where(usable, left.abs().clamp_min(LEAST_ATTENUATION), 0)
 
 
 def _change_per_voxel(field: Volume, known: MaskVolume, axis: int) -> Volume:
-    """Mean difference to the neighbours along an axis where the field is known, 0 where there is none."""
+    """Mean difference to the neighbours along an axis, where they are known; 0 without a known neighbour."""
     change, pairs = torch.zeros_like(field), torch.zeros_like(field)
     n = field.shape[axis]
     if n > 1:

@@ -25,14 +25,14 @@ _SWEEPS, _COARSEST_SWEEPS = 2, 20
 
 @dataclass(frozen=True)
 class LbvConfig:
-    """How exactly the Laplace equation is solved, and what is left out."""
+    """Settings of LBV."""
 
     rim_mm: float = 7.0
-    """Depth of the rim of the mask that is left out; never more than a third of the deepest depth."""
+    """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth."""
     tolerance: float = 1e-4
-    """The solution is done when the residual is this small relative to that of the start."""
+    """Iterations stop at this residual, relative to that of the start."""
     iterations: int = 60
-    """Most steps of conjugate gradients; some ten are enough."""
+    """Maximum number of conjugate-gradient iterations; about ten are enough."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rim_mm) and self.rim_mm >= 0 and self.iterations >= 1):
@@ -54,8 +54,8 @@ class LbvConfig:
 def lbv(total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: LbvConfig | None = None) -> LocalField:
     """Remove the background field by a Laplacian boundary value problem (Zhou 2014, 10.1002/nbm.3064).
 
-    On the outermost layer of the mask all field is taken for background. Inside, the background b is
-    harmonic, so the local field l = f − b solves Δl = Δf and is 0 on that layer. That is solved by
+    On the outermost layer of the mask the whole field is assumed to be background. Inside, the background b
+    is harmonic, so the local field l = f − b solves Δl = Δf and is 0 on that layer. That is solved by
     conjugate gradients with one V-cycle of multigrid as preconditioner.
 
     Parameters
@@ -72,7 +72,7 @@ def lbv(total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: LbvConfig
     Returns
     -------
     LocalField
-        Local field in ppm and the mask it is known in.
+        Local field in ppm and the valid-field mask.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class _Level:
         self.inner = inner
         self.weights = [edge**-2 for edge in voxel_mm]
         self.diagonal = 2 * sum(self.weights)
-        # Long voxels couple weakly: the other axes are halved until all edges are alike.
+        # Long voxels couple weakly: the other axes are halved until all edges are similar.
         self.axes = [axis for axis, edge in enumerate(voxel_mm) if edge < _SAME_EDGE * min(voxel_mm)]
 
     def laplacian(self, x: Tensor) -> Tensor:
@@ -136,14 +136,14 @@ class _Level:
         return y.mul_(self.inner)
 
     def smoothed(self, x: Tensor, right: Tensor, sweeps: int) -> Tensor:
-        """Bring x nearer to the solution of −Δx = right, in place."""
+        """Damped Jacobi sweeps for −Δx = right, in place."""
         for _ in range(sweeps):
             x.add_(right - self.laplacian(x), alpha=_DAMPING / self.diagonal)
         return x
 
 
 def _levels(inner: Tensor, voxel_mm: Sequence[float]) -> list[_Level]:
-    """Make the hierarchy, from the finest grid to one of a few voxels."""
+    """Multigrid hierarchy, from the finest grid to one of a few voxels."""
     levels = [_Level(inner, voxel_mm)]
     while max(inner.shape) > _COARSEST:
         axes = levels[-1].axes
@@ -156,7 +156,7 @@ def _levels(inner: Tensor, voxel_mm: Sequence[float]) -> list[_Level]:
 
 
 def _coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Average over the voxels of the coarser grid, linearly weighted: the transpose of `_finer`, scaled."""
+    """Restriction to the coarser grid, linearly weighted: the transpose of `_finer`, scaled."""
     for axis in axes:
         if x.shape[axis] % 2:
             x = torch.cat((x, torch.zeros_like(x.narrow(axis, 0, 1))), dim=axis)
@@ -169,7 +169,7 @@ def _coarser(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _finer(x: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Interpolate linearly to the finer grid; beyond the coarse one is 0."""
+    """Prolongation to the finer grid by linear interpolation; 0 beyond the coarse grid."""
     for axis in axes:
         even = 0.75 * x
         odd = even.clone()
@@ -181,7 +181,7 @@ def _finer(x: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def _v_cycle(right: Tensor, levels: Sequence[_Level]) -> Tensor:
-    """Approximate the solution of −Δx = right; linear in `right` and symmetric."""
+    """V-cycle of multigrid for −Δx = right; linear in `right` and symmetric."""
     level = levels[0]
     if len(levels) == 1:
         return level.smoothed(torch.zeros_like(right), right, _COARSEST_SWEEPS)

@@ -20,11 +20,11 @@ _OUTLIER = 4.0
 
 
 def estimate_noise_sigma(magnitude: Echoes, mask: MaskVolume) -> float:
-    """Noise of a magnitude channel from the echoes of the brain.
+    """Estimate the noise of a magnitude channel from the echoes in the brain.
 
-    Decays of all tissues span few dimensions: of three or more echoes there is a contrast in which they
-    have almost no signal. What is there is noise, and its median deviation does not see vessels and edges.
-    Air is not asked: reconstruction often sets it to zero, and combining coils makes its noise another.
+    Decays of all tissues span few dimensions. With three or more echoes there is a linear combination in
+    which tissues have almost no signal; its median absolute deviation, which ignores vessels and edges, is
+    the noise. Air is not used: reconstruction often sets it to zero, and coil combination changes its noise.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def estimate_noise_sigma(magnitude: Echoes, mask: MaskVolume) -> float:
     Returns
     -------
     float
-        Standard deviation in the scale of the images; 0 without a voxel that has signal. Of two echoes, whose
-        contrast shows tissue, from differences between neighbouring voxels: rather too large.
+        Standard deviation in the scale of the images; 0 without a voxel that has signal. With two echoes,
+        whose difference shows tissue, from differences between neighbouring voxels: somewhat too large.
     """
     signal = magnitude[:, mask]
     signal = signal[:, (signal > 0).all(0)]
@@ -60,7 +60,7 @@ def estimate_noise_sigma(magnitude: Echoes, mask: MaskVolume) -> float:
 
 
 def _floor_narrowing(levels: Tensor, contrast: Tensor, sigma: float) -> float:
-    """How much narrower than its channels' noise a contrast of magnitudes is, some of which are at the floor.
+    """SD of a combination of magnitudes over that of its channels; below 1 near the noise floor.
 
     `levels` are typical magnitudes of the echoes, shape (echo,). At a signal s and a noise of 1, the variance
     of a Rician variable is 2 + s² less its squared mean; its squared median is 2 ln 2 at s = 0.
@@ -75,10 +75,10 @@ def _floor_narrowing(levels: Tensor, contrast: Tensor, sigma: float) -> float:
 
 
 def rician_mean(signal: Trains, noise: Values) -> tuple[Trains, Trains]:
-    """Mean of the magnitude of a signal in complex noise, and its derivative by the signal, (echo, voxel).
+    """Mean of a Rician variable, and its derivative by the signal, shape (echo, voxel).
 
     √(π/2) [(1 + 2z) I₀(z) + 2z I₁(z)] exp(−z) at a noise of 1, z = signal²/4; far above the noise by its
-    asymptotic series, which keeps what is left of the precision.
+    asymptotic series, which is more precise there.
     """
     ratio = signal / noise
     inverse = 1 / ratio.clamp_min(_ASYMPTOTIC)

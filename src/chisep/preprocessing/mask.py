@@ -1,4 +1,4 @@
-"""Brain masks: brain extraction from gradient-echo magnitudes, phase quality, masks of the user's."""
+"""Brain masks: brain extraction from gradient-echo magnitudes, phase-quality masks, and given masks."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _Inside = Bool[np.ndarray, "i j k"]
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How the brain is told from the rest of the head."""
+    """Settings of the brain extraction."""
 
     method: Literal["bet", "threshold"] = "bet"
-    """A surface that grows to the edge of the brain (BET), or threshold and morphology, which need a brain
-    that is apart from muscle and fat. In a volume without air, a crop, all tissue is the mask either way."""
+    """Surface evolution (BET), or threshold and morphology, which need a brain that is separate from muscle
+    and fat. In a volume without air (a crop) all tissue is the mask in both cases."""
     fraction: float = 0.5
-    """For BET: the surface stops where the signal falls below this fraction of that inside; larger values
-    make the mask smaller."""
+    """For BET: the surface stops where the signal falls below this fraction of the signal inside; larger
+    values make the mask smaller."""
     fluid_decay: float = 0.5
-    """For BET: fluid on the brain's surface, which decays more slowly than this fraction of the brain's
-    median rate, is left out; 0 keeps it, as a scan of one echo does."""
+    """For BET: CSF on the brain's surface, which decays more slowly than this fraction of the brain's median
+    rate, is left out; 0 keeps it. It is kept where there is one echo only."""
     erosion_mm: float = 4.0
-    """For threshold: erosion that cuts the bridges between brain and scalp; undone afterwards."""
+    """For threshold: erosion in mm that separates brain and scalp; undone afterwards."""
     closing_mm: float = 3.0
     """For threshold: gaps of up to twice this width (veins, sulci) are closed."""
     low_signal: float = 0.1
@@ -68,14 +68,14 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """Where phase is too poor for background removal."""
+    """Settings of the phase-quality mask for background removal."""
 
     least_quality: float = 0.45
-    """Voxels of less phase quality (0 to 1) are poor."""
+    """Voxels with a lower phase quality (0 to 1) are poor."""
     vein_mm: float = 2.5
-    """Poor voxels that a ball of this radius does not fit in, such as veins, stay in the mask."""
+    """Poor regions that do not contain a ball of this radius in mm, such as veins, stay in the mask."""
     hole_ml: float = 1.0
-    """Poor regions of up to this volume stay if they are enclosed by the mask."""
+    """Poor regions of up to this volume in ml stay if the mask encloses them."""
 
     def __post_init__(self) -> None:
         for name in ("least_quality", "vein_mm", "hole_ml"):
@@ -90,20 +90,20 @@ class QualityConfig:
 
 
 def brain_mask(magnitude: Echoes, grid: Grid, config: MaskConfig | None = None) -> MaskVolume:
-    """Find the brain in gradient-echo magnitudes.
+    """Brain extraction from gradient-echo magnitudes.
 
     By default a surface grows from the middle of the head to the edge of the brain (BET: Smith 2002,
-    10.1002/hbm.10062). It grows in the last echo, in which bone, fat and muscle have decayed more than
-    brain and fluid have. What then lies on the surface and hardly decays is fluid between brain and skull,
-    and is left out, with sulci closed. Ratios of echoes do not depend on the coil's sensitivity, and BET
-    compares signals over 2 cm only.
+    10.1002/hbm.10062). It grows in the last echo, in which bone, fat and muscle have decayed more than brain
+    and CSF. Voxels near the surface that hardly decay are CSF between brain and skull, and are left out, with
+    sulci closed. Ratios of echoes do not depend on the coil's sensitivity, and BET compares signals over 2 cm
+    only.
 
     Parameters
     ----------
     magnitude
         Gradient-echo magnitudes in order of echo time, shape (echo, i, j, k), any scale.
     grid
-        Their grid; its affine says where the top of the head is.
+        Their grid; its affine gives the top of the head.
     config
         Options; defaults where None.
 
@@ -120,7 +120,7 @@ def brain_mask(magnitude: Echoes, grid: Grid, config: MaskConfig | None = None) 
     config = config or MaskConfig()
     image = magnitude.detach().square().sum(0).sqrt().cpu().numpy()
     if not image.max() > image.min():
-        raise _nothing("a constant image")
+        raise _no_brain("a constant image")
     tissue, has_air = _tissue(image)
     if has_air and config.method == "bet":
         brain = extract_brain(
@@ -136,24 +136,24 @@ def brain_mask(magnitude: Echoes, grid: Grid, config: MaskConfig | None = None) 
     if brain.any():
         brain &= image > config.low_signal * np.median(image[brain])
     if not brain.any():
-        raise _nothing(f"no voxel left of {int(tissue.sum())} with signal")
+        raise _no_brain(f"no voxel left of {int(tissue.sum())} with signal")
     return torch.from_numpy(brain).to(magnitude.device)
 
 
 def quality_mask(
     quality: Volume, mask: MaskVolume, grid: Grid, config: QualityConfig | None = None
 ) -> MaskVolume:
-    """Leave out of a mask what has no phase to rely on.
+    """Phase-quality mask: a mask without regions of unreliable phase.
 
-    Background removal reads the field in spheres or along the whole surface of the mask, so one region
-    of wrong phase, such as above the nasal sinus, spoils its surroundings. But what is left out becomes
+    Background removal reads the field in spheres or along the whole surface of the mask, so one region of
+    wrong phase, such as above the nasal sinus, affects its surroundings. But what is left out becomes
     background: its own field is removed, and so is a rim of brain around every hole. So poor voxels are
-    cut at the edge and where they are many; single ones and veins stay, and small holes are filled.
+    removed at the edge and in large clusters; single ones and veins stay, and small holes are filled.
 
     Parameters
     ----------
     quality
-        Reliability of the phase from 0 to 1, shape (i, j, k).
+        Phase quality from 0 to 1, shape (i, j, k).
     mask
         Brain, shape (i, j, k).
     grid
@@ -190,7 +190,7 @@ def quality_mask(
 
 
 def checked_mask(mask: Tensor, grid: Grid, source: str) -> MaskVolume:
-    """Check a mask that a user gave.
+    """Check a given mask.
 
     Parameters
     ----------
@@ -226,12 +226,12 @@ def checked_mask(mask: Tensor, grid: Grid, source: str) -> MaskVolume:
             source,
             found=found,
             expected=f"a brain mask of 0 and 1, of shape {grid.shape} and at least {_LEAST_ML:g} ml",
-            fix="Make the mask on the grid of the gradient echo, or leave it out to have it made.",
+            fix="Make the mask on the grid of the gradient echo, or leave it out to extract the brain.",
         )
     return inside
 
 
-def _nothing(found: str) -> InputError:
+def _no_brain(found: str) -> InputError:
     return InputError(
         "brain mask",
         found=found,
@@ -241,8 +241,8 @@ def _nothing(found: str) -> InputError:
 
 
 def _tissue(image: _Image) -> tuple[_Inside, bool]:
-    """Voxels with signal, and whether there is air around them."""
-    # Bright fat and vessels would pull the threshold up: the histogram ends at the 99th percentile.
+    """Threshold the signal (Otsu); also returns whether there is air around the tissue."""
+    # Bright fat and vessels would raise the threshold: the histogram ends at the 99th percentile.
     clipped = np.minimum(image, np.percentile(image, 99))
     threshold = float(threshold_otsu(clipped))
     tissue = clipped > threshold
@@ -253,7 +253,7 @@ def _tissue(image: _Image) -> tuple[_Inside, bool]:
 
 
 def _deepest_component(tissue: _Inside, grid: Grid, config: MaskConfig) -> _Inside:
-    """Part brain and scalp, keep the component deepest in the head and grow it back within the tissue."""
+    """Erode, keep the component deepest in the head, and dilate it within the tissue."""
     parts, count = ndimage.label(distance_inside(tissue, grid) > config.erosion_mm)
     if count == 0:
         return np.zeros_like(tissue)

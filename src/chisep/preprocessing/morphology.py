@@ -14,12 +14,12 @@ _Inside = Bool[np.ndarray, "i j k"]
 
 
 def depth_mm(mask: MaskVolume, grid: Grid) -> Volume:
-    """Distance from each voxel of a mask to the nearest one outside of it.
+    """Distance transform of a mask: from each voxel to the nearest voxel outside.
 
     Parameters
     ----------
     mask
-        Shape (i, j, k); all beyond the edge of the volume is outside.
+        Shape (i, j, k); everything beyond the edge of the volume is outside.
     grid
         Voxel size.
 
@@ -33,7 +33,7 @@ def depth_mm(mask: MaskVolume, grid: Grid) -> Volume:
 
 
 def distance_inside(mask: _Inside, grid: Grid) -> _Image:
-    """Distance in mm to the nearest voxel outside the mask; the edge of the volume counts as inside."""
+    """Distance transform in mm to the nearest voxel outside the mask; beyond the volume counts as inside."""
     if mask.all():
         return np.full(mask.shape, np.inf)
     distance = np.zeros(mask.shape)

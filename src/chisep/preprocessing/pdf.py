@@ -1,4 +1,4 @@
-"""PDF: the background field is what dipoles outside the mask can best explain of the total field."""
+"""PDF: the background field is the projection of the total field onto fields of dipoles outside the mask."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from chisep.preprocessing.vsharp import LocalField, without_rim
 from chisep.types import Grid, MaskVolume, Volume
 
 _LARGEST_WEIGHT = 3.0
-"""No voxel weighs more than this times the median one: a noise map of fits may come near 0 by chance."""
+"""Largest weight relative to the median: a fitted noise map may be near 0 by chance."""
 
 
 @dataclass(frozen=True)
 class PdfConfig:
-    """How long dipoles are fitted, where they may be, and what is left out."""
+    """Settings of PDF."""
 
     rim_mm: float = 7.0
-    """Depth of the rim of the mask that is left out; never more than a third of the deepest depth."""
+    """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth."""
     padding_mm: float = 40.0
-    """How far beyond the mask's bounding box, on all sides together, dipoles may be."""
+    """Padding of the mask's bounding box in mm, both sides together, in which dipoles may lie."""
     iterations: int = 30
-    """Most steps of conjugate gradients. Many steps explain the local field by dipoles near the surface."""
+    """Maximum number of conjugate-gradient iterations. Too many explain the local field by dipoles near the
+    surface."""
     tolerance: float = 1e-3
-    """The fit is done when the gradient is this small relative to that of the start."""
+    """Iterations stop at this gradient, relative to that of the start."""
 
     def __post_init__(self) -> None:
         depths = (self.rim_mm, self.padding_mm)
@@ -76,12 +77,12 @@ def pdf(
     config
         Options; defaults where None.
     sigma_ppm
-        Standard deviation of the field's noise, shape (i, j, k); even noise where None.
+        Standard deviation of the field's noise, shape (i, j, k); uniform noise where None.
 
     Returns
     -------
     LocalField
-        Local field in ppm and the mask it is known in.
+        Local field in ppm and the valid-field mask.
     """
     config = config or PdfConfig()
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
@@ -102,7 +103,7 @@ def _weight(sigma_ppm: Tensor, mask: Tensor) -> Tensor:
 
 
 def _background(field: Tensor, mask: Tensor, weight: Tensor, grid: Grid, config: PdfConfig) -> Tensor:
-    """Field of dipoles outside the mask, and of first order, that fits best."""
+    """Least-squares background field: dipoles outside the mask, and a first-order polynomial."""
     sizes = [
         next_fast_len(n + math.ceil(config.padding_mm / v), real=True)
         for n, v in zip(mask.shape, grid.voxel_mm, strict=True)

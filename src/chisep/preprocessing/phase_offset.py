@@ -14,10 +14,10 @@ _SMOOTHING_PASSES = 2
 
 
 def smoothed_phase(phasor: Tensor, mask: Tensor, sigma_mm: float, grid: Grid) -> Tensor:
-    """Phase inside the mask of complex values smoothed within it; bright voxels count more.
+    """Smooth a phase inside the mask as complex values, weighted by magnitude.
 
-    Smoothing bends a slope at the edge of the mask, where neighbours are missing on one side. Most of
-    that bias is avoided by taking a polynomial out first, and by smoothing once more what a pass left.
+    Smoothing biases a slope at the edge of the mask, where neighbours are missing on one side. Subtracting a
+    polynomial first, and smoothing the residual once more, avoids most of that bias.
     """
     sigma = [sigma_mm / edge for edge in grid.voxel_mm]
     smooth = _quadratic(volume_of(phasor, mask), mask, grid)
@@ -29,9 +29,9 @@ def smoothed_phase(phasor: Tensor, mask: Tensor, sigma_mm: float, grid: Grid) ->
 
 
 def _quadratic(phasor: Tensor, mask: Tensor, grid: Grid) -> Tensor:
-    """Phase inside the mask of the second-order polynomial that fits all steps between neighbours best.
+    """Fit a second-order polynomial to the phase differences between neighbours, by least squares.
 
-    Steps, unlike the phase itself, are short of π and so need no unwrapping.
+    Differences, unlike the phase itself, are below π and need no unwrapping.
     """
     axes = [
         torch.arange(n, device=mask.device).mul(v / 100)
@@ -49,7 +49,7 @@ def _quadratic(phasor: Tensor, mask: Tensor, grid: Grid) -> Tensor:
         design = torch.stack([term.diff(dim=axis)[both] for term in terms]).double()
         normal += (design * weight) @ design.T
         right += design @ (weight * step.angle())
-    # A mask one voxel thin has no steps along an axis: the pseudo-inverse leaves its terms at 0.
+    # A mask one voxel thin has no differences along an axis: the pseudo-inverse leaves its terms at 0.
     coefficients = torch.linalg.pinv(normal, hermitian=True) @ right
     phase = torch.zeros_like(phasor.real[mask])
     for coefficient, term in zip(coefficients, terms, strict=True):

@@ -11,7 +11,7 @@ _RADIAN_SLACK = 0.05
 
 
 def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tuple[Echoes, str | None]:
-    """Recognise the scale of stored phase and bring it to radians.
+    """Recognise the scale of stored phase and convert it to radians.
 
     Parameters
     ----------
@@ -20,14 +20,14 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     source
         Where they come from, for messages.
     units
-        What the sidecar says ("rad", "arbitrary"), if anything. "rad" is believed if the values agree.
+        Units that the sidecar states ("rad", "arbitrary"), if any. "rad" is accepted if the values agree.
 
     Returns
     -------
     phase_rad : Echoes
         Phase in radians.
     note : str or None
-        What was found and how it was read; None where the values were radians already.
+        The scale found and how it was read; None where the values were radians already.
 
     Raises
     ------
@@ -37,9 +37,8 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     Notes
     -----
     Known scales are radians (within ±2π, spanning more than 1), integers 0…4095 (12 bit) and
-    −4096…4095 (12 bit, doubled and centred) and degrees (±180 or 0…360). Any other scale is read as
-    linear, its smallest and largest value being −π and π: true of whole images, where air holds every
-    phase.
+    −4096…4095 (12 bit, doubled and centred) and degrees (±180 or 0…360). Any other scale is read as linear,
+    with −π and π at its smallest and largest value: valid for whole images, where air has every phase.
     """
     if bool((phase.amax((1, 2, 3)) == phase.amin((1, 2, 3))).any()):
         raise InputError(

@@ -31,35 +31,35 @@ _COARSE_POINTS = 20_000
 _DARKEST = 0.01
 """Signals below this fraction of the median are clipped before their logarithm is taken."""
 _RADIUS_MM = 60.0
-"""Order of the size of a head, by which positions and angles become numbers of order 1 and mm."""
+"""About the radius of a head: scales positions to order 1, and angles to mm."""
 _ROBUST = 3.0
 _RIDGE = 1e-9
-"""Relative; only what the points do not determine feels it, as a thin slab's terms of position."""
+"""Relative; it affects only what the points do not determine, such as position terms across a thin slab."""
 _CONTRAST_DEGREE = 3
 _COARSE_POSITION_DEGREE, _POSITION_DEGREE = 4, 8
 
 
 @dataclass(frozen=True)
 class RegistrationConfig:
-    """How the motion between two scans is estimated."""
+    """Settings of the rigid registration."""
 
     smoothing_mm: tuple[float, ...] = (6.0, 3.0)
-    """SD of the Gaussian that smooths both images, coarse to fine; a last level follows by itself, of half
-    the edge of a cube as large as a voxel."""
+    """SD in mm of the Gaussian that smooths both images, coarse to fine; the last level, half the edge of a
+    cube as large as a voxel, is added automatically."""
     points: int = 60_000
-    """Places in the brain at which the images are compared, on the last level."""
+    """Number of points in the brain at which the images are compared, on the last level."""
     rim_mm: float = 3.0
-    """Rim of the mask that is left out: partial volumes of the skull and cerebrospinal fluid differ most."""
+    """Rim of the mask in mm that is left out: partial volumes of skull and CSF differ most between scans."""
     iterations: int = 12
-    """Most steps on each level."""
+    """Maximum number of steps on each level."""
     tolerance_mm: float = 0.005
     """A level ends when a step moves the brain by less."""
     max_shift_mm: float = 30.0
-    """A shift of the brain's centre beyond this is not believed."""
+    """Largest shift of the brain's centre that is accepted."""
     max_rotation_deg: float = 20.0
-    """A rotation beyond this is not believed."""
+    """Largest rotation that is accepted."""
     seed: int = 0
-    """Of the places."""
+    """Seed of the random points."""
 
     def __post_init__(self) -> None:
         sizes = (*self.smoothing_mm, self.tolerance_mm, self.max_shift_mm, self.max_rotation_deg)
@@ -81,7 +81,7 @@ class RegistrationConfig:
 
 @dataclass(frozen=True, eq=False)
 class Rigid:
-    """Where the head lies in one scan from where it lies in another.
+    """Rigid transform between the head positions of two scans.
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ class Rigid:
     displacement_mm
         Largest distance by which a point of the brain moved.
     agreement_before, agreement
-        Part of the moving image's variance that the fixed scan explains, by the headers and after motion was
-        corrected; NaN where the scans do not overlap.
+        Fraction of the moving image's variance that the fixed scan explains, by the headers and after
+        registration; NaN where the scans do not overlap.
     found
         Whether the estimate is accepted; if not, the transform is the identity.
     warnings
@@ -110,7 +110,7 @@ class Rigid:
 
     @property
     def rotation_deg(self) -> float:
-        """Angle of the rotation, about whatever axis."""
+        """Angle of the rotation about its axis."""
         return math.degrees(Rotation.from_matrix(self.fixed_to_moving_mm[:3, :3]).magnitude())
 
     @property
@@ -130,23 +130,23 @@ def register(
     mask: MaskVolume,
     config: RegistrationConfig | None = None,
 ) -> Rigid:
-    """Estimate how the head moved between two scans of different contrast.
+    """Rigid registration of two scans of different contrast.
 
-    The logarithm of the moving image (root of the sum of squares of its echoes) is explained by that of the
-    first, middle and last echo of the fixed scan, as a polynomial of third degree, and by a polynomial of
-    position (of fourth degree, of eighth on the last level), which takes up what coils do to both. What that
-    predicts has the moving image's contrast, so least squares find the motion: Gauss–Newton from coarse to
-    fine, each step with a new prediction and with little weight on what it does not explain. Without the
-    terms of position the coils, which stay where they are, hold the estimate back.
+    The logarithm of the moving image (root of the sum of squares of its echoes) is regressed on that of the
+    first, middle and last echo of the fixed scan, as a polynomial of third degree, and on a polynomial of
+    position (of fourth degree, of eighth on the last level), which models coil sensitivities. The prediction
+    has the moving image's contrast, so least squares estimate the motion: Gauss–Newton from coarse to fine,
+    each step with a new prediction and robust weights. Without the position terms the coils, which do not
+    move with the head, bias the estimate toward no motion.
 
     Parameters
     ----------
     moving
-        Echoes (magnitude) of the scan that is to be moved, shape (echo, i, j, k) on its own grid.
+        Echoes (magnitude) of the moving scan, shape (echo, i, j, k) on its own grid.
     moving_affine
         Its voxel index to world mm, shape (4, 4).
     fixed
-        Echoes (magnitude) of the scan that stays, shape (echo, i, j, k).
+        Echoes (magnitude) of the fixed scan, shape (echo, i, j, k).
     fixed_affine
         Its voxel index to world mm, shape (4, 4).
     mask
@@ -160,7 +160,7 @@ def register(
         The identity, with a warning, where the estimate is worse than the headers, beyond the limits, or
         too little of the brain is in both scans.
     """
-    # Sums of many numbers depend on the number of threads in their last digits; the result should not.
+    # With several threads the last digits of long sums vary; the result must not.
     with threadpool_limits(limits=1, user_api="blas"):
         return _registered(moving, moving_affine, fixed, fixed_affine, mask, config or RegistrationConfig())
 
@@ -175,7 +175,7 @@ def _registered(
 ) -> Rigid:
     centre_mm, reach_mm = _extent(mask, fixed_affine)
     rng = np.random.default_rng(config.seed)
-    still = _Images(fixed, fixed_affine, mask, config.rim_mm)
+    reference = _FixedScan(fixed, fixed_affine, mask, config.rim_mm)
     echoes = moving.detach().cpu().numpy()
     image = np.sqrt(np.square(echoes).sum(0, dtype=np.float32))
     finest_mm = 0.5 * max(math.cbrt(abs(np.linalg.det(a[:3, :3]))) for a in (fixed_affine, moving_affine))
@@ -184,7 +184,7 @@ def _registered(
     for smoothing_mm in (*coarse, finest_mm):
         last = smoothing_mm == finest_mm
         count = config.points if last else min(config.points, _COARSE_POINTS)
-        points_mm, signals = still.sampled(smoothing_mm, moving_affine, count, rng)
+        points_mm, signals = reference.sampled(smoothing_mm, moving_affine, count, rng)
         smooth = _smoothed(image, moving_affine, smoothing_mm, fixed_affine)
         degree = _POSITION_DEGREE if last else _COARSE_POSITION_DEGREE
         level = _Level(points_mm, signals, smooth, moving_affine, degree)
@@ -229,21 +229,21 @@ def _largest_move_mm(transform: Affine, points_mm: Points) -> float:
 
 
 def _extent(mask: MaskVolume, affine: Affine) -> tuple[tuple[float, float, float], Points]:
-    """Centre of the brain in world mm, and points that include its outermost."""
+    """Centre of the brain in world mm, and its outermost points."""
     index = mask.nonzero().double().cpu().numpy()
     if not len(index):
         raise InputError(
             "brain mask", found="an empty mask", expected="the brain", fix="Check the brain mask."
         )
     x, y, z = _apply(affine, index.mean(0, keepdims=True))[0]
-    # A rigid motion moves no point of the brain further than the furthest corner along enough directions.
+    # The largest displacement of a rigid motion is at one of the extreme points along enough directions.
     ends = np.stack(list(itertools.product((-1, 0, 1), repeat=3)))
     outermost = np.unique((index @ ends.T).argmax(0))
     return (float(x), float(y), float(z)), _apply(affine, index[outermost])
 
 
 def _smoothed(image: _Volume, affine: Affine, smoothing_mm: float, other_affine: Affine) -> _Volume:
-    """Smooth an image, and along axes where the other image has longer voxels as much more as these do."""
+    """Gaussian smoothing of an image, with more along axes where the other image has longer voxels."""
     own = affine[:3, :3]
     edges_mm = np.asarray(_edges_mm(affine))
     # A voxel averages over its edges: a variance of a twelfth of their square.
@@ -257,13 +257,13 @@ def _sampled(volume: _Volume, voxels: Points) -> Values:
     return np.asarray(ndimage.map_coordinates(volume, voxels.T, order=1, mode="nearest"), dtype=np.float64)
 
 
-class _Images:
-    """The fixed scan: its echoes near the brain, and the places where they are compared."""
+class _FixedScan:
+    """The fixed scan: its echoes near the brain, and the voxels from which points are drawn."""
 
     def __init__(self, echoes: Echoes, affine: Affine, mask: MaskVolume, rim_mm: float) -> None:
         self.edges_mm = _edges_mm(affine)
         index = mask.nonzero()
-        # Smoothing needs the neighbourhood; the rest of the volume is not looked at.
+        # Smoothing needs the neighbourhood only.
         border = [math.ceil(12 / edge) for edge in self.edges_mm]
         low = [max(int(index[:, a].min()) - border[a], 0) for a in range(3)]
         i, j, k = (slice(low[a], int(index[:, a].max()) + 1 + border[a]) for a in range(3))
@@ -274,27 +274,26 @@ class _Images:
         if not inside.all():
             core = np.asarray(ndimage.distance_transform_edt(inside, sampling=self.edges_mm)) > rim_mm
             inside = core if np.count_nonzero(core) >= _FEWEST_POINTS else inside
-        self.places = np.argwhere(inside).astype(np.float64)
+        self.inside = np.argwhere(inside).astype(np.float64)
         self.affine = affine.copy()
         self.affine[:3, 3] = affine[:3, :3] @ low + affine[:3, 3]
 
     def sampled(
         self, smoothing_mm: float, other_affine: Affine, count: int, rng: np.random.Generator
     ) -> tuple[Points, list[Values]]:
-        """Places between voxel centres in world mm, and the smoothed echoes there.
+        """Random points between voxel centres in world mm, and the smoothed echoes there.
 
-        Were it at voxel centres, only the moving image would be blurred by interpolation, and the estimate
-        drawn to where it is not.
+        At voxel centres only the moving image would be blurred by interpolation, which biases the estimate.
         """
-        chosen = rng.choice(len(self.places), min(count, len(self.places)), replace=False)
-        voxels = self.places[chosen] + rng.uniform(-0.5, 0.5, (len(chosen), 3))
+        chosen = rng.choice(len(self.inside), min(count, len(self.inside)), replace=False)
+        voxels = self.inside[chosen] + rng.uniform(-0.5, 0.5, (len(chosen), 3))
         smooth = (_smoothed(echo, self.affine, smoothing_mm, other_affine) for echo in self.echoes)
         signals = [_sampled(echo, voxels) for echo in smooth]
         return _apply(self.affine, voxels), signals
 
 
 class _Level:
-    """Both images at one smoothness."""
+    """One resolution level: points of the fixed scan, and the moving image."""
 
     def __init__(
         self,
@@ -314,7 +313,7 @@ class _Level:
         terms += _monomials(list(position.T), position_degree)
         self.terms = np.stack(terms, 1)
 
-    def _seen(self, transform: Affine) -> tuple[Points, NDArray[np.bool_]]:
+    def _visible(self, transform: Affine) -> tuple[Points, NDArray[np.bool_]]:
         """Voxel coordinates of the points in the moving image, and which of them it covers."""
         voxels = _apply(self.to_voxels @ transform, self.points_mm)
         ends = np.asarray(self.moving.shape) - 1
@@ -322,10 +321,10 @@ class _Level:
         return voxels, inside
 
     def _predicted(self, terms: _Terms, values: Values) -> Values:
-        """Predict the moving image from the fixed scan."""
+        """Regression of the moving image on the fixed scan: predicted values."""
         middle = max(float(np.median(values)), 1e-30)
         log = np.log(np.maximum(values, _DARKEST * middle))
-        # The noise of a logarithm is that of the signal, relative.
+        # The noise of a logarithm is the relative noise of the signal.
         weight = np.minimum(values / middle, 2.0)
         weighted = terms * np.square(weight)[:, None]
         normal = weighted.T @ terms
@@ -334,8 +333,8 @@ class _Level:
         return np.asarray(np.exp(np.clip(terms @ factors, log.min(), log.max())))
 
     def agreement(self, transform: Affine) -> float:
-        """Part of the variance of the moving image that is explained; NaN without overlap."""
-        voxels, seen = self._seen(transform)
+        """Fraction of the moving image's variance that is explained; NaN without overlap."""
+        voxels, seen = self._visible(transform)
         if np.count_nonzero(seen) < _FEWEST_POINTS:
             return math.nan
         values = _sampled(self.moving, voxels[seen])
@@ -343,8 +342,8 @@ class _Level:
         return 1 - float(np.square(residual).sum() / max(np.square(values - values.mean()).sum(), 1e-30))
 
     def step(self, transform: Affine) -> Affine | None:
-        """One step of Gauss–Newton, as a rigid transform of world mm; None without enough overlap."""
-        voxels, seen = self._seen(transform)
+        """Gauss–Newton step as a rigid transform of world mm; None without enough overlap."""
+        voxels, seen = self._visible(transform)
         if np.count_nonzero(seen) < max(_FEWEST_POINTS, 0.05 * len(seen)):
             return None
         voxels = voxels[seen]

@@ -1,9 +1,9 @@
-"""Relaxivity D_r of a scan: as given, by default of the field strength, or calibrated in deep grey matter.
+"""Relaxivity D_r of a scan: given, the default of the field strength, or calibrated in deep grey matter.
 
-The calibration measures how R2' grows with |χ|: in nuclei that are rich in iron and poor in myelin χ is
-almost χ_pos, so that R2' = D_r,pos |χ| + a constant
+The calibration is a regression of R2' on |χ|: in nuclei that are rich in iron and poor in myelin χ is almost
+χ_pos, so that R2' = D_r,pos |χ| + a constant
 (Shin 2021, 10.1016/j.neuroimage.2021.118371; 137 1/s/ppm at 3 T. Dimov 2022, 10.3390/tomography8030127,
-finds another value with another QSM: D_r goes with the QSM method that it was found with).
+finds another value with another QSM: D_r depends on the QSM method used to calibrate it).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEEP_GREY: Mapping[int, str] = MappingProxyType(
         59: "right substantia nigra",
     }
 )
-"""FreeSurfer numbers of the nuclei with most iron."""
+"""FreeSurfer numbers of the nuclei with the most iron."""
 MapPair = Float[np.ndarray, "2 i j k"]
 """χ and R2'."""
 MeanPairs = Float[np.ndarray, "resample 2"]
@@ -64,14 +64,14 @@ def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """What counts as a region, and how the interval is found."""
+    """Settings of the calibration of D_r and of its confidence interval."""
 
     least_voxels: int = 20
     """Regions of fewer voxels are left out."""
     least_regions: int = 5
-    """Fewer regions than this are refused."""
+    """Minimum number of regions."""
     block_voxels: int = 3
-    """Edge of the blocks of voxels that are resampled together, since neighbours err alike."""
+    """Edge in voxels of the blocks that are resampled together, since errors of neighbours are correlated."""
     resamples: int = 2000
     """Number of bootstrap resamples."""
 
@@ -147,11 +147,11 @@ def calibrate_relaxivity(
     *,
     regions: Mapping[int, str] = DEEP_GREY,
 ) -> RelaxivityFit:
-    """Estimate D_r from the means of deep grey nuclei.
+    """Calibrate D_r by Deming regression over deep grey nuclei.
 
-    Both means have errors, so the line is that of least orthogonal distance (Deming), in units of the
-    scatter of voxels within regions. The interval is that of a bootstrap over regions and, within each, over
-    blocks of voxels, widened by Student's t because regions are few.
+    Both means have errors, so the line has the least orthogonal distance (Deming), in units of the scatter of
+    voxels within regions. The interval is from a bootstrap over regions and, within each, over blocks of
+    voxels, widened by Student's t because regions are few.
 
     Parameters
     ----------
@@ -183,11 +183,12 @@ def calibrate_relaxivity(
 
     Notes
     -----
-    Where both sources are in a voxel, R2' = D_r (|χ| + 2 min(χ_pos, χ_neg)). What is the same in all regions
-    goes to the intercept. What grows with |χ| goes to the slope: in digital heads with the sources of the
-    χ-separation atlas (Min 2024, 10.1002/nbm.5226) D_r comes out some 5 % too large from these nuclei, 30 %
-    without an intercept, and 35 % where nuclei that hold more myelin are added (subthalamic, dentate). A
-    susceptibility map that is too small by some part makes D_r too large by the same: D_r goes with its map.
+    Where both sources are in a voxel, R2' = D_r (|χ| + 2 min(χ_pos, χ_neg)). A part that is equal
+    in all regions adds to the intercept. A part that grows with |χ| adds to the slope: in digital phantoms
+    with the sources of the χ-separation atlas (Min 2024, 10.1002/nbm.5226) D_r comes out some 5 % too large
+    from these nuclei, 30 % without an intercept, and 35 % where nuclei with more myelin are added
+    (subthalamic, dentate). A susceptibility map that is too small by some part makes D_r too large by the
+    same: D_r depends on its map.
     """
     config = config or CalibrationConfig()
     maps = np.stack([chi_ppm.cpu().double().numpy(), r2prime_hz.cpu().double().numpy()])
@@ -224,7 +225,7 @@ def calibrate_relaxivity(
 
 
 class _Sample:
-    """Voxels of one region that are no outliers in χ or R2'.
+    """Voxels of one region without outliers in χ or R2'.
 
     Attributes
     ----------
@@ -257,7 +258,7 @@ class _Sample:
 
 
 def _deming(x: Points, y: Points, ratio: float) -> Points:
-    """Slope of least orthogonal distance; `ratio` is the variance of errors in y over that in x."""
+    """Slope by Deming regression; `ratio` is the variance of errors in y over that in x."""
     dx, dy = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
     xx, yy, xy = (dx**2).mean(-1), (dy**2).mean(-1), (dx * dy).mean(-1)
     half = (yy - ratio * xx) / 2
@@ -273,8 +274,8 @@ def _half_interval(
     drawn = np.stack([sample.resampled(count, config.block_voxels, rng) for sample in samples], axis=1)
     chosen = rng.integers(n, size=(count, n))
     picked = np.take_along_axis(drawn, chosen[..., None], axis=1)
-    # A line through fewer than three different regions says nothing about their scatter.
-    telling = np.array([len(set(row)) >= 3 for row in chosen.tolist()])
-    slopes = _deming(np.abs(picked[telling, :, 0]), picked[telling, :, 1], ratio)
+    # A line through fewer than three different regions has no scatter.
+    scattered = np.array([len(set(row)) >= 3 for row in chosen.tolist()])
+    slopes = _deming(np.abs(picked[scattered, :, 0]), picked[scattered, :, 1], ratio)
     low, high = np.quantile(slopes[np.isfinite(slopes)], stats.norm.cdf([-1, 1]))
     return float(stats.t.ppf(0.975, n - 2) * (high - low) / 2)

@@ -1,9 +1,9 @@
-"""Relaxation rates R2*, R2 and R2' in 1/s from echo magnitudes, each with its standard deviation.
+"""Relaxometry: R2*, R2 and R2' in 1/s from echo magnitudes, each with its standard deviation.
 
-The noise of a magnitude is Rician: where the signal is gone, a floor is left. Fits compare the measured
-magnitudes with the mean of a Rician variable (Koay and Basser 2006, 10.1016/j.jmr.2006.01.016), not with the
-signal, so that the floor does not look like a slow decay. In magnitudes the noise is nearly the same in all
-echoes: least squares of the magnitudes themselves weighs them as they deserve.
+The noise of a magnitude is Rician: late echoes end in a noise floor. Fits compare the measured magnitudes
+with the mean of a Rician variable (Koay and Basser 2006, 10.1016/j.jmr.2006.01.016), not with the signal, so
+that the floor does not look like a slow decay. The noise of magnitudes is nearly equal in all echoes, so that
+unweighted least squares of the magnitudes is near the optimum.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ _EVEN_TE = 0.01
 
 @dataclass(frozen=True)
 class R2starConfig:
-    """How R2* is fitted."""
+    """Settings of the R2* fit."""
 
     method: Literal["nonlinear", "arlo"] = "nonlinear"
     """Least-squares fit with noise floor, or ARLO: faster, but the noise floor biases it."""
     correct_field_gradient: bool = True
-    """Undo what the field's gradient across each voxel takes off later echoes, where the field is known."""
+    """Correct the attenuation of later echoes by the field's gradient across each voxel, where the field is
+    known."""
     least_left: float = 0.3
-    """Echoes of which the field's gradient leaves less are not used; the first two always are."""
+    """Echoes that the field's gradient attenuates below this fraction are not used; the first two always
+    are."""
 
     def __post_init__(self) -> None:
         if not 0 < self.least_left < 1:
             raise InputError(
-                "least part of an echo that is left",
+                "least attenuation factor of an echo (least_left)",
                 found=f"{self.least_left}",
                 expected="between 0 and 1",
                 fix="Usual is 0.3.",
@@ -56,10 +58,10 @@ class R2starConfig:
 
 @dataclass(frozen=True)
 class R2Config:
-    """How R2 is fitted, and the pulses of the spin-echo scan."""
+    """Settings of the R2 fit, and the pulses of the spin-echo scan."""
 
     method: Literal["epg", "exponential"] = "epg"
-    """Echo trains with stimulated echoes, whose B1 is estimated too, or one exponential."""
+    """Extended phase graphs (EPG: stimulated echoes included, B1 estimated too), or one exponential."""
     excitation_deg: float = 90.0
     """Nominal flip angle of the excitation in degrees."""
     refocusing_deg: float = 180.0
@@ -67,13 +69,13 @@ class R2Config:
     pulse: Literal["sinc", "gaussian", "ideal"] = "sinc"
     """Slice profile of the pulses; ideal for scans without slices (3-D)."""
     refocusing_width: float = 2.0
-    """Thickness of the refocused over that of the excited slice; 1 where the scanner does not widen it."""
+    """Thickness of the refocused slice over that of the excited slice; 1 where both are equal."""
     time_bandwidth: float = 4.0
     """Time-bandwidth product of sinc pulses."""
     t1_s: float = 1.1
     """T1 of tissue in seconds, for stimulated echoes."""
     b1_order: int = 6
-    """B1 is a polynomial of this order in space; more for a field strength of 7 T."""
+    """Order of the polynomial in space that models B1; use a higher one at 7 T."""
 
     def __post_init__(self) -> None:
         for name in ("excitation_deg", "refocusing_deg", "refocusing_width", "time_bandwidth", "t1_s"):
@@ -102,7 +104,7 @@ class Rate:
         In 1/s, shape (i, j, k), 0 outside the mask.
     sigma_hz
         Its standard deviation from the scan's noise, at most `MAX_RATE_HZ`, shape (i, j, k), 0 outside the
-        mask. It does not know of bounds: where the rate was clipped, it is that of the rate before.
+        mask. It ignores bounds: where the rate was clipped, it is that of the rate before clipping.
     """
 
     rate_hz: Volume
@@ -111,7 +113,7 @@ class Rate:
 
 @dataclass(frozen=True, eq=False)
 class SpinEchoFit(Rate):
-    """R2 and the transmit field found with it.
+    """R2, and the transmit field estimated with it.
 
     Parameters
     ----------
@@ -121,7 +123,7 @@ class SpinEchoFit(Rate):
     model
         Signal model of the fit: extended phase graphs, or one exponential.
     warnings
-        Why an exponential was fitted where extended phase graphs were asked for.
+        Why an exponential was fitted although extended phase graphs were requested.
     """
 
     b1: Volume | None = None
@@ -140,15 +142,15 @@ def r2star(
     b0_t: float | None = None,
     noise_sigma: float | None = None,
 ) -> Rate:
-    """R2* from multi-echo gradient-echo magnitudes.
+    """Fit R2* to multi-echo gradient-echo magnitudes.
 
-    ARLO (Pei 2015, 10.1002/mrm.25137) is for uniformly spaced echoes; other echo times, voxels where it has
-    no valid answer and those that lose an echo to the field's gradient go through the non-linear fit.
+    ARLO (Pei 2015, 10.1002/mrm.25137) needs uniformly spaced echoes. The non-linear fit takes other echo
+    times, voxels without a valid ARLO result, and voxels that lose an echo to the field's gradient.
 
-    A field that changes linearly across a voxel weakens an echo by Π sinc(Δf_x TE) over the three axes, Δf_x
-    being the change across the voxel in Hz (Fernandez-Seara and Wehrli 2000, Magnetic Resonance in
-    Medicine 44:358; Hernando 2012, 10.1002/mrm.23306). The field is assumed to change linearly, and the
-    voxel to be a box; echoes that are weakened most, where both matter, are left out.
+    A field that changes linearly across a voxel attenuates an echo by Π sinc(Δf_x TE) over the three axes,
+    where Δf_x is the change across the voxel in Hz (Fernandez-Seara and Wehrli 2000, Magnetic Resonance in
+    Medicine 44:358; Hernando 2012, 10.1002/mrm.23306). The field is assumed to change linearly, and the voxel
+    to be a box. The most attenuated echoes, where both assumptions matter, are left out.
 
     Parameters
     ----------
@@ -164,9 +166,9 @@ def r2star(
         Field with its background, unwrapped, shape (i, j, k). Without it the field's gradient is not
         corrected.
     field_known
-        Where it is known beside the mask, shape (i, j, k). At the surface of what is known the gradient comes
-        from one side only, which is a guess where the background changes fast, and σ does not know of it: a
-        field known one voxel beyond the mask makes the surface as good as the inside.
+        Where the field is known in addition to the mask, shape (i, j, k). At the surface of that region the
+        gradient comes from one side only. This is inaccurate where the background changes fast, and σ does
+        not include it. A field that is known one voxel beyond the mask avoids it.
     b0_t
         Field strength in T, needed with the field.
     noise_sigma
@@ -214,11 +216,11 @@ def r2(
     voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     noise_sigma: float | None = None,
 ) -> SpinEchoFit:
-    """R2 from multi-echo spin-echo magnitudes.
+    """Fit R2 to multi-echo spin-echo magnitudes.
 
-    Echo trains with stimulated echoes are matched with a dictionary over R2 and B1; of B1, which is smooth,
-    a map is made first, and R2 is then fitted without the steps of the dictionary. Echo times that are not
-    multiples of the first, or fewer than three echoes, leave only an exponential.
+    A dictionary of extended phase graphs over R2 and B1 includes stimulated echoes. The B1 map, which is
+    smooth, is estimated first; R2 is then fitted by interpolation in the dictionary. Echo times that are not
+    multiples of the first, or fewer than three echoes, allow only an exponential.
 
     Parameters
     ----------
@@ -288,7 +290,7 @@ def r2(
 
 
 def r2prime(r2star: Rate, r2: Rate) -> Rate:
-    """R2' = max(R2* − R2, 0), with the σ of the difference before it was clipped.
+    """Compute R2' = max(R2* − R2, 0), with the σ of the difference before clipping.
 
     Parameters
     ----------
@@ -300,23 +302,22 @@ def r2prime(r2star: Rate, r2: Rate) -> Rate:
     Returns
     -------
     Rate
-        R2' and √(σ_R2*² + σ_R2²). Clipping makes R2' of regions where it is near 0 too large on average,
-        by up to 0.4 σ; σ itself stays that of the difference, so that a solver weighs a clipped voxel
-        like its neighbours.
+        R2' and √(σ_R2*² + σ_R2²). Clipping makes R2' too large on average where it is near 0, by up to
+        0.4 σ. σ stays that of the difference, so that a solver weights a clipped voxel like its neighbours.
     """
     sigma = torch.hypot(r2star.sigma_hz, r2.sigma_hz).clamp_max(MAX_RATE_HZ)
     return Rate((r2star.rate_hz - r2.rate_hz).clamp_min(0), sigma)
 
 
 def pseudo_r2prime(r2star: Rate, b0_t: float) -> Rate:
-    """R2' = max(R2* − pseudo-R2, 0), where no spin echo measures R2.
+    """Compute a pseudo-R2' = max(R2* − pseudo-R2, 0), where no spin echo measures R2.
 
     Parameters
     ----------
     r2star
         R2* and its σ, 0 where R2* is not known.
     b0_t
-        Field strength in T, which the pseudo-R2 grows with (`pseudo_r2_hz`).
+        Field strength in T; the pseudo-R2 grows with it (`pseudo_r2_hz`).
 
     Returns
     -------

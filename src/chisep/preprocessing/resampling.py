@@ -28,7 +28,7 @@ def coverage(
     transform: Affine | None = None,
     mask: MaskVolume | None = None,
 ) -> MaskVolume:
-    """Say which voxels of a grid lie inside a volume.
+    """Coverage: which voxels of a grid lie inside a volume.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ def coverage(
     affine
         Its voxel index to world mm, shape (4, 4).
     grid
-        Where to look.
+        Grid of the result.
     transform
         World mm of the grid to world mm of the volume, as `Rigid.fixed_to_moving_mm`; None for none.
     mask
-        Voxels of the grid to look at, shape grid.shape; all if None.
+        Voxels of the grid to test, shape grid.shape; all if None.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def resample_to(
     mask: MaskVolume | None = None,
     source: str = "image",
 ) -> Resampled:
-    """Resample volumes to a grid through scanner coordinates, in one interpolation.
+    """Resample volumes to a grid through world coordinates, in one interpolation.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def resample_to(
     affine
         Voxel index of `data` to scanner mm, shape (4, 4).
     grid
-        Where the result lives.
+        Grid of the result.
     transform
         World mm of the grid to world mm of the data, as `Rigid.fixed_to_moving_mm`; None: positions of
         the headers hold.
     interpolation
-        Cubic splines keep the resolution; linear interpolation blurs but makes no overshoot.
+        Cubic splines keep the resolution; linear interpolation blurs but does not overshoot.
     mask
         Voxels of the grid to resample, all within `data` (see `coverage`), shape grid.shape; all that
         `data` covers if None.
@@ -121,7 +121,7 @@ def resample_to(
     moved = np.zeros((len(volumes), *grid.shape), dtype=volumes.dtype)
 
     def resample(echo: int) -> None:
-        # At the edge the nearest value holds instead of a fade to 0.
+        # Beyond the edge the nearest value is used instead of 0.
         order = {"linear": 1, "cubic": 3}[interpolation]
         values = ndimage.map_coordinates(volumes[echo], points, order=order, mode="nearest")
         moved[echo][wanted] = np.maximum(values, lowest)

@@ -1,4 +1,4 @@
-"""Exact phase unwrapping along a tree of the most trustworthy steps between voxels (ROMEO)."""
+"""Phase unwrapping by ROMEO: along the maximum spanning tree of edge qualities."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.types import Echoes, MaskVolume, Volume
 
-_TURN = 2 * math.pi
+_TWO_PI = 2 * math.pi
 _LEAST_FACTOR = 0.01
-"""Smallest factor of an edge's quality: no factor alone makes edges equal that others tell apart."""
+"""Smallest factor of an edge's quality: no factor alone makes edges equal that others distinguish."""
 _BRIGHT_PERCENTILE = 95
 _NO_EDGE = 2.0
 """Cost above that of every edge between neighbours."""
@@ -38,7 +38,7 @@ Phase = TypeVar("Phase", Tensor, NDArray[np.floating])
 
 def wrap(phase_rad: Phase) -> Phase:
     """Wrap a phase into ±π."""
-    return phase_rad - _TURN * (phase_rad / _TURN).round()
+    return phase_rad - _TWO_PI * (phase_rad / _TWO_PI).round()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Unwrapped:
     Parameters
     ----------
     phase_rad
-        Every echo's phase plus whole turns, shape (echo, i, j, k).
+        Every echo's phase plus multiples of 2π, shape (echo, i, j, k).
     quality
         Mean quality of the edges to a voxel's neighbours, 0 (noise) to 1, shape (i, j, k).
     """
@@ -92,8 +92,8 @@ def unwrap(
     mask
         Where to unwrap, shape (i, j, k).
     template
-        Number of the echo that is unwrapped in space. The next one (or else the one before) tells how
-        coherent its steps are over time.
+        Number of the echo that is unwrapped in space. The next one (or else the one before) gives
+        the coherence of its steps over time.
 
     Returns
     -------
@@ -107,14 +107,16 @@ def unwrap(
 
     Notes
     -----
-    ROMEO (Dymerska 2021, 10.1002/mrm.28563) grows a region from a seed along the best edge that leaves it,
-    which is Prim's algorithm: whatever the seed, the edges that it takes are the maximum spanning tree of
-    edge qualities. SciPy finds that tree, and whole turns are summed along it by pointer doubling. All
-    steps along the tree shorter than π make a result that is exact everywhere. The quality of an edge is
-    the product of the paper's six weights: phase coherence, phase gradient coherence between echoes, phase
-    linearity, magnitude coherence, and two that trust voxels much darker or brighter than usual less.
+    ROMEO (Dymerska 2021, 10.1002/mrm.28563) grows a region from a seed along the best edge that
+    leaves it, which is Prim's algorithm: whatever the seed, the edges that it takes are the maximum spanning
+    tree of edge qualities. SciPy finds that tree, and wrap counts are summed along it by pointer doubling. If
+    all steps along the tree are shorter than π, the result is exact everywhere. The quality of an edge is the
+    product of the paper's six weights: phase coherence, phase gradient coherence between echoes, phase
+    linearity, magnitude coherence, and two that lower the weight of voxels much darker or brighter than
+    usual.
 
-    Parts of the mask that do not touch are joined where they are nearest, by edges worse than all others.
+    Components of the mask that do not touch are joined where they are nearest, by edges of lower quality than
+    all others.
     """
     _check(phase_rad, magnitude, te_s, mask, template)
     inside = mask.cpu().numpy()
@@ -135,13 +137,13 @@ def unwrap(
     step = wrap(wrapped[template][bridge_b] - wrapped[template][bridge_a])
     # The shortest bridge is taken; of equal ones that with the smallest step.
     cost = np.concatenate([1 + (1 - quality), _NO_EDGE + length + 0.01 * np.abs(step)])
-    turns = _turns(
+    counts = _wrap_counts(
         wrapped[template], np.concatenate([a, bridge_a]), np.concatenate([b, bridge_b]), cost.astype(float)
     )
 
     unwrapped = np.empty_like(wrapped)
-    unwrapped[template] = wrapped[template] + _TURN * turns.astype(wrapped.dtype)
-    unwrapped[template] -= _TURN * np.round(np.median(unwrapped[template]) / _TURN)
+    unwrapped[template] = wrapped[template] + _TWO_PI * counts.astype(wrapped.dtype)
+    unwrapped[template] -= _TWO_PI * np.round(np.median(unwrapped[template]) / _TWO_PI)
     later = range(template, len(te_s))
     for known, echo in (*pairwise(later), *pairwise(range(template, -1, -1))):
         predicted = unwrapped[known] * (te_s[echo] / te_s[known])
@@ -156,7 +158,7 @@ def unwrap(
 
 
 def residual_jumps(phase_rad: Volume, mask: MaskVolume) -> int:
-    """Count the steps between neighbours that unwrapping left a turn too long.
+    """Count the steps between neighbours that still contain a 2π wrap.
 
     Parameters
     ----------
@@ -168,11 +170,10 @@ def residual_jumps(phase_rad: Volume, mask: MaskVolume) -> int:
     Returns
     -------
     int
-        Number of face neighbours in the mask that differ by more than π, and whose difference less whole
-        turns comes within π/2 of the mean of the steps before and after on the same line. So a field so
-        steep that its steps are that long is no jump, nor is a step that no turn makes fit (noise); nor is
-        one where the line ends. Between poles of the wrapped phase, where a sheet of steps beyond π cannot
-        be avoided, some remain.
+        Number of face neighbours in the mask that differ by more than π, and whose wrapped difference is
+        within π/2 of the mean of the steps before and after on the same line. So steps of a field that steep
+        do not count, nor do steps that no multiple of 2π makes consistent (noise), nor those at the end of a
+        line. Between poles of the wrapped phase, where a sheet of steps beyond π is unavoidable, some remain.
     """
     count = 0
     for axis in range(3):
@@ -183,9 +184,11 @@ def residual_jumps(phase_rad: Volume, mask: MaskVolume) -> int:
             continue
         step = steps[..., 1:-1]
         trend = (steps[..., :-2] + steps[..., 2:]) / 2
-        mended = step - _TURN * torch.round(step / _TURN)
+        rewrapped = step - _TWO_PI * torch.round(step / _TWO_PI)
         jumps = (
-            (step.abs() > math.pi) & ((step - trend).abs() > math.pi) & ((mended - trend).abs() < math.pi / 2)
+            (step.abs() > math.pi)
+            & ((step - trend).abs() > math.pi)
+            & ((rewrapped - trend).abs() < math.pi / 2)
         )
         count += int((jumps & both[..., 1:-1] & both[..., :-2] & both[..., 2:]).sum())
     return count
@@ -225,7 +228,7 @@ def _edges(number: NDArray[np.int32], axis: int) -> _Edges:
 def _quality(
     edges: _Edges, phase: Values, coherent: tuple[Values, float] | None, magnitude: Values
 ) -> Values:
-    """Quality of edges, 0 to 1: ROMEO's six weights multiplied."""
+    """Quality of edges, 0 to 1: the product of ROMEO's six weights."""
     a, b = edges.a, edges.b
     step = wrap(phase[b] - phase[a])
     quality = 1 - np.abs(step) / math.pi
@@ -246,10 +249,10 @@ def _quality(
 
 
 def _bridges(number: NDArray[np.int32]) -> tuple[Index, Index, Values]:
-    """Edges between parts of the mask that do not touch, and their lengths in voxels.
+    """Edges between components of the mask that do not touch, and their lengths in voxels.
 
-    Every voxel outside the mask belongs to the nearest voxel inside; where two of those regions meet that
-    belong to different parts, a bridge joins the two voxels.
+    Every voxel outside the mask belongs to the nearest voxel inside; where two such regions of different
+    components meet, a bridge joins the two voxels.
     """
     parts, count = ndimage.label(number >= 0)
     if count < 2:
@@ -267,18 +270,18 @@ def _bridges(number: NDArray[np.int32]) -> tuple[Index, Index, Values]:
     return a, b, np.linalg.norm(place[a] - place[b], axis=1)
 
 
-def _turns(phase: Values, a: Index, b: Index, cost: Values) -> Index:
-    """Whole turns to add to each voxel so that no step along the cheapest tree is longer than π."""
+def _wrap_counts(phase: Values, a: Index, b: Index, cost: Values) -> Index:
+    """Wrap count to add to each voxel so that no step along the minimum spanning tree is longer than π."""
     graph = coo_array((cost, (a, b)), shape=(len(phase), len(phase))).tocsr()
     tree = minimum_spanning_tree(graph, overwrite=True)
     _, parent = breadth_first_order(tree, 0, directed=False)
     parent[0] = 0
-    turns = np.round((phase[parent] - phase) / _TURN).astype(np.int32)
+    count = np.round((phase[parent] - phase) / _TWO_PI).astype(np.int32)
     # Every pass doubles the part of the way to the root that is summed.
     while parent.any():
-        turns += turns[parent]
+        count += count[parent]
         parent = parent[parent]
-    return np.asarray(turns)
+    return np.asarray(count)
 
 
 def _voxel_quality(a: Index, b: Index, quality: Values, count: int) -> Values:

@@ -1,4 +1,4 @@
-"""V-SHARP: background fields have the spherical mean value property, and local fields have not."""
+"""V-SHARP: background field removal by the spherical mean value property."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
 from chisep.preprocessing.morphology import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
 
-# Relative to the largest value of D² (4/9): modes that the field hardly shows are fitted late.
+# Relative to the largest value of D² (4/9): modes with little effect on the field are fitted late.
 _DAMPING = 0.02
 
 
 @dataclass(frozen=True)
 class VsharpConfig:
-    """Radii of V-SHARP and how its filter is undone."""
+    """Settings of V-SHARP: radii, and the deconvolution of its filter."""
 
     max_radius_mm: float = 12.0
     """Radius of the largest sphere, used deep inside the brain."""
@@ -31,11 +31,11 @@ class VsharpConfig:
     """Radius of the smallest sphere, used at the edge; by default 3 mm, or 1.5 voxels if that is more:
     the mean over a smaller sphere of voxels is too far from that over a sphere."""
     rim_mm: float = 7.0
-    """Depth of the rim of the mask that is left out, where inside and outside are hard to tell apart; never
-    more than a third of the deepest depth, so that something is left of a thin slab."""
+    """Depth in mm of the rim of the mask that is left out, where inside and outside are hard to separate; at
+    most a third of the deepest depth, so that a thin slab is not removed completely."""
     iterations: int = 20
-    """Steps that fit sources in the mask to the filtered field; 0 undoes the filter by truncated
-    deconvolution instead, as first published."""
+    """Iterations that fit sources in the mask to the filtered field; 0 uses truncated deconvolution instead,
+    as first published."""
     threshold: float = 0.05
     """For the deconvolution: frequencies that the largest sphere passes by less than this are left out."""
 
@@ -92,7 +92,7 @@ def vsharp(
     """Remove the background field by the spherical mean value property, with spheres of varying radius.
 
     The field of outside sources is harmonic in the brain, so it equals its mean over any sphere that
-    fits in: what a voxel has beyond that mean comes from inside. Each voxel uses the largest sphere that
+    fits in: the difference to that mean comes from inside. Each voxel uses the largest sphere that
     fits (Wu 2012, 10.1002/mrm.23000). The filter takes the harmonic part of the local field as well. To get
     that back, sources in the mask are fitted to the filtered field (as in Chatnuntawech 2017,
     10.1002/nbm.3570, without a prior but early stopping), and the field they make is the local field.
@@ -111,7 +111,7 @@ def vsharp(
     Returns
     -------
     LocalField
-        Local field in ppm and the mask it is known in.
+        Local field in ppm and the valid-field mask.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def without_rim(local_ppm: Volume, mask: MaskVolume, depth: Volume, grid: Grid, 
 
 
 def _padded_grid(shape: Sequence[int], grid: Grid, border_mm: float) -> Grid:
-    """Surround a shape with a border that keeps periodic convolutions from wrapping around."""
+    """Pad a shape so that periodic convolutions do not wrap around."""
     sizes = [
         next_fast_len(n + math.ceil(border_mm / v), real=True)
         for n, v in zip(shape, grid.voxel_mm, strict=True)
@@ -173,7 +173,7 @@ def _padded_grid(shape: Sequence[int], grid: Grid, border_mm: float) -> Grid:
 def _deconvolved(
     field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
 ) -> Tensor:
-    """Filter with many radii, then divide by the spectrum of the largest where it is not small."""
+    """Filter with many radii, then truncated deconvolution with the largest sphere."""
     shape = _padded_grid(mask.shape, grid, config.max_radius_mm).shape
     spectrum = half_spectrum(field, shape)
     step, deepest = max(grid.voxel_mm), float(depth.max())
@@ -192,10 +192,10 @@ def _deconvolved(
 def _field_of_sources(
     field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
 ) -> Tensor:
-    """Field of the sources χ in the mask whose filtered field D * χ is that of the data.
+    """Field of the sources χ in the mask, fitted to the filtered data.
 
-    With S the filter, min ‖S (D χ − field)‖² over χ in the mask, by a few conjugate gradients
-    preconditioned with the inverse of what the deep brain sees.
+    With S the filter, min ‖S (D χ − field)‖² over χ in the mask, by a few conjugate-gradient iterations,
+    preconditioned with the inverse of the operator deep in the brain.
     """
     padded = _padded_grid(mask.shape, grid, 2 * config.max_radius_mm)
     dipole = Dipole(padded, pad=False, dtype=field.dtype, device=field.device)
@@ -236,13 +236,13 @@ def _sphere_spectrum(radius_mm: float, shape: tuple[int, ...], grid: Grid, like:
     for axis, (n, edge) in enumerate(zip(shape, grid.voxel_mm, strict=True)):
         position = torch.fft.fftfreq(n, d=1 / (n * edge), device=like.device, dtype=like.dtype)
         square = square + position.reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
-    # Any weight that depends on the distance alone has the mean value property; a soft edge comes nearer to
-    # that on a grid than a ball of whole voxels.
+    # Any weight that depends on the distance alone has the mean value property; on a grid a soft edge
+    # approximates it better than a ball of whole voxels.
     sphere = 1 - square / radius_mm**2
     sphere.clamp_(min=0)
     return half_spectrum(sphere / _sum(sphere), shape).real
 
 
 def _sum(x: Tensor) -> float:
-    """Sum in double precision: in single its last digits would depend on the number of threads."""
+    """Sum in double precision: in single precision the last digits depend on the number of threads."""
     return float(x.sum(dtype=torch.float64))
