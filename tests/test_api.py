@@ -328,7 +328,7 @@ class TestWeights:
         assert cli.main(["weights"]) == 0
         printed = capsys.readouterr().out
         assert all(
-            name in printed for name in network_weights.shipped() or ["no weights come with this version"]
+            name in printed for name in network_weights.shipped() or ["this version has no packaged weights"]
         )
         assert cli.main(["weights", "--json"]) == 0
         assert set(json.loads(capsys.readouterr().out)) == set(network_weights.shipped())

@@ -21,7 +21,7 @@ def test_every_method_that_has_its_weights_is_compared(shown):
         for name, method in METHODS.items()
         if not method.missing_weights
         for symbol in (("χ",) if method.target == "chi" else ("χ_pos", "χ_neg"))
-        for inputs in ("true", "chain")
+        for inputs in ("true", "pipeline")
     }
     assert compared == expected
     assert {name for name, *_ in compared} >= {

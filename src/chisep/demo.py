@@ -1,4 +1,4 @@
-"""The main job on an embedded default: simulate a scan, process it, compare all methods with the truth."""
+"""Demonstration: simulate a scan, process it, and compare all methods with the ground truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COLUMNS = ("method", "map", "inputs", "NRMSE %", "PSNR dB", "SSIM", "xSIM")
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Where the demonstration goes, and how fine it is."""
+    """Output folder, voxel size, noise and seed of the demonstration."""
 
     out: Positional[Path] = Path("chisep-demo")
     """Folder for the simulated dataset, its derivatives and the comparison."""
@@ -37,12 +37,12 @@ class DemoConfig:
     snr: float = 100.0
     """Signal-to-noise ratio of the first gradient echo."""
     seed: int = 0
-    """Seed of the digital head and of the noise."""
+    """Seed of the digital phantom and of the noise."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Rows of the comparison, and the pages to open."""
+    """Table of the comparison, and paths of the pages."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -52,7 +52,7 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Files that a method is fed with."""
+    """Input files of a method."""
 
     field: Path
     r2prime: Path
@@ -62,21 +62,21 @@ class _Inputs:
 
 
 def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
-    """Simulate one subject, run the pipeline, and score every method on true and on processed inputs.
+    """Simulate one subject, run the pipeline, and evaluate every method on true and on pipeline inputs.
 
-    Networks whose weights do not come with this version are left out.
+    Networks without packaged weights are left out.
 
     Parameters
     ----------
     config
-        Where and how.
+        Output folder and simulation options.
     progress
-        Told what is being done.
+        Called with the current step.
 
     Returns
     -------
     DemoResult
-        Scores within the mask of the local field, and the pages.
+        Metrics within the valid-field mask, and the pages.
 
     Raises
     ------
@@ -98,9 +98,9 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
                 for file in ("desc-local_fieldmap", "R2primemap", "R2starmap", mask, "desc-brain_mask")
             )
         )
-        for name, folder, mask in (("true", truth, "desc-brain_mask"), ("chain", made, "desc-eroded_mask"))
+        for name, folder, mask in (("true", truth, "desc-brain_mask"), ("pipeline", made, "desc-eroded_mask"))
     }
-    comparison = _Comparison(truth, inputs["chain"].mask)
+    comparison = _Comparison(truth, inputs["pipeline"].mask)
     for name, method in methods.METHODS.items():
         if method.missing_weights:
             continue
@@ -118,7 +118,7 @@ def _bar(progress: Progress, what: str) -> IterationProgress:
 
 
 def _solve(name: str, files: _Inputs, progress: IterationProgress | None) -> dict[str, figures.VolumeArray]:
-    """Make the maps in ppm that a method makes."""
+    """Compute the maps of a method in ppm."""
     if methods.METHODS[name].target == "chi":
         options = InversionOptions(method=name)
         chi = qsm(files.field, files.mask, support=files.support, options=options, progress=progress)
@@ -140,7 +140,7 @@ def _data(image: nib.Nifti1Image) -> figures.VolumeArray:
 
 
 class _Comparison:
-    """Collects scores and figures."""
+    """Collects metrics and figures."""
 
     def __init__(self, truth: Path, mask: Path) -> None:
         image = nifti.load_mask(mask)
@@ -176,10 +176,10 @@ class _Comparison:
         panels = [
             Panel(
                 "Scores",
-                "Against the truth within the mask of the local field. “True” inputs are the noise-free "
-                "field and R2′ of the digital head in its whole brain, “chain” inputs what preprocessing "
-                "made of its scan, in the mask that background removal leaves: the difference is what "
-                "preprocessing and noise cost. PSNR is relative to 1 ppm over the whole field of view.",
+                "Metrics against the ground truth, within the valid-field mask. “True” inputs are the "
+                "noise-free field and R2′ of the digital phantom in the whole brain. “Pipeline” inputs are "
+                "the results of preprocessing of its scan, in the valid-field mask. The difference is the "
+                "effect of preprocessing and noise. PSNR is relative to 1 ppm over the whole field of view.",
                 table=Table(_COLUMNS, tuple(self.rows)),
             )
         ]
@@ -188,15 +188,15 @@ class _Comparison:
             panels.append(
                 Panel.of_figure(
                     symbol,
-                    f"The truth above, then every method that makes {symbol}.",
+                    f"Ground truth, then every method that computes {symbol}.",
                     figures.planes(rows, self.affine, mask=self.mask),
-                    alt=f"{symbol} of the truth and of every method in three planes.",
+                    alt=f"{symbol} of the ground truth and of every method in three planes.",
                 )
             )
         return SubjectReport(
             title="chisep: methods against the truth",
             subject="01",
-            summary=[("Data", "a simulated head, not a person")],
+            summary=[("Data", "a digital phantom, not a person")],
             panels=panels,
             versions={"chisep": chisep.__version__},
         )

@@ -1,7 +1,7 @@
-"""What chisep says when something is wrong.
+"""Errors and warnings for users.
 
-Every error a user can cause carries the same four facts: the source, what was found there, what was
-expected, and the fix. `chisep.cli` prints the message and exits; everything below only raises.
+Every error that a user can cause has the same four facts: the source, what was found there, what was
+expected, and the fix. `chisep.cli` prints the message and exits; all other modules only raise.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 class ChisepError(Exception):
-    """Base of all errors that a user can mend; never a bug in chisep."""
+    """Base of all errors that a user can fix; never a bug in chisep."""
 
 
 class InputError(ChisepError):
-    """An input that cannot be used.
+    """Input that cannot be used.
 
     Parameters
     ----------
@@ -40,33 +40,33 @@ class InputError(ChisepError):
 
 
 class OutputError(InputError):
-    """A place that cannot be written."""
+    """Output that cannot be written."""
 
 
 class ChisepWarning(UserWarning):
-    """Something was assumed, repaired or left out; the result stands but the user should know."""
+    """The result is valid, but something was assumed, repaired or left out."""
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would act on, or could not show: names and texts of files may hold anything."""
+    """Escape control characters and what a terminal cannot show: text of files is untrusted."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], command: str) -> InputError:
-    """Error for a name that is none of those known.
+    """Error for an unknown name.
 
     Parameters
     ----------
     what
-        What was to be named, such as "method".
+        Kind of name, such as "method".
     name
-        What the user wrote.
+        Name that the user gave.
     known
-        All names there are.
+        Known names.
     command
-        Command that explains them, for a name that is like none of them.
+        Command that lists them, named in the fix if no known name is similar.
     """
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)

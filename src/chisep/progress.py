@@ -1,4 +1,4 @@
-"""The progress protocol: how long work reports how far it has come."""
+"""Progress protocol of long computations."""
 
 from __future__ import annotations
 

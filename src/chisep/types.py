@@ -1,4 +1,4 @@
-"""The nouns that every floor shares: grids, input maps and separated sources."""
+"""Shared types: grids, input maps and separated sources."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where voxels are, and where B0 points as seen from them.
+    """Voxel grid and B0 direction.
 
     Parameters
     ----------
@@ -80,18 +80,18 @@ class Grid:
         object.__setattr__(self, "b0_direction", tuple(float(b) / length for b in self.b0_direction))
 
     def matrix(self) -> Affine:
-        """Affine of the grid, shape (4, 4); made from the voxel size where none was given."""
+        """Affine of the grid, shape (4, 4); from the voxel size if none was given."""
         return np.diag([*self.voxel_mm, 1.0]) if self.affine is None else self.affine
 
     def reshaped(self, shape: Sequence[int]) -> Grid:
-        """Return the same voxels and B0 direction with another number of voxels."""
+        """Return a grid with the same voxel size and B0 direction with another number of voxels."""
         i, j, k = shape
         return replace(self, shape=(int(i), int(j), int(k)))
 
 
 @dataclass(frozen=True)
 class Relaxivity:
-    """How much R2' a susceptibility source makes, D_r, in 1/s per ppm.
+    """Relaxivity D_r of both sources: R2' per susceptibility, in 1/s per ppm.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Relaxivity:
     Raises
     ------
     InputError
-        If one is not positive.
+        If one of them is not positive.
     """
 
     pos_hz_per_ppm: float
@@ -126,7 +126,7 @@ class Relaxivity:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """What a separation or an inversion works on: maps of one subject on one grid.
+    """Input maps of a separation or dipole inversion: one subject, one grid.
 
     Parameters
     ----------
@@ -137,19 +137,19 @@ class Maps:
     grid
         Voxel size and B0 direction.
     relaxivity
-        D_r of both sources at the field strength of the scan; needed by every method that reads R2'.
+        D_r of both sources at the field strength of the scan; required by every method that reads R2'.
     r2prime_hz, r2star_hz
         R2' and R2* in 1/s, shape (i, j, k).
     chi_ppm
-        A susceptibility map (QSM) made before, shape (i, j, k).
+        Susceptibility map (QSM), shape (i, j, k).
     magnitude
         Image with anatomical edges, arbitrary scale, shape (i, j, k).
     field_sigma_ppm, r2prime_sigma_hz
         Standard deviation of the noise: one number, or a map, 0 where nothing was measured; estimated from
-        the map it is of where None.
+        the field or R2' if None.
     support
         Where sources may be and R2' is known, at least `mask`, shape (i, j, k); `mask` if None. Background
-        removal loses the field in a rim of the brain, but the rim's sources act on the field inside.
+        removal loses the field in a rim of the brain, but sources of the rim act on the field inside.
     """
 
     field_ppm: Volume
@@ -181,18 +181,18 @@ class Maps:
 
 @dataclass(frozen=True)
 class Convergence:
-    """How an iteration ended.
+    """Convergence of an iterative solver.
 
     Parameters
     ----------
     iterations
-        Iterations done; 0 for a closed form.
+        Number of iterations; 0 for a closed form.
     converged
-        Whether the relative change fell below the tolerance before the iterations ran out.
+        Whether the relative change fell below the tolerance.
     change
         Relative change of the solution at every iteration.
     warnings
-        What the user should know; empty if it ended well.
+        Warnings for the user; empty if it converged.
     """
 
     iterations: int = 0
@@ -203,9 +203,9 @@ class Convergence:
 
 @dataclass(frozen=True, eq=False)
 class Susceptibility:
-    """A susceptibility map χ in ppm, shape (i, j, k), 0 outside the mask, and how it came to be.
+    """Susceptibility map χ in ppm, shape (i, j, k), 0 outside the mask, and its convergence.
 
-    `chi_sigma_ppm` is the standard deviation of its error, for methods that know it.
+    `chi_sigma_ppm` is its predicted uncertainty (standard deviation), for methods that predict it.
     """
 
     chi_ppm: Volume
@@ -217,7 +217,7 @@ class Susceptibility:
 class Sources:
     """χ_pos and χ_neg in ppm, both ≥ 0, shape (i, j, k), 0 outside the mask; χ = χ_pos − χ_neg.
 
-    The two `sigma` maps are the standard deviations of their errors, for methods that know them.
+    The two `sigma` maps are their predicted uncertainty (standard deviation), for methods that predict it.
     """
 
     chi_pos_ppm: Volume

@@ -207,7 +207,7 @@ def whole(raw, tmp_path_factory) -> dict[str, str]:
 
 
 def of_sub_01(files: dict[str, str]) -> dict[str, str]:
-    """Without what is told of others, and without the way to the raw dataset."""
+    """Files of the usable session, without the description, which has the path of the raw dataset."""
     return {n: c for n, c in files.items() if "broken" not in n and n != "dataset_description.json"}
 
 

@@ -132,7 +132,7 @@ class Run:
         self.until(lambda: re.search(pattern, self.said()) is not None)
 
     def end(self, within_s: float = PATIENCE_S) -> int:
-        """Wait for the end; no process may be left then, and no traceback have been printed."""
+        """Wait for the end; no process may remain, and no traceback may be printed."""
         self.children()
         status = self.process.wait(within_s)
         _, alive = psutil.wait_procs(self.known, timeout=SOON_S)
@@ -143,7 +143,7 @@ class Run:
 
 @contextmanager
 def running(raw: Path, out: Path, *options: str, before: Sequence[str] = (), **more: object) -> Iterator[Run]:
-    """`chisep run` at work; whatever is left of it is ended at last."""
+    """A running `chisep run`; its processes are ended afterwards."""
     command = [sys.executable, "-m", "chisep.cli", "run", str(raw), str(out), "participant", *QUICK, *options]
     with started([*before, *command], out.parent / f"{out.name}.log", **more) as run:
         yield run
@@ -347,7 +347,7 @@ def test_clocks_that_jump(raw, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_freezes(raw, undisturbed, tmp_path):
-    """As one whose disk does not answer: it lives, and says nothing. The patience is less than a user's."""
+    """A worker whose disk does not answer: it lives, but is unresponsive. The time limit is short."""
     out = tmp_path / "out"
     change = "import chisep.execution.dispatch; chisep.execution.dispatch._UNRESPONSIVE_S = 30.0"
     with started([*changed(tmp_path, change), "run", str(raw), str(out), *QUICK], tmp_path / "log") as run:

@@ -26,7 +26,7 @@ class UpTo(StageCache):
         self.last = last
 
     def do(self, stage: Stage) -> None:
-        """Run a stage, unless the last one is done or its record still holds."""
+        """Run a stage, unless it comes after the last one, or its record is up to date."""
         if self.last not in self.records:
             super().do(stage)
 

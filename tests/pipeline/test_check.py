@@ -1,4 +1,4 @@
-"""What would run: every session is judged by itself, and what is missing or assumed is said."""
+"""Check of a dataset: every session is checked on its own; missing data and assumptions are listed."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class TestStageCache:
         assert ledger(place).why(doubled(place)) == "never ran"
 
     def test_an_output_taken_away_meanwhile_is_not_recorded(self, place):
-        """Else the next run took what is missing for what the record says."""
+        """Otherwise the next run would trust a record whose outputs are missing."""
         stage = doubled(place)
 
         def work(files):
@@ -84,7 +84,7 @@ class TestStageCache:
         assert (place / "out" / "first.txt").read_text() == "2"
 
     def test_why(self, place, monkeypatch):
-        """Each fact that a result rests on is a reason of its own; mended, the record holds again."""
+        """Each fact in a record is a separate reason to run; restored, the record is up to date again."""
         book, stage = ledger(place), doubled(place)
         assert book.why(stage) == "never ran"
         book.do(stage)

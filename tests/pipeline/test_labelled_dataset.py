@@ -19,7 +19,7 @@ NAMES = {"paramagnetic": "paramagnetic", "diamagnetic": "diamagnetic", "cosmos":
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> LabelledConfig:
-    """Six orientations of every second voxel of the packaged head."""
+    """Six orientations of the packaged head at half resolution."""
     folder = tmp_path_factory.mktemp("labelled")
     whole = packaged_labels()
     head = nifti.save(

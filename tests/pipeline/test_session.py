@@ -1,4 +1,4 @@
-"""The whole way on a small simulated session: results, resuming, bad input."""
+"""The whole pipeline on a small simulated session: results, resuming, bad input."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ class TestRegions:
 
     @pytest.fixture
     def copy(self, out, tmp_path) -> Path:
-        """What was made, so that only regions and what rests on them are made anew."""
+        """Copy of a finished run, so that only regions and the stages after them run again."""
         return Path(shutil.copytree(out, tmp_path / "out"))
 
     @pytest.fixture
@@ -484,7 +484,7 @@ class TestWithoutSpinEcho:
 
 
 class TestNetworks:
-    """With random weights: which maps networks get, and what is said of the weights."""
+    """Networks with random weights: their input maps, and the weights in the records."""
 
     def test_r2star_methods_need_no_spin_echo(self, gradient_echo_only, options, folder, tmp_path):
         name = "chi-sepnet-r2s"
@@ -592,7 +592,7 @@ class TestNetworks:
 
 
 class TestBadInput:
-    """Exit status 1, a message naming file, found, wanted and fix, and no map half-written."""
+    """Exit status 1, a message with file, found, expected and fix, and no incomplete map."""
 
     @pytest.fixture
     def copy(self, raw_gradient_echo, tmp_path):
@@ -665,7 +665,7 @@ class TestBadInput:
 
 @pytest.mark.parametrize("scale", [4096 / (2 * np.pi), 180 / np.pi, 0.00117])
 def test_phase_in_other_scales_gives_the_same_maps(raw, maps, tmp_path, scale):
-    """Scanner integers, degrees, or any scale: rescaled, and said so."""
+    """Scanner integers, degrees, or any scale: rescaled, with a warning."""
     root = tmp_path / "raw"
     shutil.copytree(raw, root)
     for path in (root / ANAT).glob("*part-phase_MEGRE.nii.gz"):

@@ -272,7 +272,7 @@ class TestRawFiles:
     def test_derivatives_elsewhere(self, made, tmp_path):
         moved = made.out.rename(tmp_path / "moved")
         assert explain(made.echoes[0]).uses == ()
-        assert "No result that rests on it was found" in explain(made.echoes[0]).lines()
+        assert "No result that depends on it was found" in explain(made.echoes[0]).lines()
         found = explain(made.echoes[0], out=moved)
         assert len(found.uses) == 5
         assert f"  {moved}: sub-01: mask read it: unchanged" in found.lines()

@@ -228,7 +228,7 @@ class TestOptions:
         assert "(tv weight 0.0625, iterations 77)" in text
 
     def test_spin_echoes_that_do_not_suit_echo_trains(self, raw, tmp_path):
-        """The record says which model was fitted."""
+        """The record has the fitted model."""
         fitted = r2(torch.ones(2, 4, 4, 4), (0.01, 0.025), torch.ones(4, 4, 4, dtype=torch.bool))
         note(RunConfig(raw, tmp_path))
         file = tmp_path / ".chisep" / "sub-01" / "relaxometry.json"
@@ -443,7 +443,7 @@ def test_text_of_values():
 
 
 def test_methods_of_config_are_replaceable(raw, tmp_path):
-    """Records of one run do not tell of another: OUT is read anew."""
+    """The text of a second run is from its own records."""
     config = RunConfig(raw, tmp_path)
     first = text_of(config)
     assert text_of(replace(config, dr=(99.0,))) != first

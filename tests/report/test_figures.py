@@ -39,7 +39,7 @@ def mask() -> np.ndarray:
 
 
 def reordered(volume: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...]):
-    """The same head stored with other voxel axes, and the affine that says so."""
+    """The same volume with reordered and flipped voxel axes, and its affine."""
     turned, matrix = volume.transpose(order), affine[:, [*order, 3]].copy()
     for axis, flip in enumerate(flips):
         if flip:

@@ -1,4 +1,4 @@
-"""The group level: every session told, outliers found, texts of files harmless, thousands in seconds."""
+"""Group level: all sessions listed, outliers found, untrusted text escaped, thousands in seconds."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def read(result: GroupResult) -> list[dict[str, str]]:
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    """Nine sessions, the last one apart, one that failed, one at work."""
+    """Nine sessions: one outlier, one failed, one unfinished."""
     for number in range(8):
         write_session(tmp_path, f"sub-{number:02}_ses-1")
     write_session(tmp_path, "sub-08_ses-1", shift=400.0, warnings=("the phase was rescaled",))

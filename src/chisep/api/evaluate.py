@@ -1,4 +1,4 @@
-"""The command `evaluate`: metrics of source maps against the truth."""
+"""The command `evaluate`: metrics of source maps against the ground truth."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from chisep.io import nifti
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Separated maps and what they should have been."""
+    """Source maps and their ground truth."""
 
     pred: Path
-    """Folder with the maps to judge (desc-…_Chimap.nii.gz)."""
+    """Folder with the maps to evaluate (desc-…_Chimap.nii.gz)."""
     truth: Path
-    """Folder with the true maps, named alike."""
+    """Folder with the true maps, with the same file names."""
     mask: Path
-    """Where to judge (NIfTI)."""
+    """Mask of the evaluation (NIfTI)."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float | None]]:
-    """Judge every map that both folders have.
+    """Compute all metrics of every map that both folders have.
 
     Returns
     -------

@@ -28,7 +28,7 @@ SIGMA_FILES = {
     "paramagnetic": "desc-paramagnetic_stat-std_Chimap.nii.gz",
     "diamagnetic": "desc-diamagnetic_stat-std_Chimap.nii.gz",
 }
-"""File names of the standard deviations of χ_pos and χ_neg, of methods that tell them."""
+"""File names of the predicted uncertainty of χ_pos and χ_neg, for methods that predict it."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class SeparateConfig:
     r2star: Path | None = None
     """R2* in 1/s (NIfTI), for methods that take it."""
     qsm: Path | None = None
-    """Susceptibility map in ppm (NIfTI), if there is one."""
+    """Susceptibility map in ppm (NIfTI), for methods that read one; made from the field if needed."""
     magnitude: Path | None = None
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
     support: Path | None = None
-    """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
+    """Brain mask (NIfTI), if --mask is a smaller valid-field mask: sources of its rim act on the field."""
     field_sigma: Path | None = None
-    """Standard deviation of the field's noise in ppm (NIfTI), for methods that weigh by it."""
+    """Standard deviation of the noise of the field in ppm (NIfTI), for noise-weighted methods."""
     r2prime_sigma: Path | None = None
-    """Standard deviation of the noise of R2' in 1/s (NIfTI), for methods that weigh by it."""
+    """Standard deviation of the noise of R2' in 1/s (NIfTI), for noise-weighted methods."""
 
 
 def separate_files(config: SeparateConfig, progress: IterationProgress | None = None) -> list[Path]:
@@ -100,7 +100,7 @@ def separate_files(config: SeparateConfig, progress: IterationProgress | None = 
 
 @dataclass(frozen=True)
 class QsmConfig:
-    """A field map and where its susceptibility goes."""
+    """Field map, and where the susceptibility map goes."""
 
     field: Path
     """Local field in ppm (NIfTI)."""
@@ -113,7 +113,7 @@ class QsmConfig:
     magnitude: Path | None = None
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
     support: Path | None = None
-    """Brain mask (NIfTI) where MASK is what background removal left of it: the rim's sources act inside."""
+    """Brain mask (NIfTI), if --mask is a smaller valid-field mask: sources of its rim act on the field."""
 
     def __post_init__(self) -> None:
         if not self.out.name.endswith((".nii", ".nii.gz")):

@@ -1,4 +1,4 @@
-"""Read images of any kind onto one grid, and check the units of their values."""
+"""Read paths, nibabel images and arrays of one grid, and check the units of their values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ImageLike = str | Path | NDArray[Any] | nib.spatialimages.SpatialImage
 
 
 class Images:
-    """Reads images onto the grid of the first one and wraps results the same way."""
+    """Reads images that share the grid of the first one, and wraps results with its affine."""
 
     def __init__(self, reference: ImageLike, voxel_mm: Sequence[float] | None) -> None:
         self._voxel_mm = voxel_mm
@@ -73,12 +73,12 @@ class Images:
 
 
 def question_units(maps: Maps) -> None:
-    """Warn where values are far from what their unit makes likely."""
+    """Warn of values that are implausible in their unit."""
     field_size = _typical(maps.field_ppm, maps)
     if field_size > 2:
         warnings.warn(
             f"the field is typically {field_size:.3g} ppm in the mask: is it in Hz or radians, or not yet "
-            "free of background? chisep wants the local field in ppm",
+            "free of background? chisep expects the local field in ppm",
             ChisepWarning,
             stacklevel=3,
         )
@@ -94,7 +94,7 @@ def question_units(maps: Maps) -> None:
             continue
         if _typical(rate, maps) < lowest:
             warnings.warn(
-                f"{name} is typically below {lowest:g} 1/s in the mask: is it in 1/ms? chisep wants 1/s",
+                f"{name} is typically below {lowest:g} 1/s in the mask: is it in 1/ms? chisep expects 1/s",
                 ChisepWarning,
                 stacklevel=3,
             )

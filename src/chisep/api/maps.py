@@ -22,23 +22,23 @@ from chisep.types import Maps
 IterationProgress = Callable[[int, int], None]
 """Called with the number of finished iterations and their maximum number."""
 _R2STAR_SIGMA_HZ = 1.0
-"""Noise of an R2* that comes without: little beside what an assumed R2 is uncertain by (2.5 1/s at 3 T)."""
+"""Assumed noise of R2* without a noise map: small against the uncertainty of a pseudo-R2 (2.5 1/s at 3 T)."""
 
 
 @dataclass(frozen=True)
 class InversionOptions:
-    """How one susceptibility map is made."""
+    """Options of dipole inversion."""
 
     method: str = methods.DEFAULTS["chi"]
     """Method of dipole inversion; `chisep methods` lists them."""
     b0_dir: tuple[float, float, float] | None = None
-    """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
+    """B0 direction in voxel axes of the field map; default: scanner z, from its affine."""
     device: str = "cpu"
-    """Where tensors live: cpu, cuda, cuda:1, …"""
+    """Device of the computation: cpu, cuda, cuda:1, …"""
     weights: str = ""
-    """For a network: file of other weights, or name of shipped ones; the method's own if left out."""
+    """For a network: weight file, or name of packaged weights; default: those of the method."""
     precision: Precision = "auto"
-    """Of a network's convolutions; auto: bfloat16 where the hardware has it."""
+    """Precision of the convolutions of a network; auto: bfloat16 if the hardware supports it."""
 
     def __post_init__(self) -> None:
         methods.find(self.method, "chi")
@@ -46,26 +46,26 @@ class InversionOptions:
 
     @property
     def network(self) -> NetworkOptions:
-        """The same, as networks take it."""
+        """Options of the network."""
         return NetworkOptions(weights=self.weights, precision=self.precision)
 
 
 @dataclass(frozen=True)
 class SeparationOptions:
-    """How sources are separated."""
+    """Options of source separation."""
 
     method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     b0: float = 3.0
     """Field strength in tesla; sets the default of D_r."""
     b0_dir: tuple[float, float, float] | None = None
-    """B0 direction in voxel axes of the field map; from its affine (scanner z) if left out."""
+    """B0 direction in voxel axes of the field map; default: scanner z, from its affine."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg. Default 114·B0/3."""
     device: str = "cpu"
-    """Where tensors live: cpu, cuda, cuda:1, …"""
+    """Device of the computation: cpu, cuda, cuda:1, …"""
     network: NetworkOptions = field(default_factory=NetworkOptions)
-    """For methods that are networks."""
+    """Options of networks."""
 
     def __post_init__(self) -> None:
         methods.find(self.method, "sources")
@@ -89,7 +89,7 @@ class SeparationOptions:
 class SeparatedImages(NamedTuple):
     """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map.
 
-    The standard deviations of the first two are None for methods that do not tell them.
+    The standard deviations of the first two are None for methods that predict none.
     """
 
     paramagnetic: nib.Nifti1Image
@@ -115,26 +115,26 @@ def separate(
     voxel_mm: Sequence[float] | None = None,
     progress: IterationProgress | None = None,
 ) -> SeparatedImages:
-    """Separate paramagnetic from diamagnetic susceptibility.
+    """Separate paramagnetic and diamagnetic susceptibility (χ-separation).
 
     Parameters
     ----------
     field
         Local field in ppm, shape (i, j, k).
     r2prime
-        R2' in 1/s, same grid; None for methods that take R2*. A method that knows how uncertain R2' is takes
-        R2* minus one R2 of the whole brain instead where only `r2star` is given.
+        R2' in 1/s, same grid; None for methods that read R2*. Methods that use noise maps accept a pseudo-R2'
+        (R2* minus a constant R2) if only `r2star` is given.
     mask
         Brain mask, same grid.
     r2star
-        R2* in 1/s, same grid, for methods that take it.
+        R2* in 1/s, same grid, for methods that read it.
     qsm
-        Susceptibility map in ppm, same grid; made from the field where a method needs it and it is missing.
+        Susceptibility map in ppm, same grid; computed from the field if a method needs it and it is None.
     magnitude
-        Magnitude image, one or more echoes along the last axis, same grid; guides edges.
+        Magnitude image, one or more echoes along the last axis, same grid, for edge weighting.
     support
-        Where sources may be and R2' is known, e.g. the brain where `mask` is what background removal left of
-        it; `mask` if None.
+        Where sources may be and R2' is known, e.g. the brain mask if `mask` is the smaller valid-field mask;
+        `mask` if None.
     field_sigma, r2prime_sigma
         Standard deviations of the noise of field (ppm) and R2' (1/s), 0 where nothing was measured, same
         grid; estimated from the maps if None.
@@ -187,12 +187,12 @@ def separate(
 
 
 def _named(progress: IterationProgress | None) -> Progress | None:
-    """Adapt a public callback, which takes no name of the work, to the progress protocol."""
+    """Adapt a public callback, which takes no text, to the progress protocol."""
     return None if progress is None else lambda _what, done, total: progress(done, total)
 
 
 def _with_pseudo_r2(maps: Maps, b0_t: float) -> Maps:
-    """Make R2' of R2* where there is no R2', with the uncertainty of an R2 that was not measured."""
+    """Add pseudo-R2' (R2* minus a constant R2) with its uncertainty, if there is R2* and no R2'."""
     if maps.r2prime_hz is not None or maps.r2star_hz is None:
         return maps
     warnings.warn(
@@ -215,7 +215,7 @@ def qsm(
     voxel_mm: Sequence[float] | None = None,
     progress: IterationProgress | None = None,
 ) -> nib.Nifti1Image:
-    """Make a susceptibility map (QSM) from a local field; arguments as in `separate`.
+    """Dipole inversion of a local field to a susceptibility map (QSM); arguments as in `separate`.
 
     Returns
     -------
@@ -244,6 +244,6 @@ def qsm(
 
 
 def _show(texts: Sequence[str]) -> None:
-    """Show what results warn of to a caller of the Python functions."""
+    """Raise the warnings of results as Python warnings."""
     for text in texts:
         warnings.warn(text, ChisepWarning, stacklevel=3)

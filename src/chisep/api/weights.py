@@ -1,4 +1,4 @@
-"""The command `weights`: what is known of trained weights."""
+"""The command `weights`: descriptions of trained weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _OTHER_TRUST = "not part of chisep; whoever trained them knows on whom, and whet
 
 
 def weight_cards(config: WeightsConfig) -> dict[str, dict[str, Any]]:
-    """Say all that is known of the shipped weights, or of one file.
+    """Describe the packaged weights, or one file.
 
     Returns
     -------
     dict
         By name: the header of the weights (network, statistics, recipe, training data, metrics, …), number
-        of parameters, size in bytes, and how far the weights may be trusted.
+        of parameters, size in bytes, and how the weights were validated.
 
     Raises
     ------

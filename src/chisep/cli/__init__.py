@@ -35,7 +35,7 @@ Start with `chisep demo`: it simulates a scan, runs all stages and prints the pa
 
 @dataclass(frozen=True)
 class Command:
-    """What a command does, in a line, and the function that does it with the arguments after its name."""
+    """One-line summary of a command, and the function that runs it with the arguments after its name."""
 
     summary: str
     run: Callable[[Sequence[str]], int]
@@ -55,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 if all went well, 1 for an error that the message explains, 2 for a wrong call, 130
         after Ctrl-C, and 143 after SIGTERM where that is waited for.
     """
-    # Large pages, before torch allocates: getting a volume in pages of 4 KB takes longer than computing it.
+    # Large pages, before torch allocates: with pages of 4 KB, allocation takes longer than the computation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # symbols and names that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):  # for symbols that the encoding of the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_help()
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run(arguments[1:])
     except ChisepError as error:
         return _fail(str(error))
-    except OSError as error:  # a disk or a network that fails where no message of ours was foreseen
+    except OSError as error:  # a failing disk or network, without a message of chisep
         return _fail(f"the system refused: {error}")
     except KeyboardInterrupt as stop:
         said, status = ("ended", 143) if isinstance(stop, _Ended) else ("interrupted", 130)
@@ -83,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Ended(KeyboardInterrupt):
-    """The process was told to end (SIGTERM), as batch systems do."""
+    """The process received SIGTERM, as from a batch system."""
 
 
 @contextmanager
 def _told_to_end() -> Iterator[None]:
-    """Take SIGTERM as what Ctrl-C is, so that workers are ended and nothing is left behind."""
+    """Handle SIGTERM like Ctrl-C, so that workers end and no temporary files stay."""
 
     def end(_signal: int, _frame: object) -> None:
         raise _Ended
@@ -213,7 +213,7 @@ def _train(arguments: Sequence[str]) -> int:
         raise InputError(
             "chisep train",
             found=f"no package {error.name}",
-            expected="what training needs and applying networks does not",
+            expected="the optional packages for training",
             fix="pip install 'chisep[train]'",
         ) from error
 
@@ -265,7 +265,7 @@ def _weights(arguments: Sequence[str]) -> int:
 
         print(*(model_card(card) for card in cards.values()), sep="\n", end="")
     elif not cards:
-        print("no weights come with this version; `chisep train` makes them")
+        print("this version has no packaged weights; train some with `chisep train`")
     elif config.name:
         for card in cards.values():
             print_table(config.name, ("", ""), list(_flat(card)))
@@ -375,7 +375,7 @@ def _demo(arguments: Sequence[str]) -> int:
     config = _parse(DemoConfig, "demo", arguments)
     with progress_bar() as show:
         result = demo(config, show)
-    print_table("Against the truth (simulated head)", result.columns, result.rows)
+    print_table("Against the ground truth (digital phantom)", result.columns, result.rows)
     print(f"report: {result.report}\ncomparison: {result.comparison}")
     return 0
 
@@ -401,21 +401,19 @@ def _reproduce(arguments: Sequence[str]) -> int:
 
 
 COMMANDS = {
-    "run": Command("from a BIDS dataset to source maps and a report for every subject", _run),
-    "explain": Command(
-        "say how a file came to be, back to the raw images; write the methods part of a paper", _explain
-    ),
+    "run": Command("process a BIDS dataset: source maps and a report for every session", _run),
+    "explain": Command("trace a file back to the raw images; write the methods section of a paper", _explain),
     "separate": Command("separate χ_pos and χ_neg from a field map and a map of R2' or R2*", _separate),
-    "qsm": Command("make a susceptibility map from a field map", _qsm),
-    "simulate": Command("make a BIDS dataset of digital heads with known sources", _simulate),
+    "qsm": Command("compute a susceptibility map from a field map", _qsm),
+    "simulate": Command("simulate a BIDS dataset of digital phantoms with known sources", _simulate),
     "train": Command("train a network on labelled maps, your own or simulated ones", _train),
-    "weights": Command("list the trained weights that come with chisep, or explain some", _weights),
-    "dicom": Command("bring the DICOM files of a session into a BIDS dataset, by dcm2niix", _dicom),
-    "import": Command("bring single NIfTI files into a BIDS dataset", _import),
-    "bids-check": Command("say for every session what will run, is missing, or will be assumed", _bids_check),
-    "evaluate": Command("judge source maps against the truth, as JSON", _evaluate),
+    "weights": Command("list the packaged weights, or describe some weights", _weights),
+    "dicom": Command("convert the DICOM files of a session to BIDS, with dcm2niix", _dicom),
+    "import": Command("add single NIfTI files to a BIDS dataset", _import),
+    "bids-check": Command("list for every session what will run, is missing, or is assumed", _bids_check),
+    "evaluate": Command("evaluate source maps against the ground truth, as JSON", _evaluate),
     "methods": Command("list the methods", _methods),
-    "qsm-ci": Command("run on the file contract of the public benchmark QSM-CI", _qsm_ci),
-    "reproduce": Command("make the tables and figures of an experiment again", _reproduce),
+    "qsm-ci": Command("run with the file names of the public benchmark QSM-CI", _qsm_ci),
+    "reproduce": Command("reproduce the tables and figures of an experiment", _reproduce),
     "demo": Command("simulate a scan, process it, and compare all methods", _demo),
 }

@@ -1,6 +1,6 @@
-"""What would run on a dataset: for every session what is there, what is missing and what will be assumed.
+"""Check of a dataset before a run: images, missing data and assumptions of every session.
 
-Only names, sidecars and image headers are read. Values of voxels are looked at when a session runs.
+Only names, sidecars and image headers are read, no voxel values.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _SAMPLES = 24
 
 @dataclass(frozen=True)
 class BidsCheckConfig:
-    """Which data are looked at, and for which method."""
+    """Dataset to check, and separation method."""
 
     bids: Positional[Path]
-    """BIDS raw dataset with MEGRE and, if there are any, MESE images."""
+    """BIDS raw dataset with MEGRE images, and optional MESE images."""
     participant_label: tuple[str, ...] = ()
-    """Participants, with or without `sub-`; all if left out."""
+    """Participants, with or without `sub-`; default: all."""
     method: str = methods.DEFAULTS["sources"]
-    """Separation method that is to run; `chisep methods` lists them."""
+    """Separation method of the run; `chisep methods` lists them."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -46,22 +46,22 @@ class BidsCheckConfig:
 
 @dataclass(frozen=True)
 class SessionCheck:
-    """What one session brings.
+    """Check of one session.
 
     Parameters
     ----------
     name
-        Of the session, e.g. sub-01_ses-1, or of a participant without any.
+        Name of the session, e.g. sub-01_ses-1, or of a participant without sessions.
     will_run
-        Stages, in their order, with what they work on; empty where problems stop the session.
+        Stages in their order, with their data; empty if problems stop the session.
     missing
-        What is not there that would make results better.
+        Missing data that would improve results.
     assumed
-        What will be taken for granted, since the data do not say it.
+        Assumptions, where the data do not state a fact.
     warnings
-        What will run, but may give poor results.
+        Stages that will run, but may give poor results.
     problems
-        What stops the session, with how to mend it.
+        Problems that stop the session, each with its fix.
     """
 
     name: str
@@ -77,7 +77,7 @@ class SessionCheck:
         return not self.problems
 
     def lines(self) -> list[str]:
-        """Text: the name with a verdict, then one line for each fact."""
+        """Lines of text: name and verdict, then one line per fact."""
         facts = {
             "will run": self.will_run,
             "missing": self.missing,
@@ -92,7 +92,7 @@ class SessionCheck:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Content for JSON."""
         return {"ok": self.ok, **{key: list(v) if key != "name" else v for key, v in asdict(self).items()}}
 
 
@@ -104,21 +104,21 @@ def bids_check(config: BidsCheckConfig) -> list[SessionCheck]:
 def check_dataset(
     root: Path, participants: Sequence[str] = (), method: str = methods.DEFAULTS["sources"]
 ) -> list[SessionCheck]:
-    """Say for every session what will run; one that is broken does not hide the others.
+    """Check every session of a dataset; an unusable session does not hide the others.
 
     Parameters
     ----------
     root
         Root of a BIDS raw dataset.
     participants
-        Labels with or without `sub-`; empty means all.
+        Labels with or without `sub-`; empty: all.
     method
-        Separation method that is to run.
+        Separation method of the run.
 
     Returns
     -------
     list of SessionCheck
-        Sorted by name; participants without a multi-echo gradient echo are among them.
+        Sorted by name; includes participants without a multi-echo gradient echo.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def check_dataset(
 
 
 def _checked(session: bids.Session, method: str) -> SessionCheck:
-    """Check one session whose names and sidecars can be read."""
+    """Check one session with readable names and sidecars."""
     notes = _Notes(session, method)
     notes.images()
     notes.gradient_echo()
@@ -162,7 +162,7 @@ def _checked(session: bids.Session, method: str) -> SessionCheck:
 
 
 class _Notes:
-    """Collects what is to be said on a session."""
+    """Collects the checks of a session."""
 
     def __init__(self, session: bids.Session, method: str) -> None:
         if session.megre.b0_t is None:
@@ -177,7 +177,7 @@ class _Notes:
         self.mese: nifti.Header | None = None
 
     def images(self) -> None:
-        """Headers of all images, which must share a grid within a series."""
+        """Check that the images of a series share a grid."""
         self.megre = self._grid_of(self.session.megre.files)
         if self.session.mese:
             self.mese = self._grid_of(self.session.mese.magnitude)
@@ -198,7 +198,7 @@ class _Notes:
         return first
 
     def gradient_echo(self) -> None:
-        """Field and R2*."""
+        """Check the data of field and R2*."""
         megre = self.session.megre
         times = ", ".join(f"{1000 * te:.4g}" for te in megre.te_s)
         count = len(megre.te_s)
@@ -223,7 +223,7 @@ class _Notes:
             self.assumed.append("the scale of the phase, recognised by its values (Units are arbitrary)")
         self.assumed += [
             "phase that grows with the field; --field-map.phase-sign -1 for the opposite",
-            "read-out of all echoes in one direction (unipolar), as sidecars do not say",
+            "read-out of all echoes in one direction (unipolar), as sidecars do not state it",
         ]
         if self.megre is None:
             return
@@ -238,7 +238,7 @@ class _Notes:
             )
 
     def spin_echo(self) -> None:
-        """R2 and R2'."""
+        """Check the data of R2 and R2'."""
         mese = self.session.mese
         if mese is None:
             self.missing.append("multi-echo spin echo (MESE): R2 is not measured")
@@ -270,7 +270,7 @@ class _Notes:
             )
 
     def separation(self) -> None:
-        """Separate, and by what D_r."""
+        """Check the separation method and D_r."""
         self.will_run.append(f"QSM, and χ_pos and χ_neg by {self.method.name}")
         d_r = default_relaxivity(self.b0_t).pos_hz_per_ppm
         self.assumed.append(f"D_r of {d_r:.4g} 1/s/ppm for both sources at {self.b0_t:g} T; --dr for another")
@@ -281,12 +281,12 @@ class _Notes:
             )
         if self.session.mese is None and "r2prime" in self.method.needs:
             self.warnings.append(
-                f"{self.method.name} reads R2', which rests on the pseudo-R2; methods that take R2* do not"
+                f"{self.method.name} reads R2', which depends on the pseudo-R2; methods that read R2* do not"
             )
 
 
 def _share_inside(grid: nifti.Header, other: nifti.Header) -> float:
-    """Part of a grid's field of view that lies in another's, from places spread over it."""
+    """Fraction of the field of view of a grid inside that of another, from sample points."""
     axes = [np.linspace(0, n - 1, _SAMPLES) for n in grid.shape[:3]]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     pull = np.linalg.inv(other.affine) @ grid.affine

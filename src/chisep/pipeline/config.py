@@ -1,4 +1,4 @@
-"""What a run is asked to do: data, methods, assumptions."""
+"""Options of a run: data, methods, assumptions."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from chisep.preprocessing.relaxometry import R2Config, R2starConfig
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Which data, which methods, which assumptions."""
+    """Data, methods and assumptions of a run."""
 
     bids: Positional[Path]
-    """BIDS raw dataset with MEGRE and, if there are any, MESE images."""
+    """BIDS raw dataset with MEGRE images, and optional MESE images."""
     out: Positional[Path]
-    """Derivatives dataset to write; what is there and still holds is kept."""
+    """Derivatives dataset to write; results that are still up to date are kept."""
     level: Positional[Literal["participant", "group"]] = "participant"
-    """Level of analysis: `participant` makes maps and a report of every session, `group` tables and a page of
-    all sessions that were made."""
+    """Level of analysis: `participant` computes maps and a report of every session; `group` summarises all
+    finished sessions in a table and on a page."""
     participant_label: tuple[str, ...] = ()
-    """Participants, with or without `sub-`; all if left out."""
+    """Participants, with or without `sub-`; default: all."""
     method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     qsm: str = ""
-    """Method of the ordinary susceptibility map (QSM); left out: unrolled-qsm, or qsmnet for a network that
-    takes χ in."""
+    """Method of the susceptibility map (QSM); default: unrolled-qsm, or qsmnet for a separation network that
+    reads χ."""
     dr: tuple[float, ...] = ()
-    """D_r in 1/s/ppm at the field strength of the scan: one, or two (χ_pos, χ_neg). Default 114·B0/3."""
+    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); default: 114·B0/3."""
     calibrate_dr: bool = False
-    """Take D_r from each person's own deep grey matter; needs a segmentation with FreeSurfer's numbers in a
-    derivatives dataset."""
+    """Calibrate D_r in the deep grey matter of each session; needs a segmentation with FreeSurfer numbers in
+    a derivatives dataset."""
     masks: Path | None = None
-    """Derivatives dataset with brain masks of your own (…_desc-brain_mask.nii.gz) on the grid of the gradient
-    echo; the brain is extracted if left out."""
+    """Derivatives dataset with your own brain masks (…_desc-brain_mask.nii.gz) on the grid of the gradient
+    echo; default: brain extraction."""
     regions: Path | None = None
-    """Where regions come from: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a
-    FreeSurfer subjects directory, or an atlas in MNI152 space (NIfTI, its table index/name beside it as
-    .tsv). Left out: a segmentation in BIDS/derivatives, else the packaged atlas."""
+    """Source of the regions: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a FreeSurfer
+    subjects directory, or an atlas in MNI152 space (NIfTI, with its label table beside it as .tsv); default:
+    a segmentation in BIDS/derivatives, else the packaged atlas."""
     mask: MaskConfig = field(default_factory=MaskConfig)
-    """How the brain is extracted."""
+    """Brain extraction."""
     quality: QualityConfig = field(default_factory=QualityConfig)
-    """Where phase is too poor for background removal."""
+    """Phase-quality mask for background removal."""
     field_map: FieldConfig = field(default_factory=FieldConfig)
-    """How phase becomes a field."""
+    """Field mapping: phase unwrapping and echo combination."""
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
-    """How the field of sources outside the brain is removed."""
+    """Background field removal."""
     registration: RegistrationConfig = field(default_factory=RegistrationConfig)
-    """How motion between gradient echo and spin echo is estimated."""
+    """Rigid registration of spin echo and gradient echo."""
     r2star: R2starConfig = field(default_factory=R2starConfig)
     """How R2* is fitted."""
     r2: R2Config = field(default_factory=R2Config)
@@ -90,7 +90,7 @@ class RunConfig:
             raise InputError(
                 self.regions,
                 found="no such file or folder",
-                expected="segmentations or an atlas, as --regions says",
+                expected="segmentations or an atlas, for --regions",
                 fix="Check the path.",
             )
         if self.out.absolute() == self.bids.absolute():
@@ -110,7 +110,7 @@ class RunConfig:
         return replace(self.network, weights="" if chosen == NetworkOptions().chi_weights else chosen)
 
     def weights(self) -> dict[str, list[dict[str, str]]]:
-        """Say which weights the stages `qsm` and `separation` compute with.
+        """Weights of the stages `qsm` and `separation`.
 
         Raises
         ------

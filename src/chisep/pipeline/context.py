@@ -34,7 +34,7 @@ class SessionContext:
     atlas
         Atlas that the user gave, if any.
     segmentation
-        Segmentation of this head, if there is one.
+        Segmentation of this subject, if there is one.
     """
 
     config: RunConfig
@@ -94,7 +94,7 @@ class SessionContext:
 
 
 def convergence_facts(convergence: Convergence) -> dict[str, Any]:
-    """How an iteration ended, for the sidecar; nothing for a closed form."""
+    """Convergence of an iterative solver, for the sidecar; empty for a closed form."""
     if not convergence.iterations:
         return {}
     return {

@@ -1,8 +1,8 @@
-"""Stages from files to files, skipped when what they made still holds.
+"""Stages from files to files, skipped while their outputs are up to date.
 
-When a stage is done it leaves a record of its facts: version, parameters, checksums of its inputs and of its
-outputs. The stage is skipped as long as all of them hold, and which one does not is the reason to run it
-again. The record is written last, so a stage that was killed has none.
+A finished stage leaves a record: version, parameters, checksums of its inputs and of its outputs. The stage
+is skipped as long as all of them match; any that differs is the reason to run it again. The record is
+written last, so a stage that was killed has none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from chisep.provenance.records import Record, read_record, record_path
 log = logging.getLogger("chisep")
 
 COSTS = ("Seconds", "PeakMemoryGB")
-"""Fields of sidecars that differ from run to run; all else is the same in two equal runs."""
+"""Sidecar fields that differ between equal runs; all other fields are the same."""
 
 _RECORD_KEYS = (
     *("version", "description", "parameters", "inputs", "outputs", "facts", "warnings", "libraries"),
@@ -46,14 +46,14 @@ _LIBRARIES = ("SimpleITK", "nibabel", "numpy", "scikit-image", "scipy", "torch")
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage has to say beside its outputs.
+    """Facts and warnings of a stage.
 
     Parameters
     ----------
     facts
-        What it measured and did, for the sidecars and the record.
+        Facts that it measured, for the sidecars and the record.
     warnings
-        What the user should know.
+        Warnings for the user.
     """
 
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -61,12 +61,12 @@ class StageResult:
 
 
 class DeclaredFiles:
-    """The files that a stage declares; it can read and write no others.
+    """Declared files of a stage; it can read and write no others.
 
     Parameters
     ----------
     name
-        Of the stage.
+        Name of the stage.
     inputs, outputs
         Files that it reads and writes.
     """
@@ -80,7 +80,7 @@ class DeclaredFiles:
         Raises
         ------
         ValueError
-            If the stage does not declare it: a fault of chisep, since a changed file would go unnoticed.
+            If the stage does not declare it: a bug in chisep, since a change of the file would be missed.
         """
         if path not in self._inputs and path not in self._outputs:
             raise ValueError(f"stage {self._name} reads {path.name}, which is none of its inputs")
@@ -95,22 +95,22 @@ class DeclaredFiles:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step from files to files.
+    """One processing step, from files to files.
 
     Parameters
     ----------
     name
-        Of the record and in messages.
+        Name of the record and in messages.
     description
-        Of the outputs, for their sidecars.
+        Description of the outputs, for their sidecars.
     inputs
         Files it reads.
     outputs
         Files it writes; images get a sidecar.
     parameters
-        All that changes its result besides its inputs.
+        Everything besides its inputs that changes its result.
     work
-        Writes the outputs; gets the files that it may read and write.
+        Function that writes the outputs; its argument is the declared files.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Stage:
 
 
 class StageCache:
-    """Executes the stages of one session and keeps their records.
+    """Stage cache: runs the stages of one session and keeps their records.
 
     Parameters
     ----------
@@ -139,12 +139,12 @@ class StageCache:
         self._checksum = Checksums()
 
     def do(self, stage: Stage) -> None:
-        """Run a stage unless its record still holds.
+        """Run a stage unless its record is up to date.
 
         Raises
         ------
         ChisepError
-            As the stage, or if what it wrote is gone; nothing is recorded then.
+            As the stage, or if an output is missing afterwards; nothing is recorded then.
         """
         record = self.read(stage.name)
         if record is None or self._changes(stage, record):
@@ -154,14 +154,14 @@ class StageCache:
         self.records[stage.name] = record
 
     def why(self, stage: Stage) -> str | None:
-        """Say why a stage would run now; None if it would be skipped. Nothing is written."""
+        """Reason to run a stage now; None if it would be skipped. Nothing is written."""
         record = self.read(stage.name)
         if record is not None:
             return "; ".join(self._changes(stage, record)) or None
         return "its record cannot be read" if self._record_of(stage.name).exists() else "never ran"
 
     def read(self, name: str) -> Record | None:
-        """Read the record of a stage; None if there is none that can be read."""
+        """Read the record of a stage; None if it is missing or unreadable."""
         try:
             return read_record(self._record_of(name))
         except InputError:
@@ -171,7 +171,7 @@ class StageCache:
         return record_path(self.out, self.session, name)
 
     def _changes(self, stage: Stage, record: Record) -> list[str]:
-        """Say what is not as a record has it."""
+        """Differences from a record."""
         changes = []
         if record.version != chisep.__version__:
             changes.append(f"version {record.version} → {chisep.__version__}")
@@ -240,13 +240,13 @@ class StageCache:
 
 
 class DryRunPlanner(StageCache):
-    """Says what a cache would do; runs and writes nothing.
+    """Dry-run planner: lists what the stage cache would do; runs and writes nothing.
 
     Attributes
     ----------
     reasons
-        Stage → why it would run, or None; in order. A stage after one that would run is said to follow it,
-        though it will be skipped should its inputs come out as they were.
+        Stage → reason to run, or None; in order. A stage whose inputs would be written again "follows" that
+        stage; it will be skipped if these inputs do not change.
     """
 
     def __init__(self, raw: Path, out: Path, session: str) -> None:
@@ -255,7 +255,7 @@ class DryRunPlanner(StageCache):
         self._remade: dict[Path, str] = {}
 
     def do(self, stage: Stage) -> None:
-        """Note what would be done with a stage."""
+        """Note whether a stage would run."""
         record = self.read(stage.name)
         before = sorted({self._remade[path] for path in stage.inputs if path in self._remade})
         if record is None or not before:
@@ -270,14 +270,14 @@ class DryRunPlanner(StageCache):
 
 
 def output_checksum(path: Path, measure: Callable[[Path], str] = checksum) -> str:
-    """SHA-256 of an output, "" if it is not there; that of a sidecar leaves its costs out.
+    """SHA-256 of an output, "" if it is missing; for a sidecar without time and memory.
 
     Parameters
     ----------
     path
-        Of the output.
+        Path of the output.
     measure
-        Computes the SHA-256 of a file.
+        Function that computes the SHA-256 of a file.
     """
     try:
         content = json.loads(path.read_bytes()) if path.suffix == ".json" else None
@@ -291,7 +291,7 @@ def output_checksum(path: Path, measure: Callable[[Path], str] = checksum) -> st
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Return name → version of the libraries that results depend on."""
+    """Versions of the libraries that results depend on."""
     return {name: version(name) for name in _LIBRARIES}
 
 
@@ -318,12 +318,12 @@ def _sidecar(image: Path, record: Record) -> dict[str, Any]:
 
 
 def _as_read_back(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as JSON gives them back: it has no tuples."""
+    """Parameters after a round trip through JSON, which has no tuples."""
     return dict(json.loads(json.dumps(parameters)))
 
 
 def _changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Say which parameters differ, those of parts by their names joined with dots."""
+    """Parameters that differ; names of nested ones are joined by dots."""
     changes = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
@@ -352,13 +352,13 @@ def _short(value: Any) -> str:  # noqa: ANN401
 
 
 def _forget_peak_memory() -> None:
-    """Let the kernel begin anew with this process's peak; where it may not, peaks are of its whole life."""
+    """Reset the peak memory of this process; without permission the peak covers its whole lifetime."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory_gb() -> float:
-    """Most resident memory of this process since the last call of `_forget_peak_memory`."""
+    """Peak resident memory of this process since the last call of `_forget_peak_memory`."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak) * 1024 / 1e9

@@ -1,4 +1,4 @@
-"""The files of one session: where they lie, and reading and writing them on the grid of the gradient echo."""
+"""Files of one session: paths, and reading and writing on the grid of the gradient echo."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from chisep.pipeline.outputs import OUTPUTS
 from chisep.types import Affine, Grid
 
 _CACHED_BYTES = 300_000_000
-"""Of volumes that are kept in memory for later stages: about eight at 1 mm."""
+"""Memory for volumes that later stages read: about eight at 1 mm."""
 
 
 class VolumeCache:
-    """Volumes in memory, for stages that read what was read or written before; bounded.
+    """Bounded cache of volumes that later stages read again.
 
-    Those that are read again last are dropped first. A volume is used only as long as size and time of its
-    file are as they were.
+    The volume with the latest next read is dropped first. A volume is valid only while size and modification
+    time of its file are unchanged.
 
     Parameters
     ----------
     most_bytes
-        Of all volumes together.
+        Limit for all volumes together.
     """
 
     def __init__(self, most_bytes: int = _CACHED_BYTES) -> None:
@@ -46,20 +46,20 @@ class VolumeCache:
         self._lock = threading.Lock()
 
     def plan(self, stages: Sequence[Stage]) -> None:
-        """Note which files the stages of a session read, in their order."""
+        """Note which files each stage reads."""
         self._reads = {}
         for number, stage in enumerate(stages):
             for path in stage.inputs:
                 self._reads.setdefault(path, []).append(number)
 
     def start(self, number: int) -> None:
-        """Note that a stage starts; volumes that no stage reads from here on are dropped."""
+        """Note the start of a stage; volumes that are not read again are dropped."""
         self._now = number
         for path in [path for path in self._volumes if self._next_read(path) is None]:
             del self._volumes[path]
 
     def get(self, path: Path) -> NDArray[np.float32] | None:
-        """Return a volume that is kept, or None; a copy where a later stage reads it, too."""
+        """Return a cached volume, or None; a copy if a later stage reads it as well."""
         state, volume = self._volumes.get(path, (None, None))
         if volume is None or state != _state(path):
             return None
@@ -68,14 +68,14 @@ class VolumeCache:
         return self._volumes.pop(path)[1]
 
     def put(self, path: Path, volume: NDArray[np.float32]) -> None:
-        """Keep a volume, if it is read again soon enough; the array must not be changed afterwards."""
-        with self._lock:  # outputs are written, and kept, by several threads
+        """Cache a volume, if it is read again soon enough; the array must not be changed afterwards."""
+        with self._lock:  # several threads write outputs
             self._volumes[path] = (_state(path), volume)
             while sum(kept.nbytes for _, kept in self._volumes.values()) > self._most_bytes:
                 del self._volumes[max(self._volumes, key=lambda kept: self._next_read(kept) or 10**6)]
 
     def is_read_later(self, path: Path) -> bool:
-        """Whether a stage after the present one reads a file."""
+        """Whether a later stage reads a file."""
         return any(number > self._now for number in self._reads.get(path, ()))
 
     def _next_read(self, path: Path) -> int | None:
@@ -97,7 +97,7 @@ class SessionFiles:
     raw, out
         Raw and derivatives dataset.
     device
-        Where volumes are read to.
+        Device of the tensors.
     """
 
     def __init__(self, session: bids.Session, raw: Path, out: Path, device: str) -> None:
@@ -126,20 +126,20 @@ class SessionFiles:
 
     @cached_property
     def grid(self) -> Grid:
-        """Grid of the gradient echo, with B0 as the sidecar has it, else along scanner z."""
+        """Grid of the gradient echo, with B0 from the sidecar, else along scanner z."""
         first = self.session.megre
         return nifti.grid_of_header(self.header, str(first.magnitude[0]), first.b0_direction)
 
 
 class StageFiles:
-    """Read and write what a stage declares, on the grid of the gradient echo.
+    """Read and write the declared files of a stage, on the grid of the gradient echo.
 
     Parameters
     ----------
     session
         Files of the session.
     declared
-        What the stage may read and write.
+        Declared files of the stage.
     """
 
     def __init__(self, session: SessionFiles, declared: DeclaredFiles) -> None:
@@ -147,7 +147,7 @@ class StageFiles:
         self.grid, self.affine, self.device = session.grid, session.affine, session.device
 
     def path(self, file: str | Path) -> Path:
-        """Path of a file that the stage may read: an output's key, or a path."""
+        """Path of a declared file, from the key of an output or a path."""
         return self._declared.read(self.session[file] if isinstance(file, str) else file)
 
     def array(self, file: str | Path) -> NDArray[np.float32]:
@@ -233,5 +233,5 @@ class StageFiles:
         write_json(self._declared.write(self.session[key]), content)
 
     def target(self, key: str) -> Path:
-        """Path of an output that the stage writes by itself."""
+        """Path of an output, for a stage that writes it without this class."""
         return self._declared.write(self.session[key])

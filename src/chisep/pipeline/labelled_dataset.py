@@ -48,7 +48,7 @@ class LabelledConfig(SimulateConfig):
 
 
 def simulate_labelled(config: LabelledConfig, progress: Progress | None = None) -> list[str]:
-    """Write a simulated dataset and, if wanted, labels from its orientations.
+    """Simulate a dataset and, if requested, reference labels from its head orientations.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def simulate_labelled(config: LabelledConfig, progress: Progress | None = None) 
 
 
 def _stage(config: LabelledConfig, name: str) -> Stage:
-    """From the maps of one subject to its labels."""
+    """Stage that computes the labels of one subject from its maps."""
     subject = config.out / MAPS, name
     orientations = [f"ori{number + 1}" for number in range(config.orientations)]
     fields = [acquired(bids.derivative_path(*subject, "fieldmap", desc="local"), acq) for acq in orientations]
@@ -106,7 +106,7 @@ def _stage(config: LabelledConfig, name: str) -> Stage:
     def work(_declared: DeclaredFiles) -> StageResult:
         image = nifti.load_mask(mask)
         grid, inside = nifti.grid_of(image), torch.from_numpy(image.data)
-        # In head axes B0 turns from scan to scan; the affine is that of the first.
+        # In head axes the B0 direction differs between scans; the affine is that of the first scan.
         directions = [bids.read_sidecar(field, config.out)["B0DirectionVoxelAxes"] for field in fields]
         measured = torch.stack([_volume(field) for field in fields])
         chi = cosmos(measured, inside, directions, grid, options)

@@ -59,19 +59,19 @@ def opened(config: RunConfig) -> Iterator[Lock]:
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResult]:
-    """Process every session of the participants asked for, one after the other in this process.
+    """Process every session of the selected participants, one after the other in this process.
 
     Parameters
     ----------
     config
-        What to do.
+        Options of the run.
     progress
         Called at every stage.
 
     Returns
     -------
     list of SessionResult
-        One a session; a session that fails does not stop the others.
+        One per session; a failed session does not stop the others.
 
     Raises
     ------
@@ -88,16 +88,16 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[SessionResu
 def run_session(
     config: RunConfig, one: discovery.DiscoveredSession, lock: Lock, progress: Progress | None = None
 ) -> SessionResult:
-    """Process one session; what stops it is part of the result, so that it does not stop the others.
+    """Process one session; its error is part of the result, so that the other sessions continue.
 
     Parameters
     ----------
     config
-        What to do.
+        Options of the run.
     one
-        The session, or why it cannot be used.
+        Session, or the reason why it cannot be used.
     lock
-        On OUT; checked before every stage.
+        Lock on OUT; checked before every stage.
     progress
         Called at every stage.
     """
@@ -120,8 +120,8 @@ def run_session(
 
 
 def note_ending(config: RunConfig, result: SessionResult, lock: Lock) -> None:
-    """Leave beside a session's records what stopped it, for the group level; remove it where nothing did."""
-    with contextlib.suppress(ChisepError, OSError):  # a full disk is an error of the result already
+    """Record the error of a failed session for the group level; remove it after success."""
+    with contextlib.suppress(ChisepError, OSError):  # the result already has the error of a full disk
         path = require_inside(config.out, record_path(config.out, result.name, FAILURE))
         lock.check()
         if result.error is not None:

@@ -1,4 +1,4 @@
-"""Find a segmentation of a session's head: in derivatives datasets, or in FreeSurfer's subjects directory."""
+"""Search for a segmentation of a session: derivatives datasets, or a FreeSurfer subjects directory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from chisep.io import bids
 from chisep.io.paths import is_directory, is_file
 
 _SPACES = ("", "T1w", "T2w", "FLAIR", "MEGRE", "GRE", "orig", "scanner", "individual", "native", "anat")
-"""Values of the entity `space` that say: this head, in scanner coordinates; others are of a template."""
+"""Values of the entity `space` for native space in scanner coordinates; others are template spaces."""
 _DESCRIPTIONS = ("aparcaseg", "aseg", "synthseg", "")
-"""Values of the entity `desc` of segmentations of all the brain, the finest first."""
+"""Values of the entity `desc` of whole-brain segmentations, the finest first."""
 _NOT_REGIONS = ("regions", "lesion")
-"""Label maps that chisep wrote, and label maps of a part of the brain."""
+"""Values of `desc` of label maps that chisep wrote, and of partial label maps."""
 _FREESURFER = ("aparc+aseg.mgz", "aseg.mgz", "synthseg.mgz")
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A segmentation of a session's head, on any grid.
+    """Segmentation of a subject, on any grid.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Segmentation:
     table
         Its label table (index, name), if there is one.
     anatomy
-        Image from which it was made, or one in its space: tells where the head lay; None if none was found.
+        Image that was segmented, or one in its space, for registration; None if none was found.
     """
 
     labels: Path
@@ -40,7 +40,7 @@ class Segmentation:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that is read."""
+        """All files of the segmentation."""
         return tuple(path for path in (self.labels, self.table, self.anatomy) if path is not None)
 
 
@@ -62,7 +62,7 @@ def find_segmentation(
     Raises
     ------
     InputError
-        If it is not in the dataset that was given.
+        If the given dataset has none.
     """
     if given is None:
         own = out.resolve()
@@ -79,14 +79,14 @@ def find_segmentation(
             given,
             found=f"no segmentation of {session.name}",
             expected="…_dseg.nii.gz in scanner coordinates, or mri/aseg.mgz in FreeSurfer's subjects "
-            "directory, as --regions says",
-            fix="Add it, or leave --regions out to have an atlas registered.",
+            "directory, for --regions",
+            fix="Add it, or leave --regions out to register an atlas.",
         )
     return None
 
 
 def _anat_folders(session: bids.Session, root: Path) -> list[Path]:
-    """Folders of the session's images in a dataset; one of the subject serves all its sessions."""
+    """Image folders of the session in a dataset, then that of its subject."""
     return [root / session.folder, root / f"sub-{session.subject}" / "anat"]
 
 
@@ -100,7 +100,7 @@ def _dseg(session: bids.Session, root: Path, raw: Path) -> Segmentation | None:
 
 
 def _images_in(session: bids.Session, folder: Path, suffix: str) -> Iterator[Path]:
-    """Images of this head in its own space."""
+    """Images of the session in native space."""
     for path in folder.glob(f"sub-{session.subject}_*{suffix}.nii*"):
         names = bids.entities(path.name)
         own = (
@@ -114,7 +114,7 @@ def _images_in(session: bids.Session, folder: Path, suffix: str) -> Iterator[Pat
 
 
 def _rank(session: bids.Session, image: Path) -> tuple[int, int, int, str]:
-    """Order of segmentations: all the brain first, then those that share most of the session's names."""
+    """Sort key: whole-brain segmentations first, then those that share most entities with the session."""
     names = bids.entities(image.name)
     desc = names.get("desc", "")
     shared = sum(names.get(key) == value for key, value in session.entities.items())
@@ -147,7 +147,7 @@ def _freesurfer(session: bids.Session, root: Path) -> Segmentation | None:
 
 
 def _table_of(labels: Path, root: Path) -> Path | None:
-    """Label table of a segmentation by the inheritance of BIDS, the nearest first."""
+    """Label table of a segmentation by the BIDS inheritance principle, the nearest first."""
     names = bids.entities(labels.name)
     for folder in labels.parents:
         tables = [

@@ -1,7 +1,7 @@
-"""One session: its stages in order, each skipped while its record holds.
+"""Stages of one session in order, each skipped while its record is up to date.
 
-A stage reads files and writes files; nothing else passes between stages, so a run that was killed and
-started again works on the same bytes as one that was not.
+Stages exchange files only, so a run that was killed and started again gives the same bytes as one that was
+not.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _TRANSIENT = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR),
     *(errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
 )
-"""Errors of file systems on a network that another attempt may not meet."""
+"""Temporary errors of network file systems."""
 
 
 @dataclass(frozen=True)
 class SessionResult:
-    """How one session ended.
+    """Result of one session.
 
     Parameters
     ----------
     name
-        Of the session.
+        Name of the session.
     report
-        Its page; None if it failed.
+        Path of its report; None if it failed.
     error
-        What stopped it.
+        Error that stopped it.
     warnings
-        What the user should know, each with its stage.
+        Warnings, each with its stage.
     skipped
-        Stages whose results still held.
+        Stages that were up to date.
     may_pass
-        Whether what stopped it may pass by itself, as trouble of a network's file system does.
+        Whether the error may be temporary, such as one of a network file system.
     """
 
     name: str
@@ -61,7 +61,7 @@ class SessionResult:
 
 
 class UnexpectedError(InputError):
-    """A fault of chisep."""
+    """Bug in chisep."""
 
 
 def process(
@@ -70,7 +70,7 @@ def process(
     progress: Progress | None = None,
     cache: StageCache | None = None,
 ) -> SessionResult:
-    """Run the stages that are missing or stale, the report last.
+    """Process one session: run the stages that are not up to date, the report last.
 
     Parameters
     ----------
@@ -86,13 +86,13 @@ def process(
     Raises
     ------
     ChisepError
-        If an input cannot be used or an output not be written; finished stages stay.
+        If an input cannot be used or an output cannot be written; finished stages stay.
     """
     cache = cache or StageCache(config.bids, config.out, session.name)
     context = SessionContext.of(config, session)
     stages = map_stages(context)
     volumes = context.files.volumes
-    volumes.plan(stages[:-1])  # the last one reads everything: not worth the memory
+    volumes.plan(stages[:-1])  # the report reads everything: not worth the memory
     for done, stage in enumerate(stages):
         if progress:
             progress(f"{session.name}: {stage.name}", done, len(stages) + 1)
@@ -107,12 +107,12 @@ def process(
 
 
 def map_stages(context: SessionContext) -> list[Stage]:
-    """All stages of a session in their order, but for the report.
+    """All stages of a session in their order, except the report.
 
     Raises
     ------
     InputError
-        If a file that the options ask for is missing.
+        If a file of the options is missing.
     """
     mese = context.session.mese
     stages = [
@@ -130,13 +130,13 @@ def map_stages(context: SessionContext) -> list[Stage]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error may pass by itself, as trouble of a network's file system does."""
+    """Whether an error may be temporary, such as one of a network file system."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return isinstance(cause, OSError) and cause.errno in _TRANSIENT
 
 
 def as_user_error(name: str, error: Exception) -> ChisepError:
-    """Turn what stopped a session into an error in terms of the user."""
+    """Convert an exception of a session to an error for users."""
     if isinstance(error, ChisepError):
         return error
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Works that a text cites, from the packaged database."""
+"""BibTeX entries of the works that a text cites."""
 
 from __future__ import annotations
 

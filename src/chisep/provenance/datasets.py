@@ -1,4 +1,4 @@
-"""Find the files that records name, and compare them with their checksums."""
+"""Locate the files in stage records, and compare them with their checksums."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from chisep.io import bids
 from chisep.io.files import checksum
 
 State = Literal["unchanged", "changed since", "missing", "not looked for"]
-"""What became of a file since it was read or written; `not looked for`: its dataset is not known."""
+"""State of a file since it was read or written; `not looked for`: its dataset is not known."""
 
 
 def dataset_links(out: Path, raw: Path | None = None) -> dict[str, Path]:
-    """Folders of the datasets that records of a derivatives dataset name.
+    """Folders of the datasets in the records of a derivatives dataset.
 
     Parameters
     ----------
     out
         Derivatives dataset.
     raw
-        The raw one, if it is known; else it is what `DatasetLinks` says, or the dataset around OUT.
+        Raw dataset, if it is known; else that of `DatasetLinks`, or the dataset around OUT.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def dataset_links(out: Path, raw: Path | None = None) -> dict[str, Path]:
 
 
 def locate(name: str, links: Mapping[str, Path]) -> Path | None:
-    """Path of a file by its name in a record; None if its dataset is not known."""
+    """Path of a file from its name in a record; None if its dataset is not known."""
     if name.startswith("file://"):
         return Path(unquote(name.removeprefix("file://")))
     if not name.startswith("bids:"):
@@ -56,7 +56,7 @@ def locate(name: str, links: Mapping[str, Path]) -> Path | None:
 def state_of(path: Path, sha256: str, measure: Callable[[Path], str] = checksum) -> State:
     """Compare a file with its checksum."""
     try:
-        # A pipe or a device would be read for ever.
+        # Reading a pipe or a device would not end.
         if not path.is_file():
             return "missing"
         return "unchanged" if measure(path) == sha256 else "changed since"

@@ -1,6 +1,6 @@
-"""How a file came to be: the stages behind it, back to the raw files, each file checked by its checksum.
+"""Provenance of a file: its stages back to the raw files, each file compared with its checksum.
 
-All facts are those of the records that stages leave in OUT/.chisep/SESSION/STAGE.json.
+All facts come from the stage records in OUT/.chisep/SESSION/STAGE.json.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from chisep.provenance.records import RECORDS, Record, Records, records_of, sess
 from chisep.provenance.values import flat, unit_of
 
 _REPEATED = {"report": ("Parameters", "Convergence", "Warnings")}
-"""What a report repeats of the stages that it rests on."""
+"""Parameters that the report repeats from other stages."""
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Which file, and where its datasets are."""
+    """File to explain, and its datasets."""
 
     file: Positional[Path]
-    """Image, table or report that `chisep run` made, or a raw image; with --methods a derivatives dataset."""
+    """Image, table or report of `chisep run`, or a raw image; with --methods, a derivatives dataset."""
     raw: Path | None = None
-    """Raw dataset, where it does not lie as it did during the run."""
+    """Raw dataset, if it was moved after the run."""
     out: Path | None = None
-    """For a raw image: derivatives dataset that may rest on it; left out, those in BIDS/derivatives."""
+    """For a raw image: derivatives dataset to search for results; default: those in BIDS/derivatives."""
     methods: bool = False
     """Write methods.md and references.bib of a derivatives dataset, for a paper."""
     json: bool = False
@@ -44,16 +44,16 @@ class ExplainConfig:
 
 
 def explain(path: Path, *, raw: Path | None = None, out: Path | None = None) -> Explanation | RawExplanation:
-    """Say how a file came to be.
+    """Trace the provenance of a file.
 
     Parameters
     ----------
     path
         Output of a run, or a raw file.
     raw
-        Raw dataset, where it does not lie as it did during the run.
+        Raw dataset, if it was moved after the run.
     out
-        For a raw file: derivatives dataset that may rest on it; None: those in BIDS/derivatives.
+        For a raw file: derivatives dataset to search for results; None: those in BIDS/derivatives.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def explain(path: Path, *, raw: Path | None = None, out: Path | None = None) -> 
     Raises
     ------
     InputError
-        If no record knows the file and it is no raw file either, or a record cannot be read.
+        If no record lists the file and it is no raw file, or a record cannot be read.
     """
     path = path.absolute()
     if path.is_dir():
@@ -100,8 +100,8 @@ def _explain_output(path: Path, out: Path, raw: Path | None) -> Explanation:
 
 
 def _find(name: str, out: Path) -> tuple[str, dict[str, Record], str]:
-    """Find the session that a file is of, its records, and the stage that made the file."""
-    # Names of outputs begin with that of their session: no need to read thousands of others.
+    """Session of a file, its records, and the stage that wrote the file."""
+    # The name of an output begins with that of its session: only those records are read first.
     likely = [session for session in sessions_of(out) if PurePosixPath(name).name.startswith(session)]
     for session in likely or sessions_of(out):
         records = records_of(out, session)
@@ -157,7 +157,7 @@ def _settings(stage: str, parameters: Mapping[str, Any], records: Records) -> It
 
 
 def _defaults(stage: str, parameters: Mapping[str, Any], records: Records) -> dict[str, Any]:
-    """Parameters that this version gives a stage by default, as far as the data do not determine them."""
+    """Default parameters of a stage in this version, except those that follow from the data."""
     config = RunConfig(Path("raw"), Path("out"))
     found: dict[str, Any] = {}
     match stage:
@@ -205,7 +205,7 @@ def _explain_raw(path: Path, out: Path | None) -> RawExplanation:
 
 
 def _raw_root(path: Path) -> Path:
-    """Root of the BIDS dataset around a raw file."""
+    """Root of the BIDS dataset of a raw file."""
     described = next((p for p in path.parents if (p / bids.DESCRIPTION).is_file()), None)
     named = next((p.parent for p in path.parents if p.name.startswith("sub-") and "_" not in p.name), None)
     root = described or named
@@ -225,7 +225,7 @@ def _uses(path: Path, root: Path, out: Path) -> Iterator[Use]:
         records = records_of(out, session)
         resting: set[str] = {name}
         waiting = dict(records)
-        # Stages in any order: one that rests on another one is found in a later round.
+        # Records are in any order: a stage that reads results of another one is found in a later round.
         while found := [stage for stage, record in waiting.items() if resting & set(record.inputs)]:
             for stage in found:
                 record = waiting.pop(stage)

@@ -1,4 +1,4 @@
-"""An explanation of a file: its stages and checks, and its text."""
+"""Provenance report of a file: stages, checks of files, and text output."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _LONG = 8
 
 @dataclass(frozen=True)
 class FileCheck:
-    """A file and what became of it.
+    """File and its state.
 
     Parameters
     ----------
     name
         As in the record.
     path
-        Where it is; None if its dataset is not known.
+        Path; None if its dataset is not known.
     state
-        What became of it.
+        State since it was read or written.
     sha256
         As recorded.
     stage
-        That made it; None for a raw file.
+        Stage that wrote it; None for a raw file.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Setting:
     Parameters
     ----------
     name
-        With the names of the groups it is in, joined by dots.
+        Name, after those of its groups, joined by dots.
     value
         As recorded.
     unit
         Empty if it has none.
     default
-        Of this version; None where the data determine it.
+        Default of this version; None if it follows from the data.
     differs
-        Whether the value is another than the default.
+        Whether the value differs from the default.
     """
 
     name: str
@@ -65,28 +65,28 @@ class Setting:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of how a file came to be; what its record does not hold is empty.
+    """One stage in the provenance of a file; missing fields of its record are empty.
 
     Parameters
     ----------
     session, stage
-        Whose it is.
+        Session and stage.
     description
-        What it made.
+        Description of its outputs.
     version
-        Of chisep.
+        Version of chisep.
     libraries
-        Name → version of what it computed with.
+        Library → version.
     settings
-        Its parameters.
+        Parameters.
     weights
-        Of each trained network: name, checksum, training data.
+        Name, checksum and training data of each trained network.
     facts
-        What it noted.
+        Measured facts.
     warnings
-        What it warned of.
+        Warnings.
     seconds, peak_memory_gb
-        What it cost; 0 if that is not recorded.
+        Time and memory; 0 if not recorded.
     inputs
         Files it read.
     """
@@ -107,14 +107,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How an output came to be.
+    """Provenance of an output.
 
     Parameters
     ----------
     file
         The output.
     steps
-        The stage that made it first, then those that its inputs rest on, each once.
+        Stage that wrote it, then the stages of its inputs, each once.
     """
 
     file: FileCheck
@@ -122,16 +122,16 @@ class Explanation:
 
     @property
     def holds(self) -> bool:
-        """Whether the file and all that it rests on are as they were."""
+        """Whether the file and all files in its provenance are unchanged."""
         files = [self.file, *(check for step in self.steps for check in step.inputs)]
         return all(check.state == "unchanged" for check in files)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Content for JSON."""
         return {"holds": self.holds, **asdict(self)}
 
     def lines(self) -> list[str]:
-        """Text: a tree of files and stages, then each stage in full."""
+        """Lines of text: a tree of files and stages, then each stage in full."""
         steps = {step.stage: step for step in self.steps}
         tree = [
             f"{self.file.name.removeprefix('bids::')}: {self.file.state}",
@@ -142,18 +142,18 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Use:
-    """A stage that read a raw file, or rests on one that did.
+    """Stage that read a raw file, or results that depend on it.
 
     Parameters
     ----------
     dataset
         Derivatives dataset.
     session, stage
-        Whose it is.
+        Session and stage.
     state
-        Whether the raw file is as the stage read it; None for a stage that rests on another one.
+        State of the raw file since the stage read it; None for a stage that reads only results.
     outputs
-        What it made.
+        Files it wrote.
     """
 
     dataset: str
@@ -165,7 +165,7 @@ class Use:
 
 @dataclass(frozen=True)
 class RawExplanation:
-    """What is known of a raw file, and what rests on it.
+    """Sidecar fields of a raw file, and the results that depend on it.
 
     Parameters
     ----------
@@ -174,9 +174,9 @@ class RawExplanation:
     sidecars
         JSON files that apply to it, the nearest last.
     facts
-        Field → its value and the sidecar that it is from.
+        Field → value and sidecar.
     uses
-        Stages that rest on it.
+        Stages that depend on it.
     """
 
     file: str
@@ -185,11 +185,11 @@ class RawExplanation:
     uses: tuple[Use, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Content for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Text: fields with the sidecars they are from, then what rests on the file."""
+        """Lines of text: fields with their sidecars, then the results that depend on the file."""
         lines = [
             self.file,
             "",
@@ -199,7 +199,7 @@ class RawExplanation:
         lines += [
             f"  {name:<{width}}  {_text(value)}  ({file})" for name, (value, file) in self.facts.items()
         ]
-        lines += ["", "What rests on it" if self.uses else "No result that rests on it was found"]
+        lines += ["", "Results that depend on it" if self.uses else "No result that depends on it was found"]
         for use in self.uses:
             state = f" read it: {use.state}" if use.state else ""
             lines.append(f"  {use.dataset}: {use.session}: {use.stage}{state}")
@@ -208,7 +208,7 @@ class RawExplanation:
 
 
 def _tree(stage: str | None, steps: Mapping[str, Step], shown: set[str], indent: str) -> Iterator[str]:
-    """Lines of the files that a stage read, each with the stage that made it below."""
+    """Tree of the input files of a stage, each with the stage that wrote it below."""
     if stage is None or stage in shown:
         return
     shown.add(stage)
@@ -222,7 +222,7 @@ def _tree(stage: str | None, steps: Mapping[str, Step], shown: set[str], indent:
 
 
 def _grouped(checks: Sequence[FileCheck]) -> list[tuple[str, FileCheck]]:
-    """Names for the tree; echoes of one series that are in one state share a line."""
+    """Names for the tree; echoes of one series with the same state share a line."""
     groups: dict[tuple[str, State], list[FileCheck]] = {}
     for check in checks:
         groups.setdefault((re.sub(r"_echo-\d+_", "_echo-*_", check.name), check.state), []).append(check)
@@ -273,5 +273,5 @@ def _text(value: Any) -> str:  # noqa: ANN401
 
 
 def _plain(text: str) -> str:
-    """Text without control characters, which names and sidecars of strangers may hold."""
+    """Escape control characters, which untrusted names and sidecars may contain."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

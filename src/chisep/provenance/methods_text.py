@@ -1,8 +1,8 @@
-"""The methods part of a paper: what a run did, from its records, with the works to cite.
+"""Methods section of a paper, from the records of a run, with the works to cite.
 
-The text holds what records, sidecars and image headers say, and says what they do not. Items of the reporting
-list of the consensus on QSM (Bilgic 2024, 10.1002/mrm.30006) stand in a table, each filled or named as not
-stated. What differs between sessions is said sentence by sentence.
+The text uses records, sidecars and image headers only, and names what they do not state. A table has every
+item of the reporting list of the QSM consensus (Bilgic 2024, 10.1002/mrm.30006), filled in or marked as not
+stated. Sentences that differ between sessions name their sessions.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _LIBRARIES = {
 
 
 def write_methods(out: Path, raw: Path | None = None) -> tuple[Path, Path]:
-    """Write the methods part of a paper from the records of all sessions.
+    """Write the methods section of a paper from the records of all sessions.
 
     Parameters
     ----------
     out
         Derivatives dataset of `chisep run`.
     raw
-        Raw dataset, where it does not lie as it did during the run.
+        Raw dataset, if it was moved after the run.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def write_methods(out: Path, raw: Path | None = None) -> tuple[Path, Path]:
 
 
 def methods_text(sessions: Sequence[SessionFacts]) -> str:
-    """Return the text on these sessions, as Markdown."""
+    """Methods section of these sessions, as Markdown."""
     people = len({session.name.split("_")[0] for session in sessions})
     parts = [
         "# Methods",
@@ -128,7 +128,7 @@ def _libraries(sessions: Sequence[SessionFacts]) -> str:
 
 
 def _warnings(sessions: Sequence[SessionFacts]) -> list[str]:
-    """Texts of warnings, the most frequent first, with their stage and in how many sessions they came."""
+    """Warnings with their stage and number of sessions, the most frequent first."""
     found: dict[str, int] = defaultdict(int)
     for session in sessions:
         for stage, record in session.records.items():

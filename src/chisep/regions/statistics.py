@@ -34,7 +34,7 @@ class RegionMap:
     values
         In that unit, shape (i, j, k).
     known
-        Where the map says something.
+        Voxels in which the map is known.
     sigma
         Standard deviation of every voxel's noise, in the same unit, where it is known.
     """
@@ -86,7 +86,7 @@ STATISTICS = ("mean", "sd", "median", "sigma")
 def region_values(
     labels: LabelArray, names: Mapping[int, str], maps: Iterable[RegionMap], voxel_mm: Sequence[float]
 ) -> list[RegionValue]:
-    """Read maps off in every region.
+    """Statistics of maps in every region.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def region_values(
     names
         Label → name.
     maps
-        What to read.
+        Maps with their noise and where they are known.
     voxel_mm
         Edges of a voxel in mm.
 
@@ -141,7 +141,7 @@ def write_values(path: Path, values: Iterable[RegionValue]) -> Path:
 
 
 def read_values(path: Path) -> list[RegionValue]:
-    """Read what `write_values` wrote.
+    """Read a table of region values that `write_values` wrote.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def values_dictionary(maps: Mapping[str, str]) -> dict[str, Any]:
     Parameters
     ----------
     maps
-        Name of each map → what it is.
+        Name of each map → description.
     """
     of_map = "Over the voxels counted, in the unit that ends the name of the map"
     return {

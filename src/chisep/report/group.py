@@ -1,4 +1,4 @@
-"""The page of a group: its sessions with their reports, what lies apart, and what was warned of."""
+"""Group page: sessions with links to their reports, outliers and warnings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class SessionLine:
     name
         Of the session.
     report
-        Address of its page, relative to the group's; None if there is none.
+        Link to its report, relative to the group page; None if there is none.
     status
         done, unfinished or failed.
     cells
-        Texts of the columns that the page names.
+        Texts of the columns in `GroupReport.header`.
     outliers
-        What lies apart in this session.
+        Names of the columns in which it is an outlier.
     note
-        Why it failed, or what it lacks.
+        Error of a failed session.
     """
 
     name: str
@@ -38,20 +38,20 @@ class SessionLine:
 
 @dataclass(frozen=True)
 class GroupReport:
-    """What a group's page shows.
+    """Content of the group page.
 
     Parameters
     ----------
     summary
-        The few facts to see first: name and value.
+        Main facts: name and value.
     header
-        Names of the columns that the cells of sessions belong to.
+        Names of the columns of `SessionLine.cells`.
     sessions
-        One line a session.
+        One line per session.
     outlier_rule
-        How outliers are found, or why none were looked for.
+        Definition of an outlier.
     warnings
-        Text, and in how many sessions it was said; the most frequent first.
+        Text and number of sessions; the most frequent first.
     panels
         Figures.
     version
@@ -68,11 +68,11 @@ class GroupReport:
 
 
 def render_group(report: GroupReport) -> str:
-    """Make the page: one HTML document, complete in itself; every text of the report is escaped.
+    """Render the page as one self-contained HTML document; every text is escaped.
 
     Parameters
     ----------
     report
-        What to show.
+        Content of the page.
     """
     return rendered("group.html.j2", report=report)

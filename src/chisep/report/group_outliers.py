@@ -10,15 +10,15 @@ from jaxtyping import Float
 from chisep.report.group_sessions import QUALITY, SessionSummary
 
 Column = Float[np.ndarray, " session"]
-"""One number per session, NaN where it is not known."""
+"""One number per session, NaN where it is missing."""
 
 
 Values = Float[np.ndarray, "session column"]
-"""Numbers of all sessions, NaN where one is not known."""
+"""Numbers of all sessions, NaN where one is missing."""
 
 
 FEWEST_FOR_OUTLIERS = 8
-"""With fewer sessions no outliers are looked for."""
+"""With fewer sessions there are no outliers."""
 
 
 OUTLIER_SCORE = 3.5
@@ -29,7 +29,7 @@ _MAD_TO_SD, _MEAN_DEVIATION_TO_SD = 1.4826, 1.2533
 
 
 def robust_scores(values: Column) -> Column:
-    """How far each value is from the median, in robust standard deviations; NaN stays NaN.
+    """Robust z-scores: distance from the median in robust standard deviations; NaN stays NaN.
 
     The standard deviation is 1.4826 times the median absolute deviation; where that is 0, because more than
     half of the values are equal, 1.2533 times the mean absolute deviation (Iglewicz and Hoaglin 1993).
@@ -52,7 +52,7 @@ def find_outliers(
     columns: Mapping[str, int],
     values: Values,
 ) -> list[list[str]]:
-    """Columns in which each session lies apart: quality figures and medians of regions."""
+    """Columns in which each session is an outlier: quality measures and region medians."""
     apart: list[list[str]] = [[] for _ in sessions]
 
     def look(name: str, column: Column) -> None:
@@ -70,7 +70,7 @@ def find_outliers(
 
 
 def outlier_rule() -> str:
-    """Say what counts as an outlier."""
+    """Definition of an outlier, for readers."""
     return (
         f"An outlier is a value whose distance from the cohort's median is more than {OUTLIER_SCORE} times "
         "1.4826 times the median absolute deviation; quality figures and the medians of regions are looked "

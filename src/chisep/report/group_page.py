@@ -1,4 +1,4 @@
-"""Content of the page of a group: its sessions, their warnings, and the spread of their region values."""
+"""Content of the group page: sessions, warnings, and the distribution of region values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN = (
     "spin_echo_coverage",
     "r2prime_noise_hz",
 )
-"""Quality figures in the table of the page."""
+"""Quality measures in the table of the page."""
 
 
 def group_page(
@@ -39,7 +39,7 @@ def group_page(
     values: Values,
     apart: Sequence[Sequence[str]],
 ) -> GroupReport:
-    """Content of the page of a group."""
+    """Content of the group page."""
     status = Counter(session.status for session in sessions)
     lines = [
         SessionLine(
@@ -80,7 +80,7 @@ def _panels(
     values: Values,
     apart: Sequence[Sequence[str]],
 ) -> list[Panel]:
-    """One figure a map: medians of regions over sessions, the largest first."""
+    """One figure per map: region medians over sessions, the largest first."""
     of_map: dict[str, list[figures.Spread]] = {}
     named: dict[str, list[int]] = {}
     for place, found in enumerate(apart):

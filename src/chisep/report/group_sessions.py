@@ -1,4 +1,4 @@
-"""What the records and region tables say of each session of a derivatives dataset."""
+"""Summary of each session of a derivatives dataset, from its records and region table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_LABELS = 100_000
 
 @dataclass(frozen=True)
 class QualityMeasure:
-    """A quality figure: where it is found, and what it means."""
+    """A quality measure: stage and fact of its record, description, and unit."""
 
     stage: str
     fact: str
@@ -78,7 +78,7 @@ NUMBERS = (*QUALITY, *COSTS)
 
 @dataclass
 class SessionSummary:
-    """What the files of one session say.
+    """Summary of one session.
 
     Parameters
     ----------
@@ -87,13 +87,13 @@ class SessionSummary:
     status
         done, unfinished or failed.
     error
-        What stopped it.
+        Error that stopped it.
     numbers
-        Column → quality figure.
+        Column → quality measure.
     unconverged
-        Stages that ended before their tolerance.
+        Stages whose iteration did not converge.
     warnings
-        Texts with their stages.
+        Texts, each after its stage.
     regions
         Column → value.
     """
@@ -107,7 +107,7 @@ class SessionSummary:
     regions: dict[str, float] = field(default_factory=dict)
 
     def entity(self, key: str) -> str:
-        """Value of an entity with its key, e.g. ses-1; n/a without."""
+        """BIDS entity with its key, e.g. ses-1; n/a if the name has none."""
         return next((part for part in self.name.split("_") if part.startswith(f"{key}-")), MISSING)
 
 
@@ -117,7 +117,7 @@ def _number(value: object) -> float | None:
 
 
 def _read_regions(path: Path, session: SessionSummary) -> None:
-    """Add the values of a table of regions to a session; a table that cannot be read is a warning."""
+    """Add the values of a region table; an unreadable table is a warning."""
     if not is_file(path):
         return
     try:
@@ -154,19 +154,19 @@ def _read_regions(path: Path, session: SessionSummary) -> None:
 
 
 def session_names(out: Path) -> list[str]:
-    """List the sessions of a derivatives dataset that left records, sorted."""
+    """Names of the sessions with records in a derivatives dataset, sorted."""
     return [name for name in sessions_of(out, "sub-") if _SESSION_NAME.fullmatch(name)]
 
 
 def read_session(out: Path, name: str) -> SessionSummary:
-    """Read the records and the table of regions of one session; what cannot be read is a warning.
+    """Read the records and the region table of one session; unreadable ones are warnings.
 
     Parameters
     ----------
     out
         Derivatives dataset.
     name
-        Of the session.
+        Name of the session.
     """
     session = SessionSummary(name, "unfinished")
     records: dict[str, Record] = {}

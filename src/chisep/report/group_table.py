@@ -1,4 +1,4 @@
-"""All sessions of a derivatives dataset in one table and on one page.
+"""Group level: all sessions of a derivatives dataset in one table and on one page.
 
 Only tables and records are read, never images, so that thousands of sessions take seconds.
 """
@@ -42,14 +42,14 @@ _UNIT_OF_ENDING = {"ppb": "ppb", "hz": "1/s"}
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What the group level wrote.
+    """Files of the group level.
 
     Parameters
     ----------
     table, dictionary, page
         group.tsv, group.json and group.html.
     sessions
-        How many sessions were found.
+        Number of sessions.
     status
         Status → number of sessions.
     """
@@ -62,19 +62,19 @@ class GroupResult:
 
 
 def make_group(out: Path, progress: Progress | None = None) -> GroupResult:
-    """Gather all sessions of a derivatives dataset in group.tsv, group.json and group.html.
+    """Summarise all sessions of a derivatives dataset in group.tsv, group.json and group.html.
 
     Parameters
     ----------
     out
-        Derivatives dataset that `chisep run` wrote.
+        Derivatives dataset of `chisep run`.
     progress
-        Told which session is read.
+        Called with the session that is read.
 
     Returns
     -------
     GroupResult
-        What was written; equal derivatives give equal files.
+        Files written; equal derivatives give equal files.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _write_table(
 
 
 def _dictionary(columns: Iterable[str]) -> dict[str, Any]:
-    """Describe every column."""
+    """Column descriptions for group.json."""
     content: dict[str, Any] = {name: {"Description": text} for name, text in _TEXTS.items()}
     content["status"]["Levels"] = {
         "done": "all stages to the report",

@@ -1,7 +1,7 @@
-"""The report of one subject: what went in, what every stage made of it, and what to be wary of.
+"""Report of one session: figures, tables, parameters and warnings on one HTML page.
 
-The page needs nothing beside itself: style and pictures are inside, and there are no scripts. Equal reports
-give equal pages; whatever is to be shown, dates included, the caller puts into the report.
+The page is self-contained: it includes its style and images, and has no scripts. Equal reports give equal
+pages; the page adds no date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chisep.report.figures import to_svg_or_png_base64
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; the first column names the rows.
+    """Table of texts; the first column names the rows.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Table:
     groups
         Headings above the header, each with the number of columns it spans; together they span all.
     best
-        (row, column) of the cells to stress.
+        (row, column) of the cells to emphasise.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure or table with its heading.
+    """One figure or table of a report, with heading and caption.
 
     Parameters
     ----------
@@ -65,14 +65,14 @@ class Panel:
     image
         Data URI of a figure.
     alt
-        What the figure shows, for those who do not see it; required with an image.
+        Alternative text of the image; required with an image.
     table
-        A table in place of a figure.
+        Table instead of a figure.
 
     Raises
     ------
     ValueError
-        If there is not exactly one of image and table, the image is no data URI, or it has no `alt`.
+        If there is not exactly one of image and table, or the image is no data URI or has no `alt`.
     """
 
     title: str
@@ -102,7 +102,7 @@ class RegionRow:
     region
         Its name.
     voxels
-        How many voxels it has.
+        Number of voxels.
     chi_pos_ppb, chi_neg_ppb, chi_ppb
         (mean, standard deviation) of each map.
     """
@@ -116,7 +116,7 @@ class RegionRow:
 
 @dataclass(frozen=True)
 class Scores:
-    """How close a map is to the truth: NRMSE in %, PSNR in dB, SSIM and xSIM."""
+    """Metrics of a map against the ground truth: NRMSE in %, PSNR in dB, SSIM and xSIM."""
 
     nrmse_percent: float
     psnr_db: float
@@ -126,14 +126,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class MethodScores:
-    """Scores of both source maps of one method.
+    """Metrics of both source maps of one method.
 
     Parameters
     ----------
     method
         Its name.
     chi_pos, chi_neg
-        Scores of χ_pos and χ_neg.
+        Metrics of χ_pos and χ_neg.
     """
 
     method: str
@@ -143,24 +143,24 @@ class MethodScores:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """What a subject's page shows.
+    """Content of the report of one session.
 
     Parameters
     ----------
     title
         Heading of the page.
     subject, session
-        Labels of BIDS, without `sub-` and `ses-`.
+        BIDS labels, without `sub-` and `ses-`.
     summary
-        The few facts to see first: name and value.
+        Main facts: name and value.
     warnings
         What was assumed, repaired or left out.
     panels
         Figures and tables in the order of the stages.
     regions
-        Values per region; empty where there are no labels.
+        Region values; empty without labels.
     parameters
-        Settings of every stage, nested as deep as they are.
+        Parameters of every stage, possibly nested.
     versions
         Program → version.
     """
@@ -177,7 +177,7 @@ class SubjectReport:
 
 
 def method_table(scores: Sequence[MethodScores]) -> Table:
-    """Table of methods against the truth, the best of every column stressed.
+    """Table of methods against the ground truth, the best of every column emphasised.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def method_table(scores: Sequence[MethodScores]) -> Table:
     for source in ("chi_pos", "chi_neg"):
         for name, form, sign in columns:
             texts = [format(getattr(getattr(entry, source), name), form) for entry in scores]
-            # Compared as printed: methods that look equal are both the best.
+            # Compared as printed: of two equal texts, both are the best.
             top = max((sign * float(text) for text in texts), default=0.0)
             for row, text in enumerate(texts):
                 cells[row].append(text)
@@ -231,12 +231,12 @@ def region_table(regions: Sequence[RegionRow]) -> Table:
 
 
 def render(report: SubjectReport) -> str:
-    """Make the page: one HTML document, complete in itself; every text of the report is escaped.
+    """Render the report as one self-contained HTML document; every text is escaped.
 
     Parameters
     ----------
     report
-        What to show.
+        Content of the page.
     """
     return rendered(
         "subject.html.j2",
@@ -257,7 +257,7 @@ def rendered(template: str, **content: Any) -> str:  # noqa: ANN401
     template
         Its name.
     content
-        What it shows; a name that is missing is an error.
+        Variables of the template; a missing one is an error.
     """
     environment = Environment(
         loader=PackageLoader("chisep.report"),
@@ -270,14 +270,14 @@ def rendered(template: str, **content: Any) -> str:  # noqa: ANN401
 
 
 def write_report(path: Path, report: SubjectReport) -> Path:
-    """Write the page, whole or not at all.
+    """Write the report; the file is complete or absent.
 
     Parameters
     ----------
     path
         The HTML file.
     report
-        What to show.
+        Content of the page.
 
     Raises
     ------
@@ -288,7 +288,7 @@ def write_report(path: Path, report: SubjectReport) -> Path:
 
 
 def _leaves(value: object, name: str) -> Iterator[tuple[str, str]]:
-    """Names joined by " › " and texts of all values below a setting."""
+    """Texts of all values below a parameter, with their names joined by " › "."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             yield from _leaves(below, f"{name} › {key}" if name else str(key))

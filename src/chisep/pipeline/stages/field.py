@@ -38,7 +38,7 @@ def field_stage(context: SessionContext) -> Stage:
 def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     config, megre = context.config, context.session.megre
     brain = files.load_mask("mask")
-    # A layer of voxels beyond the brain gives R2* the field's gradient at its surface.
+    # One layer of voxels around the brain, so that R2* has the field gradient at its surface.
     around = max_pool3d(brain[None].float(), 3, stride=1, padding=1)[0] > 0
     phase, note = phase_in_radians(files.echoes(megre.phase), str(megre.phase[0]), megre.phase_units)
     result = total_field(

@@ -16,12 +16,12 @@ from chisep.preprocessing.mask import brain_mask, checked_mask
 
 
 def mask_stage(context: SessionContext) -> Stage:
-    """Brain extraction from the gradient-echo magnitude, or a mask of the user's.
+    """Brain extraction from the gradient-echo magnitude, or a given mask.
 
     Raises
     ------
     InputError
-        If masks are given and there is none of this session.
+        If masks are given, but none of this session.
     """
     outputs = context.files.paths("mask")
     if context.config.masks is None:
@@ -53,8 +53,8 @@ def _given(context: SessionContext, masks: Path) -> Path:
         raise InputError(
             given,
             found="no such file",
-            expected="a brain mask of this session, as --masks says",
-            fix="Add it, or leave --masks out to have the brain extracted.",
+            expected="a brain mask of this session, for --masks",
+            fix="Add it, or leave --masks out for brain extraction.",
         )
     return given
 

@@ -1,4 +1,4 @@
-"""Stages `labels` and `regions`: the label map on the grid of the scan, and values of maps in its regions."""
+"""Stages `labels` and `regions`: label map on the grid of the scan, and statistics of maps in regions."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from chisep.regions.statistics import RegionMap, region_values, values_dictionar
 _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
 _MAPS = ("chi_pos", "chi_neg", "chi", "qsm", "r2star", "r2", "r2prime")
-"""Outputs whose values are read in regions, in the order of the table."""
+"""Outputs of the region table, in its order."""
 
 
 def labels_stage(context: SessionContext) -> Stage:
-    """Label map: a segmentation that is resampled, or an atlas that is registered."""
+    """Label map: resampled segmentation, or registered atlas."""
     files, found = context.files, context.segmentation
     outputs = files.paths("labels", "label_names")
     if found is not None:
@@ -71,7 +71,7 @@ def labels_stage(context: SessionContext) -> Stage:
 
 
 def _atlas_table(atlas: Path) -> list[Path]:
-    """Label table beside an atlas that the user gave, if there is one."""
+    """Label table beside a given atlas, if there is one."""
     table = bids.sidecar_of(atlas).with_suffix(".tsv")
     return [table] if table.is_file() else []
 
@@ -106,7 +106,7 @@ def _resample_segmentation(context: SessionContext, found: Segmentation, files: 
     if max(share, brain_share) < _POOR_OVERLAP:
         warnings.append(
             f"the segmentation {found.labels.name} covers {100 * brain_share:.0f} % of the brain mask, "
-            f"and {100 * share:.0f} % of it lie in the mask: check that it is of this head, in "
+            f"and {100 * share:.0f} % of it lie in the mask: check that it is of this subject, in "
             "scanner coordinates"
         )
     return StageResult(facts | {"LabelledPartOfBrain": round(brain_share, 4)}, warnings)
@@ -153,7 +153,7 @@ def _save_labels(labels: LabelArray, image: LabelImage, files: StageFiles) -> No
 
 
 def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
-    """Values of maps in regions; noise maps are those that the stages before make."""
+    """Statistics of maps in regions, with the noise maps of the earlier stages."""
     files = context.files
     made = {path for stage in before for path in stage.outputs}
     maps = [key for key in _MAPS if files[key] in made]
@@ -186,7 +186,7 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
 def _region_maps(
     context: SessionContext, files: StageFiles, maps: Sequence[str], sigmas: dict[str, str]
 ) -> Iterator[RegionMap]:
-    """Yield maps in the units of the table, with their noise and where they are known."""
+    """Yield maps in the units of the table, with their noise and valid voxels."""
     brain, inner = (files.array(key) > 0 for key in ("mask", "eroded_mask"))
     separated = inner
     if context.session.mese and context.reads_r2prime:  # elsewhere sources are not separated

@@ -1,4 +1,4 @@
-"""Stages `registration` and `relaxometry`: motion of the spin echo, and maps of R2*, R2 and R2'."""
+"""Stages `registration` and `relaxometry`: rigid registration of the spin echo; maps of R2*, R2 and R2'."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
 
 
 def relaxometry_stage(context: SessionContext) -> Stage:
-    """Fits of R2* and R2, and their difference R2'."""
+    """Relaxometry: fits of R2* and R2, and R2' = R2* − R2."""
     config, mese, files = context.config, context.session.mese, context.files
     inputs = [*context.magnitude, *(mese.magnitude if mese else ()), *files.paths("mask", "total_field")]
     outputs = files.paths("r2star", "r2star_sigma", "r2prime", "r2prime_sigma")
@@ -133,7 +133,7 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
 def _r2prime(
     context: SessionContext, mese: bids.Series, of_gre: Rate, brain: Tensor, files: StageFiles
 ) -> tuple[Rate, dict[str, Any], list[str]]:
-    """R2' by the spin echo, whose own maps are saved; 0 where the spin echo does not reach."""
+    """R2' from the spin echo, with its R2 maps; 0 outside the field of view of the spin echo."""
     spin_echoes, image = _spin_echoes(mese, files)
     transform = np.asarray(files.json("transform")["MegreToMeseWorldMm"], dtype=np.float64)
     i, j, k = spin_echoes.shape[1:]
@@ -167,7 +167,7 @@ def _r2prime(
 
 
 def _spin_echoes(mese: bids.Series, files: StageFiles) -> tuple[Tensor, nifti.Image]:
-    """Spin echoes on their own grid, and the first image for its place."""
+    """Spin echoes on their own grid, and the first image for its affine."""
     images = [nifti.load(files.path(path)) for path in mese.magnitude]
     for image in images[1:]:
         nifti.require_same_grid(images[0], image)

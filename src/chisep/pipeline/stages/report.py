@@ -1,4 +1,4 @@
-"""Stage `report`: the page of a session."""
+"""Stage `report`: report of a session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chisep.report.subject import SubjectReport, write_report
 
 
 def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapping[str, Record]) -> Stage:
-    """Page with all figures; made when all others are done, since it shows what they found."""
+    """Report with all figures, after all other stages."""
     convergence = {
         name: record.facts["Convergence"] for name, record in records.items() if "Convergence" in record.facts
     }

@@ -23,14 +23,14 @@ _CALIBRATION_SEED = 0
 
 
 def session_relaxivity(context: SessionContext, files: StageFiles) -> Relaxivity:
-    """D_r as given, or as calibrated by the stage of that name.
+    """D_r from the options, or from the stage `calibration`.
 
     Parameters
     ----------
     context
-        Of the session.
+        Context of the session.
     files
-        Where the calibration is read from.
+        Files of the stage.
     """
     if not context.config.calibrate_dr:
         return relaxivity(context.config.dr, context.b0_t)
@@ -72,7 +72,7 @@ def qsm_stage(context: SessionContext) -> Stage:
 
 
 def calibration_stage(context: SessionContext) -> Stage:
-    """D_r from deep grey matter.
+    """Calibration of D_r in deep grey matter.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def separation_stage(context: SessionContext) -> Stage:
 
 
 def source_sigmas(context: SessionContext) -> list[str]:
-    """Keys of the maps of the standard deviation of χ_pos and χ_neg, if the method makes them."""
+    """Keys of the uncertainty maps of χ_pos and χ_neg, if the method predicts them."""
     known = methods.tells_sigma(context.config.method, context.config.network)
     return ["chi_pos_sigma", "chi_neg_sigma"] if known else []
 
@@ -200,11 +200,11 @@ def _maps(context: SessionContext, files: StageFiles, *, uses_magnitude: bool) -
 
 
 def _with_rates(context: SessionContext, maps: Maps, files: StageFiles) -> tuple[Maps, list[str]]:
-    """Add the relaxation rate maps that the method reads, and say what is assumed in them."""
+    """Add the relaxation rate maps that the method reads; also return warnings of assumptions."""
     if not context.reads_r2prime:
         return replace(maps, r2star_hz=files.load("r2star")), []
     maps = replace(maps, r2prime_hz=files.load("r2prime"))
-    if context.session.mese is not None:  # without R2 there is nothing to separate by
+    if context.session.mese is not None:  # sources need a measured R2 here
         sigma = files.load("r2prime_sigma")
         covered = sigma > 0
         return replace(

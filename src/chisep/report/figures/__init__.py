@@ -1,7 +1,7 @@
-"""Every picture of chisep: functions from arrays to Matplotlib figures.
+"""Figures: functions from arrays to Matplotlib figures.
 
-Susceptibilities come in ppm and are drawn in ppb, with the same windows for every subject so that pages can
-be compared. Figures are built without pyplot: no window, no global state, and nothing to close.
+Susceptibility is given in ppm and drawn in ppb, with the same intensity window for every subject, so that
+pages can be compared. Figures are built without pyplot: there is no global state, and nothing to close.
 """
 
 from chisep.report.figures.axial import axial_planes, echoes

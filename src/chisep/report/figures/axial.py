@@ -30,7 +30,7 @@ def echoes(
     mask: MaskArray | None = None,
     position: Sequence[int] | None = None,
 ) -> Figure:
-    """Show the same axial plane of every echo, all in one window.
+    """Axial plane of every echo, all with one intensity window.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def axial_planes(
     position: Sequence[int] | None = None,
     columns: int = _COLUMNS,
 ) -> Figure:
-    """Show the same axial plane of several volumes, all in one window.
+    """Show the same axial plane of several volumes, all with one intensity window.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def axial_planes(
     mask, position
         As in `planes`.
     columns
-        Planes in a line.
+        Planes per line.
     """
     view = view_of(volumes.shape[1:], affine, mask, position)
     width, height = view.size_mm(_AXIAL)

@@ -23,7 +23,7 @@ class Bars:
     groups
         Names of the groups of bars, from top to bottom.
     lengths
-        Name in the legend → one number a group; NaN for no bar.
+        Name in the legend → one number per group; NaN for no bar.
     spreads
         The same names → half length of the error bars.
     """
@@ -35,7 +35,7 @@ class Bars:
 
 
 def bars(panels: Sequence[Bars]) -> Figure:
-    """Show panels of bars in rows of two; a row shares the names of the groups."""
+    """Bar charts in rows of two; a row shares the names of the groups."""
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     most = max(len(panel.groups) * len(panel.lengths) for panel in panels)

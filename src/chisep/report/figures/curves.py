@@ -1,4 +1,4 @@
-"""Panels of curves."""
+"""Line charts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Curves:
     Parameters
     ----------
     title, x_label, y_label
-        Texts; the horizontal axis holds whole numbers where all of a curve's are.
+        Texts; the ticks of the horizontal axis are integers if all x values are.
     lines
         Name in the legend → points of a curve.
     thin
-        Further curves in the colour of the line of that name, for example of single subjects.
+        Thin curves in the colour of the line of that name, for example of single subjects.
     band
-        Lowest and highest vertical coordinate, and name, of a range that is marked.
+        Lower and upper end of a shaded range, and its name.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Curves:
 
 
 def curves(panels: Sequence[Curves]) -> Figure:
-    """Show panels of curves side by side."""
+    """Line charts side by side."""
     figure = Figure((WIDTH_INCH, 3.6), layout="constrained")
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)

@@ -14,7 +14,7 @@ from chisep.report.figures.style import SERIES_COLOURS, WIDTH_INCH, SubjectRows,
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """Histograms of one map in several heads.
+    """Histograms of one map in several subjects.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class Distribution:
     window
         First and last edge of the bins.
     percent
-        Voxels in each bin in percent, one row a head.
+        Voxels in each bin in percent, one row per subject.
     marks
-        Values that are marked by lines.
+        Values marked by vertical lines.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Distribution:
 
 
 def distributions(panels: Sequence[Distribution]) -> Figure:
-    """Show histograms of several maps, a line a head, in rows of three; single high bins are cut off."""
+    """Histograms of several maps, one line per subject, in rows of three; single high bins are clipped."""
     columns = 3
     lines = math.ceil(len(panels) / columns)
     figure = Figure((WIDTH_INCH, 2.6 * lines), layout="constrained")
@@ -49,7 +49,7 @@ def distributions(panels: Sequence[Distribution]) -> Figure:
             axes.stairs(row, edges, color=SERIES_COLOURS[1], linewidth=0.8, alpha=0.6)
         for mark in panel.marks:
             axes.axvline(mark, color=SERIES_COLOURS[0], linestyle="--", linewidth=1)
-        # The bin of empty tissue (fluids) would dwarf the others.
+        # The bin of CSF would hide the others.
         most = panel.percent.max(axis=0)
         top = min(float(most.max()), 1.5 * float(np.percentile(most, 95)))
         axes.set(xlim=panel.window, xlabel=f"{panel.title} ({panel.unit})", ylim=(0, 1.05 * max(top, 1e-6)))
@@ -60,14 +60,14 @@ def distributions(panels: Sequence[Distribution]) -> Figure:
 
 
 def band_spectra(densities: Mapping[str, SubjectRows], edges_mm: Sequence[float], *, unit: str) -> Figure:
-    """Show the power of maps in bands of wavelength, a line a head.
+    """Power spectra of maps in bands of wavelength, one line per subject.
 
     Parameters
     ----------
     densities
-        Name in the legend → mean power density in each band; NaN where a band has none.
+        Name in the legend → mean power density in each band; NaN for an empty band.
     edges_mm
-        Wavelengths between which the bands lie, shortest first.
+        Edges of the bands in mm, shortest first.
     unit
         Text at the vertical axis.
     """

@@ -1,4 +1,4 @@
-"""Spread of quantities over the sessions of a group."""
+"""Distribution of quantities over the sessions of a group."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MOST_DOTS, _MOST_NAMES = 60, 3
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """One quantity over the sessions of a group.
+    """Values of one quantity in the sessions of a group.
 
     Parameters
     ----------
     name
-        Of the quantity.
+        Name of the quantity.
     values
-        One per session that has it.
+        One value per session that has it.
     outliers
-        Session and value of those that lie apart.
+        Session and value of the outliers.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Spread:
 
 
 def spreads(rows: Sequence[Spread], *, label: str) -> Figure:
-    """Show how quantities of one unit spread over sessions, a row each, the outliers named.
+    """Percentiles of quantities of one unit over sessions, one row each, with named outliers.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ class Lesions:
 
 
 def lesion_lines(panels: Sequence[Lesions]) -> Figure:
-    """Show predicted against assigned values of lesions with fitted lines, in rows of four, on equal axes."""
+    """Predicted against assigned values of lesions with regression lines, in rows of four, equal axes."""
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure((WIDTH_INCH, 0.3 + WIDTH_INCH / 4 * 1.15 * lines), layout="constrained")

@@ -35,19 +35,19 @@ TALLEST_INCH, LOWEST_INCH, NARROWEST_INCH = 4.0, 1.2, 0.4
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One volume in a figure of planes, and how its values turn into colours.
+    """One volume in a figure of planes, with its unit, intensity window and colour map.
 
     Parameters
     ----------
     title
-        Text above the row; may hold Matplotlib's mathtext.
+        Text above the row; may contain mathtext.
     volume
         Values in `unit`, shape (i, j, k).
     unit
         Text at the colour bar.
     window
-        Values at both ends of the colour map; None takes the 99th percentile of the magnitudes in the mask:
-        from 0 to it for non-negative values, from minus to plus it for others.
+        Values at both ends of the colour map. None: from 0 (from its negative for maps with negative values)
+        to the 99th percentile of the magnitudes in the mask.
     cmap
         A Matplotlib colour map, or its name.
     """
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """Places of the rows of planes on a sheet."""
+    """Layout of the rows of planes on a sheet."""
 
     view: View
     inch_per_mm: float
@@ -110,7 +110,7 @@ def planes(
     overlay: MaskArray | None = None,
     position: Sequence[int] | None = None,
 ) -> Figure:
-    """Show volumes of one grid below each other, each in a sagittal, a coronal and an axial plane.
+    """Sagittal, coronal and axial plane of several volumes of one grid, one row per volume.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def planes(
         Where the values are valid: the field of view and the planes follow it; everything else is background
         and does not count for windows. None shows the whole volume.
     overlay
-        A region whose outline is drawn, shape (i, j, k).
+        Region whose outline is drawn, shape (i, j, k).
     position
         Voxel (i, j, k) that the planes pass through; None takes the centre of the mask.
 
@@ -159,7 +159,7 @@ def draw_plane(
     window: tuple[float, float],
     cmap: str | Colormap,
 ) -> None:
-    """Draw one plane of a volume on black, with the patient's sides below its left and right end."""
+    """Draw one plane of a volume on black, with the patient's sides below it."""
     shown = view.plane(volume, axis)
     if mask is not None:
         shown = np.where(view.plane(mask, axis), shown, np.nan)
@@ -180,7 +180,7 @@ def three_planes(
     overlay: MaskArray | None = None,
     position: Sequence[int] | None = None,
 ) -> Figure:
-    """Show one volume in three planes; parameters as in `Row` and `planes`."""
+    """Sagittal, coronal and axial plane of one volume; parameters as in `Row` and `planes`."""
     return planes(
         [Row(title, volume, unit, window, cmap)], affine, mask=mask, overlay=overlay, position=position
     )
@@ -195,7 +195,7 @@ def source_maps(
     *,
     position: Sequence[int] | None = None,
 ) -> Figure:
-    """Show χ_pos and χ_neg from 0 to 100 ppb, and their difference χ from −100 to 100 ppb, in three planes.
+    """Three planes of χ_pos and χ_neg (0 to 100 ppb) and of χ = χ_pos − χ_neg (−100 to 100 ppb).
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def comparison(
     cmap: str | Colormap = "gray",
     position: Sequence[int] | None = None,
 ) -> Figure:
-    """Show a susceptibility map, the truth, and their difference in half the window's width.
+    """Susceptibility map, ground truth, and their difference at half the window width.
 
     Parameters
     ----------
@@ -235,9 +235,9 @@ def comparison(
     affine
         Voxel index to scanner mm, shape (4, 4).
     title
-        Name of the map; may hold Matplotlib's mathtext.
+        Name of the map; may contain mathtext.
     window_ppb, cmap
-        Window in ppb and colour map of prediction and truth.
+        Intensity window in ppb and colour map of prediction and truth.
     mask, position
         As in `planes`.
     """
@@ -252,9 +252,9 @@ def comparison(
 
 
 def mask_outline(magnitude: VolumeArray, mask: MaskArray, affine: Affine) -> Figure:
-    """Show the outline of the brain mask on a magnitude image of arbitrary scale, in three planes.
+    """Outline of the brain mask on a magnitude image of arbitrary scale, in three planes.
 
-    The whole volume is shown, so that what the mask misses is seen.
+    The whole volume is shown, so that brain outside the mask is visible.
     """
     return three_planes(
         magnitude,
@@ -267,7 +267,7 @@ def mask_outline(magnitude: VolumeArray, mask: MaskArray, affine: Affine) -> Fig
 
 
 def region_planes(volume: VolumeArray, labels: NDArray[Any], affine: Affine, mask: MaskArray) -> Figure:
-    """Show regions in colours over a map in three planes, and the map alone above.
+    """Regions in colours over a map in three planes, below the map alone.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def region_planes(volume: VolumeArray, labels: NDArray[Any], affine: Affine, mas
     sheet = layout.sheet(2)
     for number, title in enumerate(("Susceptibility", "Regions")):
         _draw_row(sheet, layout, number, Row(title, volume, "ppb", TOTAL_WINDOW_PPB), mask)
-    # Neighbouring numbers are often neighbouring or mirrored structures: steps of seven part their colours.
+    # Neighbouring labels are often neighbouring or mirrored structures: steps of 7 separate their colours.
     numbers = np.unique(labels[labels != 0])
     for axis in range(3):
         plane = layout.view.plane(labels, axis)
@@ -301,7 +301,7 @@ def region_planes(volume: VolumeArray, labels: NDArray[Any], affine: Affine, mas
 
 
 def default_window(values: NDArray[Any], mask: MaskArray | None) -> tuple[float, float]:
-    """Window from 0, or from minus it for signed maps, to the 99th percentile of magnitudes in a mask."""
+    """Intensity window from the 99th percentile of the magnitudes in a mask; symmetric for signed maps."""
     inside = values[..., mask] if mask is not None and mask.any() else values
     inside = inside[np.isfinite(inside)]
     if not inside.any():

@@ -20,18 +20,18 @@ def histogram(
     window: tuple[float, float],
     bins: int = 100,
 ) -> Figure:
-    """Show how the values of maps are distributed in a mask.
+    """Histograms of maps in a mask.
 
     Parameters
     ----------
     maps
-        Name in the legend (may hold mathtext) → values in `unit`, shape (i, j, k).
+        Name in the legend (may contain mathtext) → values in `unit`, shape (i, j, k).
     mask
-        Where values count.
+        Voxels that count.
     unit
         Text at the horizontal axis.
     window
-        First and last value of the horizontal axis; the legend says how many voxels lie beyond.
+        First and last value of the horizontal axis; the legend has the share of voxels beyond.
     bins
         Number of bins in the window.
     """
@@ -56,18 +56,18 @@ def histogram(
 
 
 def convergence(change: Sequence[float], *, tolerance: float | None = None) -> Figure:
-    """Show the relative change of an iterative solution at every iteration.
+    """Convergence plot: relative change of the solution at every iteration.
 
     Parameters
     ----------
     change
         Relative change at iteration 1, 2, …
     tolerance
-        Where the iteration stops, drawn as a line.
+        Tolerance of the solver, drawn as a line.
     """
     figure, axes = _chart(3.0)
     iteration = np.arange(1, len(change) + 1)
-    positive = np.asarray(change) > 0  # a change of exactly 0 has no place on a logarithmic axis
+    positive = np.asarray(change) > 0  # a logarithmic axis cannot show 0
     axes.plot(
         iteration[positive], np.asarray(change)[positive], color=SERIES_COLOURS[1], marker=".", linewidth=1.5
     )
@@ -83,7 +83,7 @@ def convergence(change: Sequence[float], *, tolerance: float | None = None) -> F
 
 
 def _chart(height_inch: float) -> tuple[Figure, Axes]:
-    """Figure with axes at a fixed place; a layout found from the labels takes a second drawing."""
+    """Figure with fixed margins: a layout computed from the labels needs a second drawing."""
     figure = Figure((WIDTH_INCH, height_inch))
     left, right, bottom, top = 0.75, 0.2, 0.5, 0.1
     size = WIDTH_INCH - left - right, height_inch - bottom - top

@@ -1,6 +1,6 @@
-"""A dark figure whose contents are placed in inches from its left and upper edge.
+"""Dark figure for planes, with positions in inches from its left and upper edge.
 
-One axes covers the whole figure. Axes of its own for every plane and colour bar would take most of the time
+One axes covers the whole figure. Separate axes for every plane and colour bar would take most of the time
 of a report: their ticks, spines and labels cost more than the images.
 """
 
@@ -29,7 +29,7 @@ _SHADES = 256
 
 
 class Box(NamedTuple):
-    """A rectangle in inches from the left and upper edge of a sheet."""
+    """Rectangle in inches from the left and upper edge of a sheet."""
 
     left: float
     top: float
@@ -38,7 +38,7 @@ class Box(NamedTuple):
 
 
 class Sheet:
-    """A dark figure whose contents are placed in inches from its left and upper edge."""
+    """Dark figure with positions in inches from its left and upper edge."""
 
     def __init__(self, width_inch: float, height_inch: float) -> None:
         self.figure = Figure((width_inch, height_inch), facecolor=DARK)

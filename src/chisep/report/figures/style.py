@@ -1,4 +1,4 @@
-"""Names, windows, colours and sizes that all figures share."""
+"""Names, intensity windows, colours and sizes of all figures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ CHI_POS, CHI_NEG, CHI = r"$\chi_\mathrm{pos}$", r"$\chi_\mathrm{neg}$", r"$\chi$
 """Names of the maps as Matplotlib writes them."""
 
 SOURCE_WINDOW_PPB = (0.0, 100.0)
-"""Window of χ_pos and χ_neg: white matter in the lower half, the iron-rich nuclei at its top."""
+"""Intensity window of χ_pos and χ_neg: white matter in the lower half, iron-rich nuclei at the top."""
 TOTAL_WINDOW_PPB = (-100.0, 100.0)
-"""Window of χ = χ_pos − χ_neg."""
+"""Intensity window of χ = χ_pos − χ_neg."""
 PPB = 1000.0
 """ppb in one ppm."""
 
