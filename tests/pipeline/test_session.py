@@ -420,7 +420,7 @@ class TestRegions:
         assert {row.name for row in values} == {"all of it"}
 
     def test_what_was_asked_for_and_is_not_there(self, raw, tmp_path):
-        with pytest.raises(InputError, match="--regions says"):
+        with pytest.raises(InputError, match="for --regions"):
             RunConfig(raw, tmp_path, regions=tmp_path / "nowhere")
         (tmp_path / "empty").mkdir()
         (result,) = run(RunConfig(raw, tmp_path / "out", regions=tmp_path / "empty"))
