@@ -355,7 +355,7 @@ def test_a_simulated_head_has_no_jumps_and_the_right_local_field(head):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"te_s": (0.005,)}, "one echo only"),
+        ({"te_s": (0.005,)}, "2 magnitudes, 2 phases and 1 echo times"),
         ({"te_s": (0.005, 0.011, 0.017)}, "2 magnitudes, 2 phases and 3 echo times"),
         ({"te_s": (0.011, 0.005)}, "0.011, 0.005"),
         ({"b0_t": 0.0}, "0.0 T"),

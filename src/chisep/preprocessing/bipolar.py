@@ -38,21 +38,22 @@ def readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask
 
 
 def readout_constant(
-    wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, rate: Tensor
+    wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, rate: Tensor, wraps: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Constant ψ of the phase of alternating sign, and the correction of a rate that included that phase.
 
     An echo's phase difference to the first echo, minus that of the rate, is over the brain (s − s₀)·ψ + (TE −
     TE₀)·correction up to 2π wraps. Several pairs may agree with all echoes; the smallest ψ is taken.
+    `wraps` is the number of whole wraps in the shortest echo spacing that are tried on either side.
     """
     gained = torch.polar((weight * weight[0]).sqrt(), wrapped - wrapped[0] - rate * (te - te[0]))
     mean = gained.sum(1)[1:, None, None]
     steps = (te - te[0])[1:, :, None]
     flips = (sign - sign[0])[1:, :, None]
     psi = torch.linspace(-math.pi / 2, math.pi / 2, 181, dtype=te.dtype, device=te.device)
-    shift = (
-        torch.linspace(-math.pi, math.pi, 361, dtype=te.dtype, device=te.device) / (te[1:] - te[:-1]).min()
-    )
+    most = math.pi * (2 * wraps + 1)
+    shift = torch.linspace(-most, most, 360 * (2 * wraps + 1) + 1, dtype=te.dtype, device=te.device)
+    shift = shift / (te[1:] - te[:-1]).min()
     left = mean.angle() - flips * psi[:, None] - steps * shift
     share = mean.abs() / mean.abs().sum()
     agreement = (share * left.cos()).sum(0) - 1e-3 * psi[:, None] ** 2

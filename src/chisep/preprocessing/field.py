@@ -21,8 +21,12 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.bipolar import readout_constant, readout_ramp
+from chisep.preprocessing.checks import Check
+from chisep.preprocessing.field_checks import field_checks
+from chisep.preprocessing.magnitude_noise import noise_of_differences
 from chisep.preprocessing.masked_values import bounding_box, volume_of
 from chisep.preprocessing.morphology import largest_component
+from chisep.preprocessing.phase_jumps import slice_offsets
 from chisep.preprocessing.phase_offset import smoothed_phase
 from chisep.preprocessing.unwrapping import unwrap, wrap
 from chisep.types import Echoes, Grid, MaskVolume, Volume
@@ -32,12 +36,18 @@ _BIPOLAR_RAD = 0.1
 """Half the phase (RMS in the mask) between odd and even echoes from which they count as bipolar: less changes
 the field by less than a ppb."""
 _GAUSS_NEWTON_STEPS = 10
+_MOST_WRAPS = 3
+"""Whole wraps in the shortest interval that are tried: 600 Hz at an interval of 5 ms."""
 _CHANCE = 1e-3
 """Residuals that are less probable than this under noise have another cause: phase that is not linear in
 TE."""
 _TWO_ECHOES = (
     "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
     "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
+)
+_ONE_ECHO = (
+    "one echo does not tell the receiver's phase from a field: the field holds both, and background removal "
+    "takes off the smooth part only"
 )
 
 
@@ -60,6 +70,8 @@ class FieldConfig:
     max_step_rad: float = 2.2
     """Voxels whose phase difference between echoes differs more than this from that of a neighbour are not in
     the phase-quality mask: the true step may exceed π, which no unwrapping can recover."""
+    accept_poor: bool = False
+    """Continue with a field that fails a quality check; the check becomes a warning."""
 
     def __post_init__(self) -> None:
         if self.phase_sign not in (1, -1):
@@ -104,6 +116,8 @@ class FieldMap:
     reliable
         Phase-quality mask: largest connected component of the mask without voxels of large residual or steep
         phase, holes filled, shape (i, j, k).
+    checks
+        Quality checks of the field.
     warnings
         Messages for the user.
     """
@@ -116,6 +130,7 @@ class FieldMap:
     residual_rad: Volume
     quality: Volume
     reliable: MaskVolume
+    checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -127,13 +142,14 @@ def total_field(
     mask: MaskVolume,
     grid: Grid,
     config: FieldConfig | None = None,
+    echo_numbers: Sequence[int] | None = None,
 ) -> FieldMap:
     """Unwrap multi-echo phase and combine the echoes to the total field.
 
     Parameters
     ----------
     magnitude, phase_rad
-        Gradient echoes, shape (echo, i, j, k), at least two; any scale, and radians.
+        Gradient echoes, shape (echo, i, j, k); any scale, and radians.
     te_s
         Echo times in s, increasing.
     b0_t
@@ -144,6 +160,9 @@ def total_field(
         Voxel size.
     config
         Options; defaults where None.
+    echo_numbers
+        Numbers of the echoes in the scan, which tell the direction of bipolar read-outs where echoes are
+        missing; 1, 2, 3, … where None.
 
     Returns
     -------
@@ -153,13 +172,15 @@ def total_field(
     Raises
     ------
     InputError
-        If there is one echo only, or echoes and echo times do not fit, or the mask is empty.
+        If echoes and echo times do not fit, or the mask is empty.
 
     Notes
     -----
     - The phase difference over the shortest echo spacing is unwrapped in space by ROMEO
       (`chisep.preprocessing.unwrapping`). The rest of the first echo's phase is the receiver's offset, which
       is smoothed as a complex number and subtracted (MCPC-3D-S: Eckstein 2018, 10.1002/mrm.26963).
+    - Offsets that jump from slice to slice (`slice_offsets`) are subtracted first. Where echoes are unevenly
+      spaced, the wrap count of the shortest spacing is the one that agrees with all echoes.
     - Bipolar read-outs add a phase of alternating sign that is linear in position. Its slope along each axis
       is the median over all pairs of neighbours of the part of their phase difference that neither a constant
       nor a field explains. Its constant is the smallest that agrees with all echoes.
@@ -170,6 +191,8 @@ def total_field(
     - The noise of a channel is estimated from the residuals of the linear fit, as median over the mask; σ of
       the field follows from it by the curvature of the fit. Where residuals are larger than noise explains, σ
       grows with them.
+    - One echo: its unwrapped phase over TE. The receiver's phase stays in the field. σ follows from the noise
+      of the magnitude.
     """
     config = config or FieldConfig()
     _check(magnitude, phase_rad, te_s, b0_t, mask)
@@ -179,34 +202,49 @@ def total_field(
     # Volumes in between are of the mask's box; values inside the mask have the same order in both.
     box = bounding_box(mask)
     inside = mask[box]
-    sign = 1 - 2 * (torch.arange(len(te), device=te.device) % 2).to(te.dtype)[:, None]
+    numbers = list(echo_numbers) if echo_numbers else list(range(1, len(te_s) + 1))
+    if len(te_s) == 1:
+        return _of_one_echo(wrapped, magnitude, float(te), b0_t, mask, grid, numbers, config)
+    # The first echo has the sign +1, and so have those an even number of echoes after it.
+    sign = 1 - 2 * ((torch.tensor(numbers, device=te.device) - numbers[0]) % 2).to(te.dtype)[:, None]
+    jumps_rad, jump_axis = slice_offsets(wrapped, weight, te, inside)
+    if jump_axis is not None:
+        wrapped = wrapped - jumps_rad
 
     bipolar_rad = torch.zeros_like(wrapped[0])
     bipolar = False
-    if len(te) > 2 and config.bipolar is not False:
+    alternates = len(te) > 2 and bool((sign < 0).any())
+    if alternates and config.bipolar is not False:
         ramp = readout_ramp(wrapped, weight, te, sign, inside)
         bipolar = config.bipolar is True or float(ramp.square().mean().sqrt()) > _BIPOLAR_RAD
         if bipolar:
             bipolar_rad = ramp
             wrapped = wrapped - sign * ramp
 
-    gained_rad, quality = _gained(wrapped, weight, te, inside, alternating=bipolar)
+    gained_rad, quality = _gained(wrapped, weight, te, inside, sign if bipolar else None)
     rate = gained_rad[inside] / (te[1:] - te[:-1]).min()
     if bipolar:
-        constant, correction = readout_constant(wrapped, weight, te, sign, rate)
+        wraps = 0 if _is_even(te) else _MOST_WRAPS
+        constant, correction = readout_constant(wrapped, weight, te, sign, rate, wraps)
         bipolar_rad = bipolar_rad + constant
         wrapped = wrapped - sign * constant
         rate = rate + correction
+    elif not _is_even(te):
+        rate = rate + _missing_wraps(wrapped, weight, te, rate)
     offset = smoothed_phase(
         torch.polar(weight[0], wrapped[0] - rate * te[0]), inside, config.offset_smoothing_mm, grid
     )
 
+    first_rate = rate
     rate, deviation, curvature = _line(wrapped, weight, te, rate, offset)
     variance, excess = _noise(deviation, weight)
     origin = offset
     if config.fit == "nonlinear":
-        rate, origin, curvature = _complex_fit(wrapped, weight, te, rate, offset)
+        rate, origin = _line_with_offset(wrapped, weight, te, first_rate)
+        rate, origin, curvature = _complex_fit(wrapped, weight, te, rate, origin)
         deviation = wrap(wrapped - origin - rate * te)
+        if len(te) > 2:
+            variance, excess = _noise(deviation, weight, fitted=2)
     tiny = torch.finfo(te.dtype).tiny
     # At most the standard deviation that two random phases give.
     most = math.sqrt(2 / 3) * math.pi / (te_s[-1] - te_s[0])
@@ -216,24 +254,94 @@ def total_field(
     residual = ((share * deviation**2).sum(0) / share.sum(0).clamp_min(tiny)).sqrt()
     smooth = inside & (volume_of(residual, inside) <= config.max_residual_rad)
     smooth &= _largest_phase_step(gained_rad, inside) <= config.max_step_rad
-    largest = ndimage.binary_fill_holes(largest_component(smooth.cpu().numpy()))
-    reliable = torch.from_numpy(largest).to(mask.device) & inside
+    reliable = _largest_filled(smooth) & inside
     rad_hz_per_ppm = 2 * math.pi * hz_per_ppm(b0_t)
+    warnings = [_TWO_ECHOES] if len(te_s) == 2 and config.bipolar is not False else []
+    if jump_axis is not None:
+        warnings.append(
+            f"the phase jumps from slice to slice along axis {jump_axis + 1}, equally in all echoes (as "
+            "reconstructions with sign flips and multi-slab scans leave it); the jumps were removed"
+        )
     return FieldMap(
         total_field_ppm=volume_of(rate / rad_hz_per_ppm, mask),
         sigma_ppm=volume_of(sigma / rad_hz_per_ppm, mask),
         unwrapped_rad=torch.stack([volume_of(echo, mask) for echo in origin + rate * te + deviation]),
-        phase_offset_rad=volume_of(offset, mask),
+        phase_offset_rad=volume_of(wrap(offset + jumps_rad), mask),
         bipolar_rad=volume_of(bipolar_rad, mask),
         residual_rad=volume_of(residual, mask),
         quality=volume_of(quality[inside], mask),
         reliable=volume_of(reliable[inside], mask),
-        warnings=(_TWO_ECHOES,) if len(te_s) == 2 and config.bipolar is not False else (),
+        checks=field_checks(
+            deviation,
+            weight,
+            te,
+            inside,
+            numbers=numbers,
+            reliable=reliable,
+            field_ppm=rate / rad_hz_per_ppm,
+            sigma_ppm=sigma / rad_hz_per_ppm,
+            voxel_mm=grid.voxel_mm,
+        ),
+        warnings=tuple(warnings),
     )
 
 
+def _of_one_echo(
+    wrapped: Tensor,
+    magnitude: Tensor,
+    te_s: float,
+    b0_t: float,
+    mask: Tensor,
+    grid: Grid,
+    numbers: Sequence[int],
+    config: FieldConfig,
+) -> FieldMap:
+    """Field of one echo: its phase, unwrapped in space, over TE."""
+    box = bounding_box(mask)
+    inside = mask[box]
+    phase = volume_of(wrapped[0], inside)[None]
+    result = unwrap(phase, volume_of(magnitude[0][mask], inside)[None], [te_s], inside)
+    phase_rad, quality = result.phase_rad[0], result.quality
+    signal = magnitude[0][mask]
+    noise = noise_of_differences(magnitude[0][box], inside)
+    rad_per_ppm = 2 * math.pi * hz_per_ppm(b0_t) * te_s
+    tiny = torch.finfo(signal.dtype).tiny
+    sigma_rad = (noise / signal.clamp_min(tiny)).clamp(max=math.pi / math.sqrt(3))
+    smooth = inside & (_largest_phase_step(phase_rad, inside) <= config.max_step_rad)
+    reliable = _largest_filled(smooth) & inside
+    field_ppm, sigma_ppm = phase_rad[inside] / rad_per_ppm, sigma_rad / rad_per_ppm
+    zero = torch.zeros_like(magnitude[0])
+    return FieldMap(
+        total_field_ppm=volume_of(field_ppm, mask),
+        sigma_ppm=volume_of(sigma_ppm, mask),
+        unwrapped_rad=volume_of(phase_rad[inside], mask)[None],
+        phase_offset_rad=zero,
+        bipolar_rad=zero,
+        residual_rad=zero,
+        quality=volume_of(quality[inside], mask),
+        reliable=volume_of(reliable[inside], mask),
+        checks=field_checks(
+            torch.zeros_like(wrapped),
+            (signal**2)[None],
+            torch.tensor([[te_s]]),
+            inside,
+            numbers=numbers,
+            reliable=reliable,
+            field_ppm=field_ppm,
+            sigma_ppm=sigma_ppm,
+            voxel_mm=grid.voxel_mm,
+        ),
+        warnings=(_ONE_ECHO,),
+    )
+
+
+def _largest_filled(mask: Tensor) -> Tensor:
+    largest = ndimage.binary_fill_holes(largest_component(mask.cpu().numpy()))
+    return torch.from_numpy(largest).to(mask.device)
+
+
 def _gained(
-    wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor, *, alternating: bool
+    wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor, sign: Tensor | None
 ) -> tuple[Volume, Volume]:
     """Unwrap the phase difference over the shortest echo spacing in space; returns it and its quality.
 
@@ -242,9 +350,10 @@ def _gained(
     """
     steps = (te[1:] - te[:-1]).flatten()
     chosen = steps < steps.min() * (1 + _SAME_STEP)
-    if alternating:
-        start = torch.arange(len(steps), device=te.device) % 2
-        chosen &= start == start[int(steps.argmin())]
+    if sign is not None:
+        start, end = sign[:-1, 0], sign[1:, 0]
+        shortest = int(steps.argmin())
+        chosen &= (start == start[shortest]) & (end == end[shortest])
     product = torch.polar((weight[1:] * weight[:-1]).sqrt(), wrapped[1:] - wrapped[:-1])[chosen].sum(0)
     products, times = [product], [float(steps.min())]
     if len(te) > 2:  # a longer spacing shows whether phase grows in proportion to time
@@ -274,10 +383,50 @@ def _line(
     return rate, unwrapped - offset - rate * te, curvature
 
 
-def _noise(deviation: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise variance of a channel, and the reduced χ² of each voxel where it exceeds chance, else 1."""
-    # Squared residuals over the noise variance follow χ²; the rate uses one degree of freedom.
-    freedom = len(deviation) - 1
+def _is_even(te: Tensor) -> bool:
+    """Whether all intervals are whole multiples of the shortest: whole wraps in it then fit any field."""
+    interval = (te[1:] - te[:-1]).flatten()
+    ratio = interval / interval.min()
+    return bool(((ratio - ratio.round()).abs() < _SAME_STEP).all())
+
+
+def _missing_wraps(wrapped: Tensor, weight: Tensor, te: Tensor, rate: Tensor) -> float:
+    """Whole wraps in the shortest interval that the rate lacks everywhere, as a rate in rad/s."""
+    gained = torch.polar((weight * weight[0]).sqrt(), wrapped - wrapped[0] - rate * (te - te[0]))
+    total = gained.sum(1)[1:]
+    wraps = torch.arange(-_MOST_WRAPS, _MOST_WRAPS + 1, device=te.device)
+    per_wrap = 2 * math.pi / float((te[1:] - te[:-1]).min())
+    left = total.angle()[:, None] - (te[1:] - te[0]) * per_wrap * wraps
+    agreement = (total.abs()[:, None] * left.cos()).sum(0) / total.abs().sum()
+    # Of equal agreement the fewest.
+    return per_wrap * float(wraps[int((agreement - 1e-4 * wraps.abs()).argmax())])
+
+
+def _line_with_offset(wrapped: Tensor, weight: Tensor, te: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Unwrap echoes in time around a first rate, and fit a line with an offset of every voxel's own.
+
+    Returns rate and offset.
+    """
+    offset = wrapped[0] - rate * te[0]
+    tiny = torch.finfo(te.dtype).tiny
+    w, wt, wtt, wy, wty = (torch.zeros_like(rate) for _ in range(5))
+    for echo, time in enumerate(te):
+        predicted = offset + rate * time
+        phase = predicted + wrap(wrapped[echo] - predicted)
+        w, wt, wtt = w + weight[echo], wt + weight[echo] * time, wtt + weight[echo] * time**2
+        wy, wty = wy + weight[echo] * phase, wty + weight[echo] * time * phase
+        determinant = w * wtt - wt**2
+        if echo > 0:
+            known = determinant > tiny
+            rate = torch.where(known, (w * wty - wt * wy) / determinant.clamp_min(tiny), rate)
+            offset = torch.where(known, (wy - rate * wt) / w.clamp_min(tiny), offset)
+    return rate, offset
+
+
+def _noise(deviation: Tensor, weight: Tensor, fitted: int = 1) -> tuple[Tensor, Tensor]:
+    """Noise variance of a channel, and by how much a voxel's residuals exceed what such noise explains."""
+    # Residuals over the noise's SD, squared and summed, follow χ²; the fitted numbers take some of them.
+    freedom = len(deviation) - fitted
     square = (weight * deviation**2).sum(0)
     variance = square.median() / special.chdtri(freedom, 0.5)
     chi2 = square / variance.clamp_min(torch.finfo(square.dtype).tiny)
@@ -307,9 +456,7 @@ def _complex_fit(
 def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: float, mask: Tensor) -> None:
     """Check that the inputs belong together."""
     found = None
-    if len(te_s) < 2:
-        found = "one echo only"
-    elif not len(te_s) == len(magnitude) == len(phase_rad):
+    if not len(te_s) == len(magnitude) == len(phase_rad):
         found = f"{len(magnitude)} magnitudes, {len(phase_rad)} phases and {len(te_s)} echo times"
     elif te_s[0] <= 0 or any(b <= a for a, b in pairwise(te_s)):
         found = f"echo times {', '.join(f'{te:g}' for te in te_s)} s"
@@ -321,7 +468,7 @@ def _check(magnitude: Tensor, phase_rad: Tensor, te_s: Sequence[float], b0_t: fl
         raise InputError(
             "field mapping",
             found=found,
-            expected="at least two gradient echoes with increasing echo times in s, B0 in T and a mask",
+            expected="gradient echoes with increasing echo times in s, B0 in T and a mask",
             fix="Give magnitude and phase of all echoes of one multi-echo scan, in order.",
         )
 

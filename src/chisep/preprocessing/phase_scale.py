@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 from chisep.errors import InputError
-from chisep.types import Echoes
+from chisep.types import Echoes, Volume
 
 _RADIAN_SLACK = 0.05
+_SAMPLE = 200_000
+_FILL_PART = 0.01
+"""An extreme value is a fill value if at least this part of the voxels has it, apart from all others."""
+_FILL_GAP = 0.1
+"""Distance of a fill value from the other values, as a part of their range."""
+_STRAY_PART = 1e-3
+_STRAY_GAP = 0.5
+"""Stray voxels are at most this part of all at either end, and this part of the others' range apart."""
+_SAME_RANGE = 0.05
+_WRAP_STEP = 0.75
+_WRAP_PART = 1e-4
+"""Phase is wrapped if this part of the steps between neighbours exceeds `_WRAP_STEP` of the range."""
+_UNWRAPPED_RAD = 1000.0
+"""Largest range of unwrapped phase: ±8 ppm at 7 T and 50 ms."""
 
 
 def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tuple[Echoes, str | None]:
@@ -20,7 +37,8 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     source
         Where they come from, for messages.
     units
-        Units that the sidecar states ("rad", "arbitrary"), if any. "rad" is accepted if the values agree.
+        What the sidecar says ("rad", "arbitrary"), if anything. "rad" is believed unless the image
+        contradicts it.
 
     Returns
     -------
@@ -37,8 +55,13 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     Notes
     -----
     Known scales are radians (within ±2π, spanning more than 1), integers 0…4095 (12 bit) and
-    −4096…4095 (12 bit, doubled and centred) and degrees (±180 or 0…360). Any other scale is read as linear,
-    with −π and π at its smallest and largest value: valid for whole images, where air has every phase.
+    −4096…4095 (12 bit, doubled and centred), degrees (±180 or 0…360), and unwrapped radians: values beyond 2π
+    without the jumps that wraps leave. Any other scale is read as linear, its smallest and largest value
+    being −π and π: true of whole images, where air holds every phase. Echoes whose ranges differ are read one
+    by one.
+
+    Fill values (one value of many voxels, apart from all others) and stray voxels (a few, far beyond the
+    others) do not count for the range; their phase is set to 0.
     """
     if bool((phase.amax((1, 2, 3)) == phase.amin((1, 2, 3))).any()):
         raise InputError(
@@ -47,25 +70,82 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
             expected="a phase image for every echo",
             fix="Check that the phase and not an empty image was exported.",
         )
-    low, high = float(phase.min()), float(phase.max())
-    span, largest = high - low, max(-low, high)
-    named_radians = units is not None and units.lower() in ("rad", "radian", "radians")
-    unnamed = units is None or not units.strip()
-    within = largest <= 2 * math.pi + _RADIAN_SLACK
-    if within and (named_radians or (unnamed and span > 1.0)):
-        return phase, None
+    ranges = [_range(echo) for echo in phase]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    tolerance = _SAME_RANGE * (high - low)
+    if all(r[0] - low <= tolerance and high - r[1] <= tolerance for r in ranges):
+        return _read(phase, (low, high), source, units)
+    read = [
+        _read(echo[None], bounds, f"{source}, echo {number}", units)
+        for number, (echo, bounds) in enumerate(zip(phase, ranges, strict=True), start=1)
+    ]
+    notes = [note for _, note in read if note]
+    return torch.cat([echo for echo, _ in read]), "; ".join(notes) or None
 
+
+def _range(echo: Volume) -> tuple[float, float]:
+    """Smallest and largest value, without fill values and stray voxels."""
+    values = echo.flatten()
+    sample = values[:: max(1, len(values) // _SAMPLE)].sort().values
+    for end in (0, -1):
+        fill = sample[end]
+        rest = sample[sample != fill]
+        is_common = len(sample) - len(rest) >= max(_FILL_PART * len(sample), 2)
+        if is_common and len(rest) and abs(float(rest[end] - fill)) > _FILL_GAP * float(rest[-1] - rest[0]):
+            sample = rest
+    cut = max(1, int(_STRAY_PART * len(sample)))
+    inner = sample[cut : len(sample) - cut] if len(sample) > 2 * cut + 1 else sample
+    apart = _STRAY_GAP * float(inner[-1] - inner[0])
+    usual = values[(values >= inner[0] - apart) & (values <= inner[-1] + apart)]
+    return float(usual.min()), float(usual.max())
+
+
+def _read(
+    phase: Echoes, bounds: tuple[float, float], source: str, units: str | None
+) -> tuple[Echoes, str | None]:
+    """Bring phase of one range to radians, and say how."""
+    low, high = bounds
+    outside = (phase < low) | (phase > high)
+    count = int(outside.sum())
+    scale, centre, name = _scale(phase, low, high, units)
+    if name is None and not count:
+        return phase, None
+    radians = phase if name is None else (phase - centre) * scale
+    notes = []
+    if name is not None:
+        notes.append(f"phase from {low:g} to {high:g} was read as {name} and brought to radians")
+        if _is_radians(units) and "radians" not in name:
+            notes[0] += ", though its sidecar says radians"
+    if count:
+        radians = torch.where(outside, 0, radians)
+        notes.append(f"the phase of {count} voxels beyond {low:g} to {high:g} was set to 0")
+    return radians, f"{source}: {'; '.join(notes)}"
+
+
+def _is_radians(units: str | None) -> bool:
+    return units is not None and units.lower() in ("rad", "radian", "radians")
+
+
+def _scale(phase: Echoes, low: float, high: float, units: str | None) -> tuple[float, float, str | None]:
+    """Factor, centre and name of a scale; no name where values are radians by the sidecar or their range."""
+    span, largest = high - low, max(-low, high)
+    named, unnamed = _is_radians(units), units is None or not units.strip()
+    if largest <= 2 * math.pi + _RADIAN_SLACK and (named or (unnamed and span > 1.0)):
+        return 1.0, 0.0, None
+    if (named or unnamed) and span > 2 * math.pi and span <= _UNWRAPPED_RAD and not _has_wraps(phase, span):
+        return 1.0, 0.0, None if named else "unwrapped radians"
     whole = span > 1.0 and bool((phase == phase.round()).all())
     if whole and low >= 0 and 3500 < high <= 4096:
-        scale, centre, name = 2 * math.pi / 4096, 2048.0, "12-bit integers 0…4095 for −π…π"
-    elif whole and -4096 <= low < -3500 and 3500 < high <= 4096:
-        scale, centre, name = math.pi / 4096, 0.0, "integers −4096…4095 for −π…π"
-    elif 300 < span <= 361 and (largest <= 180.5 or (low >= -0.5 and high <= 360.5)):
-        scale, centre, name = math.pi / 180, 0.0, "degrees"
-    else:
-        scale, centre = 2 * math.pi / span, (low + high) / 2
-        name = "a linear scale of unknown unit from −π to π"
-    note = f"{source}: phase from {low:g} to {high:g} was read as {name} and brought to radians"
-    if named_radians:
-        note += ", though its sidecar says radians"
-    return (phase - centre) * scale, note
+        return 2 * math.pi / 4096, 2048.0, "12-bit integers 0…4095 for −π…π"
+    if whole and -4096 <= low < -3500 and 3500 < high <= 4096:
+        return math.pi / 4096, 0.0, "integers −4096…4095 for −π…π"
+    if 300 < span <= 361 and (largest <= 180.5 or (low >= -0.5 and high <= 360.5)):
+        return math.pi / 180, 0.0, "degrees"
+    return 2 * math.pi / span, (low + high) / 2, "a linear scale of unknown unit from −π to π"
+
+
+def _has_wraps(phase: Tensor, span: float) -> bool:
+    """Whether neighbours differ by nearly the whole range, as at wraps and in air."""
+    steps = (phase.diff(dim=axis).abs() for axis in (1, 2, 3))
+    counts = [(int((step > _WRAP_STEP * span).sum()), step.numel()) for step in steps]
+    return sum(n for n, _ in counts) > _WRAP_PART * sum(n for _, n in counts)

@@ -10,7 +10,9 @@ from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.background import remove_background
+from chisep.preprocessing.checks import judge
 from chisep.preprocessing.field import total_field
+from chisep.preprocessing.magnitude_checks import check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
 
@@ -40,15 +42,24 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     brain = files.load_mask("mask")
     # One layer of voxels around the brain, so that R2* has the field gradient at its surface.
     around = max_pool3d(brain[None].float(), 3, stride=1, padding=1)[0] > 0
+    magnitude = files.echoes(megre.magnitude)
+    check_magnitudes(magnitude, [str(path) for path in megre.magnitude])
     phase, note = phase_in_radians(files.echoes(megre.phase), str(megre.phase[0]), megre.phase_units)
     result = total_field(
-        files.echoes(megre.magnitude),
+        magnitude,
         phase,
         megre.te_s,
         context.b0_t,
         around,
         files.grid,
         config.field_map,
+        megre.echo_numbers,
+    )
+    poor = judge(
+        result.checks,
+        f"field of {context.session.name}",
+        accept_poor=config.field_map.accept_poor,
+        option="--field-map.accept-poor",
     )
     reliable = quality_mask(result.quality, result.reliable & brain, files.grid, config.quality)
     files.save(
@@ -66,8 +77,9 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         "MedianResidualPhaseRad": round(float(result.residual_rad[reliable].median()), 4),
         "MedianFieldNoisePpb": round(1000 * float(result.sigma_ppm[reliable].median()), 3),
         "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
+        "Checks": [check.fact() for check in result.checks],
     }
-    return StageResult(facts, [*([note] if note else []), *result.warnings])
+    return StageResult(facts, [*([note] if note else []), *result.warnings, *poor])
 
 
 def background_stage(context: SessionContext) -> Stage:

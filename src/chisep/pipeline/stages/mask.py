@@ -12,6 +12,7 @@ from chisep.errors import InputError
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.magnitude_checks import check_magnitudes
 from chisep.preprocessing.mask import brain_mask, checked_mask
 
 
@@ -28,7 +29,9 @@ def mask_stage(context: SessionContext) -> Stage:
 
         def extract(declared: DeclaredFiles) -> StageResult:
             files = StageFiles(context.files, declared)
-            return _save(files, brain_mask(files.echoes(context.magnitude), files.grid, context.config.mask))
+            magnitude = files.echoes(context.magnitude)
+            check_magnitudes(magnitude, [str(path) for path in context.magnitude])
+            return _save(files, brain_mask(magnitude, files.grid, context.config.mask))
 
         return Stage(
             "mask",

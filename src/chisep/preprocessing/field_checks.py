@@ -1,0 +1,213 @@
+"""Quality checks of a field map: residual, noise, reliable part, low spatial frequencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from chisep.preprocessing.checks import Check
+from chisep.preprocessing.masked_values import volume_of
+
+_APART = 3
+"""Voxels between the two of a pair: noise of neighbours is correlated where images are interpolated."""
+_SMOOTH_MM = 6.0
+_SMALL_MM = 60.0
+"""Of a smaller volume, the smooth part of the field is not judged."""
+_MAD = 1.4826
+_NOT_LINEAR = (
+    "The phase does not grow in proportion to the echo time. Usual causes: wrong echo times, echoes of "
+    "different scans or read-out directions, phase that was filtered or rescaled."
+)
+_LOW_SIGNAL = (
+    "Usual causes: low signal, a mask that holds more than the brain, a field that changes by more than half "
+    "a wrap from voxel to voxel."
+)
+_MEDIAN_OF_CHI2 = 0.4549
+"""Median of the square of a standard normal variable."""
+_RESIDUAL_RAD = (0.04, 0.1)
+_RELIABLE = (0.85, 0.6)
+_NOISE_PPB = (8.0, 30.0)
+_LOW_FREQUENCY_PPB = (30.0, 12.0)
+"""Limits for a warning and for a refusal; docs/decisions/0012-scan-checks.md has their measurements."""
+_ODD_ECHO_FALL = 0.5
+"""An echo is odd if the median residual falls to less than this part without it."""
+
+
+def field_checks(
+    deviation: Tensor,
+    weight: Tensor,
+    te: Tensor,
+    mask: Tensor,
+    *,
+    numbers: Sequence[int],
+    reliable: Tensor,
+    field_ppm: Tensor,
+    sigma_ppm: Tensor,
+    voxel_mm: Sequence[float],
+) -> tuple[Check, ...]:
+    """Judge a field map: residual, noise, reliable part of the brain, low spatial frequencies.
+
+    Parameters
+    ----------
+    deviation, weight, te, mask
+        As of `coherent_residual_rad`.
+    numbers
+        Of the echoes in the scan.
+    reliable
+        Voxels of reliable phase, shape (i, j, k).
+    field_ppm, sigma_ppm
+        Total field and its noise inside the mask, shape (voxel,).
+    voxel_mm
+        Voxel edges.
+    """
+    part = float(reliable.sum() / mask.sum())
+    checks = []
+    odd = None
+    if len(te) > 1:
+        residual = coherent_residual_rad(deviation, weight, te, mask)
+        cause = _NOT_LINEAR
+        if residual >= _RESIDUAL_RAD[0] or part <= _RELIABLE[0]:
+            odd = odd_echo(deviation, weight, te)
+        if odd is not None:
+            cause = (
+                f"Echo {numbers[odd]} does not fit the other echoes. Check its image and its EchoTime, or "
+                "remove its files."
+            )
+        checks.append(
+            Check(
+                "CoherentResidualRad",
+                "phase residual shared by neighbouring voxels",
+                residual,
+                *_RESIDUAL_RAD,
+                cause,
+                "rad",
+            )
+        )
+    low_signal = odd is None and (not checks or checks[0].level == "green")
+    checks += [
+        Check(
+            "ReliablePhasePart",
+            "part of the brain with reliable phase",
+            part,
+            *_RELIABLE,
+            _LOW_SIGNAL if low_signal else checks[0].cause,
+        ),
+        Check(
+            "FieldNoisePpb",
+            "noise of the field (median)",
+            1000 * float(sigma_ppm[reliable[mask]].median()) if bool(reliable.any()) else math.inf,
+            *_NOISE_PPB,
+            _LOW_SIGNAL if low_signal else checks[0].cause,
+            "ppb",
+        ),
+    ]
+    extent_mm = [
+        float(at.max() - at.min() + 1) * edge for at, edge in zip(mask.nonzero().T, voxel_mm, strict=True)
+    ]
+    if min(extent_mm) >= _SMALL_MM:
+        low = low_frequency_ppb(field_ppm, mask, voxel_mm)
+        checks.append(
+            Check(
+                "LowFrequencyFieldPpb",
+                "field of low spatial frequency (robust SD)",
+                low,
+                *_LOW_FREQUENCY_PPB,
+                "The phase seems to be high-pass filtered (as for SWI, or a homodyne reconstruction), which "
+                "removes susceptibility too. Export unfiltered phase.",
+                "ppb",
+            )
+        )
+    return tuple(checks)
+
+
+def low_frequency_ppb(field_ppm: Tensor, mask: Tensor, voxel_mm: Sequence[float]) -> float:
+    """Robust standard deviation over the brain of a total field smoothed by a Gaussian, in ppb.
+
+    Sources outside the brain and the shim leave a smooth field. A high-pass filter of the phase removes it.
+
+    Parameters
+    ----------
+    field_ppm
+        Inside the mask, shape (voxel,).
+    mask
+        Shape (i, j, k).
+    voxel_mm
+        Voxel edges.
+    """
+    field = volume_of(field_ppm - field_ppm.median(), mask).cpu().numpy()
+    sigma = [_SMOOTH_MM / edge for edge in voxel_mm]
+    inside = mask.cpu().numpy()
+    smooth = ndimage.gaussian_filter(field, sigma, truncate=2.5)[inside]
+    smooth /= np.maximum(
+        ndimage.gaussian_filter(inside.astype(field.dtype), sigma, truncate=2.5)[inside], 1e-3
+    )
+    return 1000 * _MAD * float(np.median(np.abs(smooth - np.median(smooth))))
+
+
+def coherent_residual_rad(deviation: Tensor, weight: Tensor, te: Tensor, mask: Tensor) -> float:
+    """Residual phase that neighbouring voxels share, as a standard deviation over the brain.
+
+    Noise differs from voxel to voxel, a wrong model does not. Products of the residuals of two voxels have the
+    median 0 for noise; for residuals that both share it is that of a square.
+
+    Parameters
+    ----------
+    deviation
+        Measured minus fitted phase, shape (echo, voxel).
+    weight
+        Squared magnitude, shape (echo, voxel).
+    te
+        Echo times in s, shape (echo, 1).
+    mask
+        Shape (i, j, k).
+
+    Returns
+    -------
+    float
+        RMS over the echoes, weighted as the fit, of the largest over the three axes.
+    """
+    number = volume_of(torch.arange(deviation.shape[1], device=mask.device), mask)
+    share = (weight.mean(1) * te[:, 0] ** 2).clamp_min(0)
+    share = share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
+    largest = 0.0
+    for axis, n in enumerate(mask.shape):
+        if n <= _APART:
+            continue
+        both = mask.narrow(axis, 0, n - _APART) & mask.narrow(axis, _APART, n - _APART)
+        if not bool(both.any()):
+            continue
+        a = number.narrow(axis, 0, n - _APART)[both]
+        b = number.narrow(axis, _APART, n - _APART)[both]
+        medians = torch.stack([(echo[a] * echo[b]).median() for echo in deviation])
+        variance = float((share * medians.clamp_min(0)).sum()) / _MEDIAN_OF_CHI2
+        largest = max(largest, variance)
+    return math.sqrt(largest)
+
+
+def odd_echo(deviation: Tensor, weight: Tensor, te: Tensor) -> int | None:
+    """Find the one echo without which the others agree; None if there is no such echo.
+
+    Two of three echoes always agree, so it needs four. Parameters as of `coherent_residual_rad`.
+    """
+    if len(te) < 4:
+        return None
+    everything = _median_residual(deviation, weight, te)
+    left = []
+    for echo in range(len(te)):
+        others = [number for number in range(len(te)) if number != echo]
+        w, t, d = weight[others], te[others], deviation[others]
+        curvature = (w * t**2).sum(0).clamp_min(torch.finfo(w.dtype).tiny)
+        left.append(_median_residual(d - (w * t * d).sum(0) / curvature * t, w, t))
+    best = min(range(len(te)), key=left.__getitem__)
+    return best if left[best] < _ODD_ECHO_FALL * min(everything, sorted(left)[1]) else None
+
+
+def _median_residual(deviation: Tensor, weight: Tensor, te: Tensor) -> float:
+    share = weight * te**2
+    square = (share * deviation**2).sum(0) / share.sum(0).clamp_min(torch.finfo(share.dtype).tiny)
+    return math.sqrt(float(square.median()))
