@@ -152,8 +152,8 @@ def low_frequency_ppb(field_ppm: Tensor, mask: Tensor, voxel_mm: Sequence[float]
 def coherent_residual_rad(deviation: Tensor, weight: Tensor, te: Tensor, mask: Tensor) -> float:
     """Residual phase that neighbouring voxels share, as a standard deviation over the brain.
 
-    Noise differs from voxel to voxel, a wrong model does not. Products of the residuals of two voxels have the
-    median 0 for noise; for residuals that both share it is that of a square.
+    Noise differs from voxel to voxel, a wrong model does not. Products of the residuals of two voxels have
+    the median 0 for noise; for residuals that both share it is that of a square.
 
     Parameters
     ----------

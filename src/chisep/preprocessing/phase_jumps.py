@@ -12,6 +12,8 @@ _JUMP_RAD = 1.0
 """Step of the mean phase offset between neighbouring slices from which it is an artefact. The receiver phase
 of a head coil changes by less than 0.2 rad from slice to slice, bipolar read-outs add up to 0.4 rad; a flip
 of the sign is a step of π."""
+_COHERENT, _SMALL_SLICE = 0.7, 0.02
+"""A step counts if its voxels agree to this part, and have this part of the signal of the largest slice."""
 
 
 def slice_offsets(wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor) -> tuple[Tensor, int | None]:
@@ -39,8 +41,8 @@ def slice_offsets(wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor) -> 
     offset_rad, jump_axis, largest = torch.zeros_like(wrapped[0]), None, _JUMP_RAD
     number = volume_of(torch.arange(wrapped.shape[1], device=mask.device), mask)
     for axis, position in enumerate(mask.nonzero(as_tuple=True)):
-        steps = _offset_steps(wrapped, weight, te, mask, number, axis)
-        step = float(steps.abs().max()) if len(steps) else 0.0
+        steps, clear = _offset_steps(wrapped, weight, te, mask, number, axis)
+        step = float(steps[clear].abs().max()) if bool(clear.any()) else 0.0
         if step > largest:
             offset_rad, jump_axis, largest = _cumulative(steps)[position], axis, step
     return offset_rad, jump_axis
@@ -52,8 +54,8 @@ def _cumulative(steps: Tensor) -> Tensor:
 
 def _offset_steps(
     wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor, number: Tensor, axis: int
-) -> Tensor:
-    """Mean step of the phase offset between neighbouring slices, shape (slices − 1,)."""
+) -> tuple[Tensor, Tensor]:
+    """Mean step of the phase offset between neighbouring slices and where it is clear, (slices − 1,)."""
     n = mask.shape[axis] - 1
     both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
     a, b = number.narrow(axis, 0, n)[both], number.narrow(axis, 1, n)[both]
@@ -61,6 +63,9 @@ def _offset_steps(
     first, second = (wrapped[echo, b] - wrapped[echo, a] for echo in (0, later))
     growth = wrap(second - first) * (te[0] / (te[later] - te[0]))
     strength = (weight[0, a] * weight[0, b] * weight[later, a] * weight[later, b]) ** 0.25
+    slices = both.nonzero(as_tuple=True)[axis]
     total = torch.zeros(n, dtype=torch.complex64, device=mask.device)
-    total.index_add_(0, both.nonzero(as_tuple=True)[axis], torch.polar(strength, first - growth).cfloat())
-    return total.angle().to(wrapped.dtype)
+    total.index_add_(0, slices, torch.polar(strength, first - growth).cfloat())
+    most = torch.zeros(n, device=mask.device).index_add_(0, slices, strength.float())
+    clear = (total.abs() > _COHERENT * most) & (most > _SMALL_SLICE * most.max())
+    return total.angle().to(wrapped.dtype), clear

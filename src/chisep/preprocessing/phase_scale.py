@@ -105,21 +105,21 @@ def _read(
 ) -> tuple[Echoes, str | None]:
     """Bring phase of one range to radians, and say how."""
     low, high = bounds
+    scale, centre, name = _scale(phase, low, high, units)
+    if scale == 1.0:  # radians: whole wraps do no harm, so only absurd values are strays
+        low, high = -_UNWRAPPED_RAD, _UNWRAPPED_RAD
     outside = (phase < low) | (phase > high)
     count = int(outside.sum())
-    scale, centre, name = _scale(phase, low, high, units)
-    if name is None and not count:
-        return phase, None
-    radians = phase if name is None else (phase - centre) * scale
     notes = []
     if name is not None:
-        notes.append(f"phase from {low:g} to {high:g} was read as {name} and brought to radians")
-        if _is_radians(units) and "radians" not in name:
+        notes.append(f"phase from {bounds[0]:g} to {bounds[1]:g} was read as {name} and brought to radians")
+        if _is_radians(units):
             notes[0] += ", though its sidecar says radians"
+        phase = (phase - centre) * scale
     if count:
-        radians = torch.where(outside, 0, radians)
+        phase = torch.where(outside, 0, phase)
         notes.append(f"the phase of {count} voxels beyond {low:g} to {high:g} was set to 0")
-    return radians, f"{source}: {'; '.join(notes)}"
+    return phase, f"{source}: {'; '.join(notes)}" if notes else None
 
 
 def _is_radians(units: str | None) -> bool:
