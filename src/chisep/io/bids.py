@@ -73,6 +73,8 @@ class Series:
     b0_direction
         B0 in voxel axes where the sidecar states it (B0DirectionVoxelAxes), as for images that were
         registered to another pose of the head; None: along scanner z, as the affine has it.
+    echo_numbers
+        Numbers of the echoes as their names have them (echo-1, …): an echo that was left out leaves a gap.
     """
 
     magnitude: tuple[Path, ...]
@@ -81,6 +83,7 @@ class Series:
     b0_t: float | None
     phase_units: str | None = None
     b0_direction: tuple[float, float, float] | None = None
+    echo_numbers: tuple[int, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:

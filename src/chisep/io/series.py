@@ -59,6 +59,7 @@ def read_series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
         _field_strength(facts),
         _phase_units(phase, facts),
         _b0_direction(magnitude[0], facts[magnitude[0]]),
+        tuple(_echo_number(image) for image in magnitude),
     )
 
 
