@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 
 from chisep.report import figures
 
@@ -394,3 +396,18 @@ def test_regions_are_coloured_over_the_second_row_only(volume, affine, mask):
     shown = np.ma.getdata(sagittal)[~np.ma.getmaskarray(sagittal)]
     assert len(np.unique(shown)) == 2, "one colour a region"
     assert shown.size == mask[3].sum()
+
+
+def test_png_has_the_pixels_of_the_figure(affine):
+    volume = np.zeros(SHAPE, dtype=np.float32)
+    volume[:, :, SHAPE[2] // 2 :] = 1.0
+    figure = figures.three_planes(volume, affine, title="T", unit="ppm", window=(0.0, 1.0))
+    with Image.open(io.BytesIO(figures.png(figure))) as image:
+        pixels = np.asarray(image)
+    height, width = pixels.shape[:2]
+    assert_allclose((width, height), 90 * figure.get_size_inches(), atol=1)
+    left, right, lower, upper = place(images(figure)[0])
+    column = round(90 * (left + right) / 2)
+    for inch, grey in ((0.75 * upper + 0.25 * lower, 255), (0.25 * upper + 0.75 * lower, 0)):
+        assert_array_equal(pixels[round(90 * inch), column], [grey] * 3)
+    assert_array_equal(pixels[2, 2], [0x0E, 0x11, 0x16])

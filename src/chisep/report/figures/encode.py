@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 from chisep.report.figures.style import DPI
 
@@ -24,9 +26,13 @@ def to_svg_or_png_base64(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """Encode a figure as PNG; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    """Encode a figure as PNG, RGB without alpha; equal figures give equal bytes."""
+    figure.set_dpi(DPI)
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="rgba", dpi=DPI)
+    image = Image.frombuffer("RGBA", figure.canvas.get_width_height(physical=True), drawn.getvalue())
+    # Run lengths: maps on black compress well by them, in less than half of the time of the default.
+    image.convert("RGB").save(buffer, "PNG", dpi=(DPI, DPI), compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
