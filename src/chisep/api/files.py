@@ -44,11 +44,11 @@ class SeparateConfig:
     separation: SeparationOptions
     """Method, field strength and D_r."""
     r2prime: Path | None = None
-    """R2' in 1/s (NIfTI); not read by methods that take R2*."""
+    """R2' in 1/s (NIfTI), for methods that read it."""
     r2star: Path | None = None
-    """R2* in 1/s (NIfTI), for methods that take it."""
+    """R2* in 1/s (NIfTI), for methods that read it."""
     qsm: Path | None = None
-    """Susceptibility map in ppm (NIfTI), for methods that read one; made from the field if needed."""
+    """Susceptibility map in ppm (NIfTI), for methods that read one; if unset: computed from the field."""
     magnitude: Path | None = None
     """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
     support: Path | None = None

@@ -32,11 +32,11 @@ class InversionOptions:
     method: str = methods.DEFAULTS["chi"]
     """Method of dipole inversion; `chisep methods` lists them."""
     b0_dir: tuple[float, float, float] | None = None
-    """B0 direction in voxel axes of the field map; default: scanner z, from its affine."""
+    """B0 direction in voxel axes of the field map; if unset: scanner z, from its affine."""
     device: str = "cpu"
     """Device of the computation: cpu, cuda, cuda:1, …"""
     weights: str = ""
-    """For a network: weight file, or name of packaged weights; default: those of the method."""
+    """For a network: weight file, or name of packaged weights; if unset: those of the method."""
     precision: Precision = "auto"
     """Precision of the convolutions of a network; auto: bfloat16 if the hardware supports it."""
 
@@ -59,9 +59,9 @@ class SeparationOptions:
     b0: float = 3.0
     """Field strength in tesla; sets the default of D_r."""
     b0_dir: tuple[float, float, float] | None = None
-    """B0 direction in voxel axes of the field map; default: scanner z, from its affine."""
+    """B0 direction in voxel axes of the field map; if unset: scanner z, from its affine."""
     dr: tuple[float, ...] = ()
-    """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg. Default 114·B0/3."""
+    """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg; if unset: 114·B0/3."""
     device: str = "cpu"
     """Device of the computation: cpu, cuda, cuda:1, …"""
     network: NetworkOptions = field(default_factory=NetworkOptions)

@@ -87,7 +87,7 @@ class _Ended(KeyboardInterrupt):
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Handle SIGTERM like Ctrl-C, so that workers end and no temporary files stay."""
 
     def end(_signal: int, _frame: object) -> None:
@@ -131,7 +131,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _group(config.run)
     if config.dry_run:
         return _dry_run(config.run)
-    with _told_to_end(), session_table() as watch:
+    with _sigterm_as_interrupt(), session_table() as watch:
         results = run_cohort(config.run, config.cluster, watch)
     for result in results:
         print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
@@ -248,8 +248,8 @@ def _print_recipes() -> None:
     for name, recipe in found.items():
         widths = "-".join(map(str, recipe.network.unet.widths))
         print(f"  {name:<{width}}  {recipe.summary}; {widths} channels")
-    print("\n`chisep train RECIPE --help` lists all options; every number of a recipe is one.")
-    print("A training that was interrupted goes on with the same command.")
+    print("\n`chisep train RECIPE --help` lists all options, with every number of the recipe.")
+    print("The same command resumes an interrupted training.")
 
 
 def _weights(arguments: Sequence[str]) -> int:
@@ -311,7 +311,7 @@ def _simulate(arguments: Sequence[str]) -> int:
     from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 
     config = _parse(LabelledConfig, "simulate", arguments)
-    with _told_to_end(), progress_bar() as show:
+    with _sigterm_as_interrupt(), progress_bar() as show:
         subjects = simulate_labelled(config, show)
     print(*(f"{config.out}: {subject}" for subject in subjects), sep="\n")
     return 0

@@ -24,12 +24,12 @@ class ClusterConfig:
     """`local`: worker processes of this machine; `none`: this process, one session after the other; `slurm`:
     jobs of a SLURM cluster; tcp://HOST:PORT: a running Dask scheduler."""
     workers: int | None = None
-    """Number of workers (sessions at a time); default: as many as cores, memory, GPUs and sessions allow, 16
+    """Number of workers (sessions at a time); if unset: as many as cores, memory, GPUs and sessions allow, 16
     jobs on SLURM."""
     threads_per_worker: int | None = None
-    """Threads per worker; default: its share of the cores, 1 on a cluster."""
+    """Threads per worker; if unset: its share of the cores, 1 on a cluster."""
     memory_gb: float | None = None
-    """Memory limit per worker in GB (10⁹ bytes); default: its share of the memory, 4 on SLURM."""
+    """Memory limit per worker in GB (10⁹ bytes); if unset: its share of the memory, 4 on SLURM."""
     retries: int = 2
     """Number of retries of a session after its worker died or its files were unreachable, counted since the
     last finished stage."""
@@ -67,9 +67,9 @@ class CohortConfig:
     """Settings of `chisep run`: what to compute, and where."""
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
-    """What to compute."""
+    """Options of the run."""
     cluster: Annotated[ClusterConfig, tyro.conf.arg(name="")] = field(default_factory=ClusterConfig)
-    """Where."""
+    """Workers."""
     dry_run: bool = False
     """List for every session the stages that would run, and why; nothing is written."""
 

@@ -34,7 +34,7 @@ class BidsCheckConfig:
     bids: Positional[Path]
     """BIDS raw dataset with MEGRE images, and optional MESE images."""
     participant_label: tuple[str, ...] = ()
-    """Participants, with or without `sub-`; default: all."""
+    """Participants, with or without `sub-`; if unset: all."""
     method: str = methods.DEFAULTS["sources"]
     """Separation method of the run; `chisep methods` lists them."""
     json: bool = False

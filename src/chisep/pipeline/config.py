@@ -30,24 +30,24 @@ class RunConfig:
     """Level of analysis: `participant` computes maps and a report of every session; `group` summarises all
     finished sessions in a table and on a page."""
     participant_label: tuple[str, ...] = ()
-    """Participants, with or without `sub-`; default: all."""
+    """Participants, with or without `sub-`; if unset: all."""
     method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     qsm: str = ""
-    """Method of the susceptibility map (QSM); default: unrolled-qsm, or qsmnet for a separation network that
+    """Method of the susceptibility map (QSM); if unset: unrolled-qsm, or qsmnet for a separation network that
     reads χ."""
     dr: tuple[float, ...] = ()
-    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); default: 114·B0/3."""
+    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); if unset: 114·B0/3."""
     calibrate_dr: bool = False
     """Calibrate D_r in the deep grey matter of each session; needs a segmentation with FreeSurfer numbers in
     a derivatives dataset."""
     masks: Path | None = None
     """Derivatives dataset with your own brain masks (…_desc-brain_mask.nii.gz) on the grid of the gradient
-    echo; default: brain extraction."""
+    echo; if unset: brain extraction."""
     regions: Path | None = None
     """Source of the regions: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a FreeSurfer
-    subjects directory, or an atlas in MNI152 space (NIfTI, with its label table beside it as .tsv); default:
-    a segmentation in BIDS/derivatives, else the packaged atlas."""
+    subjects directory, or an atlas in MNI152 space (NIfTI, with its label table beside it as .tsv); if
+    unset: a segmentation in BIDS/derivatives, else the packaged atlas."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Brain extraction."""
     quality: QualityConfig = field(default_factory=QualityConfig)
@@ -63,7 +63,7 @@ class RunConfig:
     r2: R2Config = field(default_factory=R2Config)
     """How R2 is fitted."""
     device: str = "cpu"
-    """Where tensors live: cpu, cuda, cuda:1, …"""
+    """Device of the computation: cpu, cuda, cuda:1, …"""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     """For methods that are networks."""
 

@@ -22,7 +22,7 @@ class SessionContext:
     Parameters
     ----------
     config
-        What to do.
+        Options of the run.
     session
         Raw series to work on.
     b0_t

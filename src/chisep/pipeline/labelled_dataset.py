@@ -53,7 +53,7 @@ def simulate_labelled(config: LabelledConfig, progress: Progress | None = None) 
     Parameters
     ----------
     config
-        What to simulate, where, and whether to make labels.
+        Options of the simulation, and whether to compute labels.
     progress
         Called with the subject that is simulated or labelled, and with how many are done.
 

@@ -17,7 +17,7 @@ class Output:
     key
         Name in the code.
     description
-        What it is, in a line.
+        Description in one line.
     suffix, entities, extension
         Parts of its BIDS name.
     unit

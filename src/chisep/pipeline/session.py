@@ -75,7 +75,7 @@ def process(
     Parameters
     ----------
     config
-        What to do.
+        Options of the run.
     session
         Raw series to work on.
     progress

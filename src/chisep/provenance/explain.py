@@ -36,7 +36,7 @@ class ExplainConfig:
     raw: Path | None = None
     """Raw dataset, if it was moved after the run."""
     out: Path | None = None
-    """For a raw image: derivatives dataset to search for results; default: those in BIDS/derivatives."""
+    """For a raw image: derivatives dataset to search for results; if unset: those in BIDS/derivatives."""
     methods: bool = False
     """Write methods.md and references.bib of a derivatives dataset, for a paper."""
     json: bool = False

@@ -14,7 +14,7 @@ from chisep.io.paths import is_directory, is_file
 RECORDS = ".chisep"
 """Folder of the records in a derivatives dataset."""
 FAILURE = "error"
-"""Stem of the file that says why a session stopped, beside its records."""
+"""Stem of the file with the error of a failed session, beside its records."""
 
 T = TypeVar("T")
 _LARGEST_BYTES = 50_000_000
@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     version
         Of chisep.
     description
-        Of the outputs.
+        Description of the outputs.
     parameters
         All that changed the result besides the inputs.
     inputs
@@ -38,9 +38,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     outputs
         Path relative to the derivatives dataset → checksum as of `chisep.pipeline.engine.output_checksum`.
     facts
-        What the stage measured and did, e.g. its convergence.
+        Facts that the stage measured, e.g. its convergence.
     warnings
-        What the user should know.
+        Warnings for the user.
     libraries
         Name → version of what it computed with; noted, but no reason to compute again.
     seconds
@@ -103,7 +103,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_failure(out: Path, session: str) -> Failure | None:
-    """Read why a session stopped; None if nothing stopped it. A file that cannot be read says nothing.
+    """Read the error of a failed session; None if it did not fail or the file cannot be read.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ def sequence_text(sidecar: Mapping[str, Any]) -> str:
 
 
 def echoes_text(te_s: Any) -> str:  # noqa: ANN401
-    """Say the number of echoes and the echo times in ms."""
+    """Write the number of echoes and the echo times in ms."""
     if not isinstance(te_s, list) or not te_s:
         return f"echo times {NOT_RECORDED}"
     return f"{counted(len(te_s), 'echo').replace('echos', 'echoes')}, TE {value_text(te_s, 'ms', 1000.0)}"

@@ -49,7 +49,7 @@ class SessionFacts:
     Parameters
     ----------
     name
-        Of the session.
+        Name of the session.
     records
         By stage.
     megre, mese

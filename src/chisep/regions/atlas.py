@@ -167,9 +167,9 @@ def atlas_on_scan(
     r2star_hz, chi_ppm
         R2* in 1/s and susceptibility in ppm, shape (i, j, k).
     brain, chi_known
-        Where R2* and where χ is known, shape (i, j, k).
+        Voxels with known R2*, and with known χ, shape (i, j, k).
     grid
-        Of the scan.
+        Grid of the scan.
 
     Raises
     ------

@@ -79,7 +79,7 @@ class LabelImage:
     names
         Label → name; labels may lack one.
     source
-        Where it comes from.
+        Source, for messages.
     """
 
     labels: OtherLabels

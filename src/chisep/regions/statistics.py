@@ -54,7 +54,7 @@ class RegionValue:
     index
         Label of the region.
     name
-        Of the region.
+        Name of the region.
     map
         Name of the map, with its unit.
     voxels

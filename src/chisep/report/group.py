@@ -15,7 +15,7 @@ class SessionLine:
     Parameters
     ----------
     name
-        Of the session.
+        Name of the session.
     report
         Link to its report, relative to the group page; None if there is none.
     status

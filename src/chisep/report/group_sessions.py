@@ -83,7 +83,7 @@ class SessionSummary:
     Parameters
     ----------
     name
-        Of the session.
+        Name of the session.
     status
         done, unfinished or failed.
     error

@@ -61,7 +61,7 @@ class Panel:
     title
         Heading, also in the table of contents.
     caption
-        What to look for.
+        Caption: what to look for.
     image
         Data URI of a figure.
     alt
@@ -154,7 +154,7 @@ class SubjectReport:
     summary
         Main facts: name and value.
     warnings
-        What was assumed, repaired or left out.
+        Assumptions, repairs and omissions.
     panels
         Figures and tables in the order of the stages.
     regions
