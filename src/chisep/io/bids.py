@@ -22,9 +22,9 @@ from chisep.io.paths import is_file
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
 LONGEST_TE_S = {"MEGRE": 0.3, "MESE": 1.0}
-"""Above this an echo time is taken for milliseconds."""
+"""An echo time above this is assumed to be in milliseconds."""
 LOWEST_B0_T, HIGHEST_B0_T = 0.01, 25.0
-"""Field strengths outside this range are taken for another unit."""
+"""Field strengths outside this range are assumed to be in another unit."""
 _LARGEST_JSON_BYTES = 2**24
 _NOT_IN_BIDS = """\
 # Pages, texts and tables of apps have no place in BIDS.
@@ -67,12 +67,12 @@ class Series:
     te_s
         Echo times in seconds.
     b0_t
-        Field strength in tesla; None where the sidecars of a spin-echo series do not say.
+        Field strength in tesla; None where the sidecars of a spin-echo series do not state it.
     phase_units
         Units that the sidecar of the phase states, if any.
     b0_direction
         B0 in voxel axes where the sidecar states it (B0DirectionVoxelAxes), as for images that were
-        registered to another pose of the head; None: along scanner z, as the affine has it.
+        registered to another head orientation; None: along scanner z, as the affine has it.
     echo_numbers
         Numbers of the echoes as their names have them (echo-1, …): an echo that was left out leaves a gap.
     """
@@ -93,7 +93,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Session:
-    """What one subject brings from one visit: a gradient-echo series, perhaps a spin-echo one.
+    """One scan session of a subject: a gradient-echo series, and a spin-echo series if there is one.
 
     Parameters
     ----------
@@ -189,9 +189,9 @@ def write_dataset_description(
     name
         Of the dataset.
     derivative
-        Whether its files were made of others.
+        Whether its files are derived from others.
     raw
-        Dataset that it was made of, which its sidecars call `bids:raw:`.
+        Dataset that it is derived from, which its sidecars call `bids:raw:`.
     """
     content: dict[str, Any] = {
         "Name": name,
@@ -211,7 +211,7 @@ def _link(root: Path, raw: Path) -> str:
 
 
 def renew_link(root: Path, raw: Path) -> None:
-    """Let the description of a dataset say where the raw one is now, should one of them have been moved.
+    """Update the link to the raw dataset in the description of a derivative, if one of them was moved.
 
     All else in the description is kept.
 
@@ -285,10 +285,13 @@ def read_json(file: Path) -> dict[str, Any]:
             file,
             found=f"a file that is not JSON ({error})",
             expected="a JSON object",
-            fix="Mend the sidecar.",
+            fix="Correct the sidecar.",
         ) from error
     if not isinstance(content, dict):
         raise InputError(
-            file, found=f"a JSON {type(content).__name__}", expected="a JSON object", fix="Mend the sidecar."
+            file,
+            found=f"a JSON {type(content).__name__}",
+            expected="a JSON object",
+            fix="Correct the sidecar.",
         )
     return content

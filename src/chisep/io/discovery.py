@@ -57,7 +57,7 @@ def find_sessions(root: Path, participants: Sequence[str] = ()) -> list[Session]
 
 @dataclass(frozen=True)
 class DiscoveredSession:
-    """One gradient-echo series and what became of reading its session.
+    """One gradient-echo series, with its session or the error from reading it.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class DiscoveredSession:
 
 
 def discover(root: Path, participants: Sequence[str] = ()) -> list[DiscoveredSession]:
-    """Find every session as `find_sessions` does, but go on where one cannot be used.
+    """Discover every session as `find_sessions` does, but continue where one cannot be used.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def discover(root: Path, participants: Sequence[str] = ()) -> list[DiscoveredSes
             root,
             found="no multi-echo gradient-echo images" + (f" of {', '.join(wanted)}" if wanted else ""),
             expected="files like sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz with their part-phase",
-            fix="Name the images as BIDS does, or bring single NIfTI files in with `chisep import`.",
+            fix="Name the images as BIDS does, or import single NIfTI files with `chisep import`.",
         )
     return found
 

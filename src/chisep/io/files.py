@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, by one run at a time in a folder; and their checksums."""
+"""Atomic files, the lock of an output folder, and checksums."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checksum(path: Path) -> str:
 
 
 class Checksums:
-    """SHA-256 of files, computed once as long as path, size and time of a file stay as they were."""
+    """SHA-256 of files, computed once while path, size and time of a file stay the same."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
@@ -64,14 +64,14 @@ def make_directory(path: Path) -> Path:
             path,
             found=f"a place that cannot be written ({error.strerror})",
             expected="a directory that can be created and written",
-            fix="Choose another output, or mend its permissions.",
+            fix="Choose another output, or correct its permissions.",
         ) from error
     return path
 
 
 @contextlib.contextmanager
 def output_directory(path: Path) -> Iterator[None]:
-    """Create a directory before long work; where the work fails, none that is new and empty is left behind.
+    """Create a directory before long work; remove it if the work fails and it is new and empty.
 
     Raises
     ------
@@ -90,12 +90,12 @@ def output_directory(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file under a temporary name, flush it to disk, then rename it.
+    """Atomic write: under a temporary name, flushed to disk, then renamed.
 
     Raises
     ------
     OutputError
-        If the disk refuses; nothing is left behind then.
+        If the file cannot be written; nothing is left behind.
     """
     make_directory(path.parent)
     # No number of a process: on a cluster two hosts may have the same.
@@ -120,7 +120,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of one file left beside it; those of other files may be at work."""
+    """Delete temporary files of killed writers of one file; writers of other files may be running."""
     start = f".{path.name}."
     with contextlib.suppress(OSError):
         for other in path.parent.iterdir():
@@ -140,14 +140,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class Lock:
-    """That one run, and no other, writes to a folder; may be sent to other processes and hosts.
+    """Lock of a folder: one run writes to it. It can be sent to other processes and hosts.
 
     Parameters
     ----------
     folder
-        What is locked.
+        The locked folder.
     holder
-        Text of the lock's file: who holds it. No two runs have the same.
+        Text of the lock file: the run that holds it, unique to each run.
     """
 
     folder: Path
@@ -156,7 +156,7 @@ class Lock:
     def check(self) -> None:
         """Check that the folder is there and the lock is still this run's.
 
-        A process that outlived its run, say on another host, learns by this that it has to stop.
+        A process that outlives its run, for example on another host, stops by this.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class Lock:
 
 
 def output_gone(folder: Path, what: str | None) -> OutputError:
-    """Say that what a run wrote is not there any more; the caller raises it."""
+    """Error that the output of a run has disappeared; the caller raises it."""
     return OutputError(
         folder,
         found=f"the output gone while a run wrote to it ({what})",
@@ -187,17 +187,18 @@ def output_gone(folder: Path, what: str | None) -> OutputError:
     )
 
 
+# Long because every error of the operating system needs its own message.
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
-    """Keep other runs from a folder, which is created if need be.
+    """Lock a folder against other runs; it is created if needed.
 
-    The kernel lets the lock go however a process ends, so nothing has to be cleaned up after a crash. The
-    text in its file tells people who holds it.
+    The kernel releases the lock however a process ends, so nothing remains after a crash. The text in its
+    file names the holder.
 
     Yields
     ------
     Lock
-        To be checked by processes that write to the folder on behalf of this one.
+        For processes that write to the folder for this run.
 
     Raises
     ------
@@ -244,7 +245,7 @@ def locked(folder: Path) -> Iterator[Lock]:
             file.truncate(0)
             file.write(lock.holder)
             file.flush()
-            os.fsync(file.fileno())  # for the eyes of other hosts
+            os.fsync(file.fileno())  # so that other hosts can read it
         except OSError as error:
             raise _cannot_lock(path, error) from error
         try:
@@ -277,5 +278,5 @@ def _cannot_lock(path: Path, error: OSError) -> OutputError:
         path,
         found=f"a lock that cannot be taken ({error.strerror})",
         expected="room and permission to write",
-        fix="Free space, mend permissions, or choose another output.",
+        fix="Free space, correct permissions, or choose another output.",
     )

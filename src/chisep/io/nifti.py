@@ -1,7 +1,7 @@
-"""NIfTI images in and out: checked when read, whole or absent when written.
+"""NIfTI images: checked when read, atomic when written.
 
-A file is the word of a stranger. Its header is read first and by itself; voxels are read only when the size
-that it declares is one that chisep computes with, and never more of them than the file holds.
+Files are untrusted input. The header is read first, on its own. Voxels are read only if the declared size is
+one that chisep can process, and never more than the file contains.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Voxels, where they are, and where they come from.
+    """An image: voxels, affine and source.
 
     Parameters
     ----------
@@ -63,14 +63,14 @@ class Image:
 
 
 def load(path: str | Path, *, ndim: int = 3, dtype: DTypeLike = np.float32) -> Image:
-    """Read a NIfTI file and check that it can be computed with.
+    """Read a NIfTI file and check that it can be processed.
 
     Parameters
     ----------
     path
         A .nii or .nii.gz file of any number type; scale and offset of its header are applied.
     ndim
-        Wanted number of axes; trailing axes of length 1 beyond it are dropped.
+        Expected number of axes; trailing axes of length 1 beyond it are dropped.
     dtype
         Type of the result.
 
@@ -97,7 +97,7 @@ def load(path: str | Path, *, ndim: int = 3, dtype: DTypeLike = np.float32) -> I
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a NIfTI file says of itself.
+    """Header of a NIfTI file.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def read_header(path: str | Path) -> Header:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file, gzipped or not; what goes wrong while it is read becomes an `InputError`."""
+    """Open a file, gzipped or not; errors while it is read become an `InputError`."""
     if not is_file(path):
         raise InputError(path, found="no such file", expected="a NIfTI image", fix="Check the path.")
     try:
@@ -160,7 +160,7 @@ def _unreadable(path: Path, found: str) -> InputError:
 
 
 def _parsed(path: Path, file: io.BufferedIOBase) -> Header:
-    """Understand the first bytes of a file."""
+    """Parse the header from the first bytes of a file."""
     first = file.read(_HEADER_BYTES)
     kind: Any = nib.Nifti2Header if first[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
     try:
@@ -173,12 +173,12 @@ def _parsed(path: Path, file: io.BufferedIOBase) -> Header:
             offset=int(header.get_data_offset()),
             scaling=None if slope is None or (slope, intercept) == (1, 0) else (slope, intercept),
         )
-    except Exception as error:  # nibabel raises whatever the bytes make it run into
+    except Exception as error:  # malformed bytes can raise any error in nibabel
         raise _unreadable(path, f"its header: {error}") from error
 
 
 def _check_size(path: Path, header: Header) -> None:
-    """Refuse what no image can be, before any memory is taken for it."""
+    """Refuse impossible images before memory is allocated for them."""
     if header.dtype.kind not in "iuf":
         raise InputError(
             path,
@@ -218,7 +218,7 @@ def _voxel_bytes(file: io.BufferedIOBase, header: Header) -> bytearray:
         if not chunk:
             raise ValueError(f"{len(content)} bytes of voxels where its header declares {wanted}")
         content += chunk
-    # A gzip stream tells only at its end, by a checksum, whether it is intact.
+    # Only the checksum at the end of a gzip stream shows whether it is intact.
     if len(file.read(_SPARE_BYTES)) == _SPARE_BYTES:
         raise ValueError(f"much more than the {wanted} bytes of voxels that its header declares")
     return content
@@ -227,10 +227,10 @@ def _voxel_bytes(file: io.BufferedIOBase, header: Header) -> bytearray:
 def _values(
     content: bytearray, stored_as: np.dtype[Any], scaling: tuple[float, float] | None, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """Turn stored numbers into values, some at a time: scaling is done in double precision."""
+    """Convert stored numbers to values in chunks, with scaling in double precision."""
     stored: NDArray[Any] = np.frombuffer(content, stored_as)
     values = np.empty(stored.size, dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused with a message
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are refused with a message
         for start in range(0, stored.size, _CHUNK_BYTES):
             part = stored[start : start + _CHUNK_BYTES]
             if scaling is not None:
@@ -240,7 +240,7 @@ def _values(
 
 
 def number_of_axes(path: str | Path) -> int:
-    """Count the axes of a NIfTI file from its header; 3 where it cannot be read, so that `load` says why."""
+    """Count the axes of a NIfTI file from its header; 3 if it cannot be read, so that `load` reports why."""
     try:
         return len(read_header(path).shape)
     except InputError:
@@ -260,7 +260,7 @@ def from_nibabel(image: Any, *, source: str = "image", ndim: int = 3, dtype: DTy
 
 
 def _checked(data: NDArray[Any], affine: Affine, source: str, ndim: int) -> Image:
-    """Check that voxels and affine can be computed with."""
+    """Check voxels and affine."""
     data = data.reshape(_trimmed(data.shape, ndim, source), order="A")
     wrong = data.size - int(np.count_nonzero(np.isfinite(data)))
     if wrong:
@@ -289,7 +289,7 @@ def _trimmed(shape: tuple[int, ...], ndim: int, source: str) -> tuple[int, ...]:
 
 
 def _check_affine(affine: Affine, source: str) -> None:
-    """Refuse an affine that places voxels nowhere, or makes them of a size that no scanner has."""
+    """Refuse an affine that has no inverse, or voxels of an impossible size."""
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Places on disk: what may be read, and what may be written to."""
+"""Checks of paths: regular files, labels, and links out of a dataset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chisep.errors import InputError, OutputError
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file to read; a pipe or a device would be waited on for ever.
+    """Whether there is a regular file to read; reading a pipe or a device would never end.
 
     A name that the system cannot even look up (too long, a loop of links) is no file.
     """

@@ -48,7 +48,7 @@ def read_series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
             magnitude[0],
             found=f"the only echo of a {suffix} series",
             expected="at least two echoes",
-            fix="Add the others (echo-1, echo-2, …), or remove the series; one echo tells no decay.",
+            fix="Add the others (echo-1, echo-2, …), or remove the series; one echo shows no decay.",
         )
     _check_order(magnitude, te)
     _check_order(phase, te)
@@ -134,7 +134,7 @@ def _units(image: Path, stated: object) -> str:
 
 
 def _quoted(value: object) -> str:
-    """Quote what a file says, of any type and length, in a message."""
+    """Quote a value from a file, of any type and length, in a message."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

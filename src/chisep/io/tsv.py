@@ -14,17 +14,17 @@ from typing import Any
 from chisep.io.files import write_text
 
 MISSING = "n/a"
-"""How BIDS tables say that there is no value."""
+"""Missing value in BIDS tables."""
 
 _LONGEST_NAME = 80
 _FORMULA = "=+-@'\"|"
 
 
 def clean_text(text: str, longest: int = _LONGEST_NAME) -> str:
-    """Make a text of a file fit for the cell of a table.
+    """Clean a text for the cell of a table.
 
-    White space becomes single spaces; what cannot be printed goes, and so does what makes a spreadsheet take
-    a cell for a formula.
+    White space becomes single spaces; characters that cannot be printed are removed, and so are those
+    that make a spreadsheet read a cell as a formula.
     """
     printable = "".join(letter if letter.isprintable() else " " for letter in text)
     return " ".join(printable.split()).lstrip(_FORMULA + " ")[:longest].rstrip()

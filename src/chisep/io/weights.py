@@ -1,4 +1,4 @@
-"""Weights of networks on disk: safetensors with a JSON header. No pickle is ever read."""
+"""Files of network weights: safetensors with a JSON header. No pickle is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BROKEN = (OSError, SafetensorError, ValueError)
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    """Write tensors and what is known of them, whole or not at all.
+    """Write tensors and their header atomically.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     tensors
         By their name in the network.
     header
-        What JSON can hold: config, statistics, training data and its licence, metrics.
+        JSON object: config, statistics, training data and its licence, metrics.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
 
 def load_header(path: Path) -> dict[str, Any]:
-    """Read what is known of the weights, without the weights.
+    """Read the header of a file of weights, without the weights.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from chisep.progress import Progress
 from chisep.types import Maps, Sources, Susceptibility
 
 Target = Literal["sources", "chi"]
-"""What a method makes: χ_pos and χ_neg, or χ alone."""
+"""Result of a method: χ_pos and χ_neg, or χ alone."""
 Solve = Callable[[Maps, Any, Progress | None], Sources | Susceptibility]
 """The one signature: maps, a config (None for its defaults), progress."""
 
@@ -34,32 +34,31 @@ class MethodsConfig:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make sources or susceptibility.
+    """A method of χ-separation or of dipole inversion.
 
     Parameters
     ----------
     name
         As on the command line.
     target
-        What it makes.
+        Sources, or χ.
     needs, uses
-        Maps it cannot do without, and maps it uses if they are there.
+        Required maps, and maps that it uses if they are given.
     source
-        Where results come from: a closed form, an iteration, a trained network.
+        Closed form, iteration, or trained network.
     summary
-        What it does, in a line.
+        One line for the table of methods.
     reference
         The paper.
     load
         Returns the solver; called when it is first used, so that listing methods imports none.
     weights
-        Shipped weights that a network needs by default: its own, then those that make inputs of it where
-        they are not given.
+        Shipped weights that a network needs by default: its own, then those of networks that compute missing
+        inputs.
     has_field_term
-        Whether it fits the field itself, so that a χ map made of the same field tells it nothing new.
+        Whether it has a data term for the field, so that a χ map from the same field adds no information.
     uses_noise_maps
-        Whether it can do with an R2' that is as uncertain as R2* minus one R2 of the whole brain, if it is
-        told so.
+        Whether it accepts a pseudo-R2' (R2* minus a constant R2) when a matching noise map is given.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Method:
 
     @property
     def missing_weights(self) -> tuple[str, ...]:
-        """Weights that it needs by default and that this installation lacks."""
+        """Weights that it needs by default and that are not shipped."""
         known = network_weights.shipped() if self.weights else {}
         return tuple(name for name in self.weights if name not in known)
 
@@ -138,7 +137,7 @@ def _network(
     *,
     has_field_term: bool = False,
 ) -> Method:
-    """Entry of a network; one that makes sources and does not fit the field uses a χ map if there is one."""
+    """Entry of a network; a separation without a field term uses a χ map if there is one."""
     solve = inference.separate if target == "sources" else inference.invert
     return Method(
         name,
@@ -174,7 +173,7 @@ METHODS: dict[str, Method] = {
             ("field", "r2prime"),
             ("qsm", "magnitude"),
             "iterative",
-            "field and R2' weighed by their noise, total variation, no negative sources",
+            "field and R2' weighted by their noise, total variation, non-negative sources",
             "Shin 2021, 10.1016/j.neuroimage.2021.118371",
             _iterative,
             has_field_term=True,
@@ -229,7 +228,7 @@ METHODS: dict[str, Method] = {
             "chi-sepnet-r2s",
             "sources",
             ("field", "r2star"),
-            "the same where there is R2* only: a U-net makes R2' of it",
+            "the same from R2* only: a second U-net predicts R2'",
             "Kim M. 2025, Human Brain Mapping",
             ("chi-sepnet-r2p", "r2s", "qsmnet"),
         ),
@@ -245,7 +244,7 @@ METHODS: dict[str, Method] = {
             "unrolled-thesis",
             "sources",
             ("field", "r2prime"),
-            "ten physics steps and passes of one U-net in turn",
+            "ten cascades of a gradient step on the data and one shared U-net",
             "Kim K.W. 2023, Seoul National University",
             ("unrolled-thesis", "qsmnet"),
         ),
@@ -253,7 +252,7 @@ METHODS: dict[str, Method] = {
             "unrolled-qsm",
             "chi",
             ("field",),
-            "exact field steps weighed by noise and U-nets in turn; tells its error",
+            "cascades of a noise-weighted step on the field and a U-net; predicts its uncertainty",
             "chisep, docs/networks.md",
             ("unrolled-qsm",),
         ),
@@ -261,7 +260,7 @@ METHODS: dict[str, Method] = {
             "unrolled",
             "sources",
             ("field", "r2prime"),
-            "exact data steps weighed by noise and U-nets in turn; tells its error",
+            "cascades of a noise-weighted data-consistency step and a U-net; predicts its uncertainty",
             "chisep, docs/networks.md",
             ("unrolled",),
             has_field_term=True,
@@ -269,16 +268,16 @@ METHODS: dict[str, Method] = {
     )
 }
 DEFAULTS: Mapping[Target, str] = {"sources": "unrolled", "chi": "unrolled-qsm"}
-"""What makes sources, or χ, where nothing else is said."""
+"""Default method of χ-separation and of dipole inversion."""
 
 
 def find(name: str, target: Target) -> Method:
-    """Look a method up.
+    """Look up a method by name.
 
     Raises
     ------
     InputError
-        If there is none of that name that makes the target; names those there are.
+        If no method of that name has the target; the message lists the methods.
     """
     known = [method.name for method in METHODS.values() if method.target == target]
     if name in known:

@@ -12,7 +12,7 @@ from chisep.methods.registry import Method, find
 from chisep.progress import Progress
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
-_WORDS = {
+_ATTRIBUTES = {
     "field": "field_ppm",
     "r2prime": "r2prime_hz",
     "r2star": "r2star_hz",
@@ -22,7 +22,7 @@ _WORDS = {
 
 
 def check_device(device: str) -> None:
-    """Check that tensors can live on a device.
+    """Check that a device can be used.
 
     Raises
     ------
@@ -48,18 +48,18 @@ def separate(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Sources:
-    """Separate χ_pos from χ_neg.
+    """χ-separation: χ_pos and χ_neg from field and R2'.
 
     Parameters
     ----------
     maps
-        Local field, R2', mask, D_r, and what else there is.
+        Local field, R2', mask, D_r, and optional maps.
     method
-        Name of a method that makes sources.
+        Name of a separation method.
     config
         Its config; defaults if None.
     device
-        Where to compute; results come back to the CPU.
+        Where to compute; results are moved to the CPU.
     progress
         Called during iterations.
 
@@ -91,7 +91,7 @@ def invert(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Susceptibility:
-    """Make a susceptibility map from the local field; arguments and errors as of `separate`.
+    """Dipole inversion: χ from the local field; arguments and errors as of `separate`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def _on_cpu(volume: Volume | None) -> Volume | None:
 
 def _solve(method: Method, maps: Maps, config: object, device: str, progress: Progress | None) -> Any:  # noqa: ANN401
     check_device(device)
-    for name, attribute in _WORDS.items():
+    for name, attribute in _ATTRIBUTES.items():
         volume = getattr(maps, attribute)
         if volume is None and name in method.needs:
             raise InputError(
@@ -141,7 +141,7 @@ def _solve(method: Method, maps: Maps, config: object, device: str, progress: Pr
         )
     if not bool(maps.mask.any()):
         raise InputError("mask", found="no voxel inside", expected="a brain mask", fix="Check the mask.")
-    # A method that takes R2* must not find R2': where there was no spin echo, it is an assumption.
-    unread: dict[str, Any] = {a: None for n, a in _WORDS.items() if n not in method.needs + method.uses}
+    # A method that takes R2* must not read R2': without a spin echo, R2' is an assumption.
+    unread: dict[str, Any] = {a: None for n, a in _ATTRIBUTES.items() if n not in method.needs + method.uses}
     solve, default = method.load()
     return solve(replace(maps, **unread).to(device), config or default(), progress)

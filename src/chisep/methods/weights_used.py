@@ -10,12 +10,12 @@ from chisep.networks.inference import NetworkOptions
 
 
 def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
-    """Config of a method out of what was said on networks; None for a solver, which has its own defaults.
+    """Config of a network method; None for a solver, which has its own defaults.
 
     Raises
     ------
     InputError
-        If weights are given to a method that is no network.
+        If weights are given to a method that is not a network.
     """
     if METHODS[name].is_network:
         return options
@@ -30,7 +30,7 @@ def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
 
 
 def tells_sigma(name: str, options: NetworkOptions) -> bool:
-    """Whether a method tells the SD of its error; arguments and errors as of `weights_used`."""
+    """Whether a method predicts its uncertainty; arguments and errors as of `weights_used`."""
     method = METHODS[name]
     if config_for(name, options) is None:
         return False
@@ -39,16 +39,16 @@ def tells_sigma(name: str, options: NetworkOptions) -> bool:
 
 
 def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list[dict[str, str]]:
-    """Say which weights a method computes with, for the record; nothing for a solver.
+    """Weights that a method computes with, for the record; empty for a solver.
 
     Parameters
     ----------
     name
         Of the method.
     options
-        Weights that were chosen.
+        Chosen weights.
     chi_given
-        Whether it gets a χ map; a network makes one else.
+        Whether a χ map is given; otherwise a network computes one.
 
     Returns
     -------

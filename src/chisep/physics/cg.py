@@ -14,7 +14,7 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class CgState:
-    """State after one iteration. The tensors are views of the solver's own: copy what you keep.
+    """State after one iteration. The tensors are views of the solver's own: copy them to keep them.
 
     Parameters
     ----------
@@ -32,6 +32,7 @@ class CgState:
     step: float
 
 
+# Long because the docstring states the whole contract.
 def cg(
     operator: Operator,
     rhs: Tensor,
@@ -79,14 +80,14 @@ def cg(
     direction = torch.zeros_like(rhs)
     before = float("inf")
     for iteration in range(1, iterations + 1):
-        steered = residual.clone() if preconditioner is None else preconditioner(residual)
-        now = _inner(residual, steered)
-        if now <= 0:  # solved exactly, or rounding has used up the preconditioner's definiteness
+        preconditioned = residual.clone() if preconditioner is None else preconditioner(residual)
+        now = _inner(residual, preconditioned)
+        if now <= 0:  # solved exactly, or the preconditioner is no longer positive definite after rounding
             break
-        direction = steered.add_(direction, alpha=now / before)
+        direction = preconditioned.add_(direction, alpha=now / before)
         image = operator(direction)
         curvature = _inner(direction, image)
-        if curvature <= 0:  # what is left lies where the operator is 0
+        if curvature <= 0:  # the rest lies in the null space of the operator
             break
         step = now / curvature
         x.add_(direction, alpha=step)

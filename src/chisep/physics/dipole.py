@@ -1,4 +1,4 @@
-"""The unit dipole: what field a susceptibility distribution makes.
+"""The unit dipole: from a susceptibility distribution to its field.
 
 Δf = D * χ with D(k) = 1/3 − (k·b̂)²/|k|², D(0) = 0 (Salomir 2003, 10.1002/cmr.b.10083;
 Marques and Bowtell 2005, 10.1002/cmr.b.20034). Fields and susceptibilities in ppm.
@@ -94,7 +94,7 @@ def point_dipole_kernel(
     Returns
     -------
     Tensor
-        Shape (i, j, k // 2 + 1), real; a voxel's own field is such that there is none inside an even ball.
+        Shape (i, j, k // 2 + 1), real; a voxel's own field is such that the field inside a uniform ball is 0.
     """
     square = torch.zeros(tuple(shape), dtype=dtype, device=device)
     along = torch.zeros_like(square)
@@ -200,7 +200,7 @@ class Dipole(LinearOperator):
             If shapes differ.
         """
         if len({grid.shape for grid in grids}) != 1:
-            raise ValueError(f"grids of one shape are wanted, not {[grid.shape for grid in grids]}")
+            raise ValueError(f"grids of one shape are expected, not {[grid.shape for grid in grids]}")
         dipole = cls(grids[0], padding=padding, dtype=dtype, device=device)
         if len({(grid.voxel_mm, grid.b0_direction) for grid in grids}) > 1:
             kernels = [

@@ -1,6 +1,6 @@
 """Multi-echo spin echo with imperfect refocusing: extended phase graph of a CPMG train.
 
-Transverse and longitudinal magnetisation are followed by how often gradients have wound them
+Transverse and longitudinal magnetisation are followed by the number of gradient dephasing cycles
 (configuration states: Hennig 1988, 10.1016/0022-2364(88)90128-X; Weigel 2015, 10.1002/jmri.24619).
 """
 
@@ -24,7 +24,7 @@ EchoTrains = Float[Tensor, "echo ..."]
 Positions = Float[Tensor, "position"]
 """One value per position across the slice."""
 
-# States of so many voxels stay in the cache of a core; larger chunks are slower and take more memory.
+# The states of this many voxels fit into the cache of a core; larger chunks are slower and take more memory.
 _CHUNK = 1 << 15
 _SPACING_TOLERANCE = 0.01
 _PULSE_SAMPLES = 256
@@ -81,7 +81,7 @@ def slice_profile(
     Notes
     -----
     Small-tip theory is exact for small flip angles only: the slice that a real 180° pulse refocuses is
-    somewhat narrower and has other side lobes. A designer's own profile goes into `SliceProfile`.
+    somewhat narrower and has other side lobes. A measured or designed profile goes into `SliceProfile`.
     """
     if positions < 1 or not (refocusing_width > 0 and time_bandwidth > 0):
         raise InputError(

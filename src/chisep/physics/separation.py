@@ -1,4 +1,4 @@
-"""Φ of χ-separation: what χ_pos and χ_neg look like to the scanner.
+"""Forward operator Φ of χ-separation: from χ_pos and χ_neg to χ, R2' and field.
 
 y = Φ x with x = [χ_pos; χ_neg] and y = [χ_QSM; R2'/D_r,pos; Δf], all in ppm:
 
@@ -99,14 +99,14 @@ class Separation(LinearOperator):
     def proximal(
         self, y: Tensor, z: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0), rho: float = 1.0
     ) -> Tensor:
-        """Exact data step: argmin_x ½‖W^½(Φx − y)‖² + ½ρ‖x − z‖², solved per k-space point.
+        """Data-consistency step in closed form: argmin_x ½‖W^½(Φx − y)‖² + ½ρ‖x − z‖², in k-space.
 
         Parameters
         ----------
         y
             Measurements, shape (..., 3, i, j, k).
         z
-            Where the prior wants x to be, shape (..., 2, i, j, k).
+            Prior estimate of x, shape (..., 2, i, j, k).
         weights
             Inverse noise variance of each row of y.
         rho
@@ -134,9 +134,10 @@ class Separation(LinearOperator):
         return self.dipole.volume(solved)
 
     def total(self, x: Tensor) -> Tensor:
-        """χ_pos + r χ_neg, what R2'/D_r,pos is of sources of shape (..., 2, i, j, k)."""
+        """R2'/D_r,pos = χ_pos + r χ_neg of sources of shape (..., 2, i, j, k)."""
         return x[..., 0, :, :, :] + self.ratio * x[..., 1, :, :, :]
 
+    # Long because the docstring states the whole contract.
     def data_step(
         self,
         r2prime_ppm: Tensor,
@@ -144,17 +145,17 @@ class Separation(LinearOperator):
         z: Tensor,
         weight_r2prime: Tensor,
         weight_field: Tensor,
-        trust: Tensor | None = None,
+        inverse_variance: Tensor | None = None,
         prior: Tensor | None = None,
         widest: float = 1.0,
         only_wide: bool = False,
     ) -> Tensor:
-        """Step from z to what R2' and the field say, without iterations: Kalman updates by one and the other.
+        """Data-consistency step from z by Kalman updates, first with R2', then with the field; no iterations.
 
-        R2' measures s = χ_pos + r χ_neg in every voxel, which moves both sources by how uncertain each is and
-        leaves their errors correlated. The field then moves χ = χ_pos − χ_neg as `field_step` does, and both
-        sources by their share in what χ is still uncertain by: where R2' is precise s stays, and where one
-        source is certain the other takes all.
+        R2' measures s = χ_pos + r χ_neg in every voxel. It changes both sources in proportion to their
+        variance and leaves their errors correlated. The field then changes χ = χ_pos − χ_neg as `field_step`
+        does, and each source in proportion to its share of the remaining variance of χ: where R2' is precise,
+        s is unchanged; where one source is certain, the other takes the whole change.
 
         Parameters
         ----------
@@ -163,34 +164,34 @@ class Separation(LinearOperator):
         field_ppm
             Local field, shape (..., i, j, k).
         z
-            Where the prior wants x to be, shape (..., 2, i, j, k).
+            Prior estimate of x, shape (..., 2, i, j, k).
         weight_r2prime
             The prior's variance over that of the noise of R2'; one number, one a volume, of shape
             (..., 1, 1, 1), or one a voxel.
-        weight_field, trust
+        weight_field, inverse_variance
             As of `field_step`.
         prior
-            Variance of each source over that which the weights are of, shape (..., 2, i, j, k); 1 if None.
+            Prior variance of each source relative to that in the weights, shape (..., 2, i, j, k); 1 if None.
         widest
-            Largest variance of χ that the field's step knows, over the usual one of the volume (its geometric
-            mean). Every voxel moves as far as its own says, between the steps of the usual and of the widest:
-            one weight that suits all others does not follow a lesion. 1 for one weight for all.
+            Maximum prior variance ratio: the largest variance of χ in the field step over the geometric mean
+            of the volume. The step of each voxel is interpolated between those of the mean and of the maximum
+            variance, since one weight for all voxels does not follow a lesion. 1: one weight for all.
         only_wide
-            Move voxels only by how near they are to the widest: a further step for lesions alone. Without
-            effect where there is one weight for all.
+            Update high-uncertainty voxels only: a further step for lesions. Without effect with one weight
+            for all.
 
         Returns
         -------
         Tensor
-            Shape (..., 2, i, j, k); outside the mask that of z, but for what the dipole spreads there.
+            Shape (..., 2, i, j, k); outside the mask that of z, except for what the dipole spreads there.
 
         Notes
         -----
-        With r = 1 and one prior everywhere it minimises, as far as `field_step` is exact,
+        With r = 1 and a uniform prior it minimises, as far as `field_step` is exact,
 
             ½ w_r ‖s − R2'/D_r‖² + ½ w_f ‖D * χ − Δf‖² + ½ ‖x − z‖² / prior,
 
-        with w_f for twice the prior that w_r is for.
+        where w_f refers to twice the prior variance of w_r.
         """
         pos, neg = z.unbind(-4)
         v_pos, v_neg = (torch.ones_like(z) if prior is None else prior).unbind(-4)
@@ -198,24 +199,24 @@ class Separation(LinearOperator):
         inverse = weight_r2prime / (weight_r2prime * (v_pos + self.ratio**2 * v_neg) + 1)
         step = inverse * self._measured(r2prime_ppm - self.total(z))
         pos, neg = torch.addcmul(pos, v_pos, step), torch.addcmul(neg, v_neg, self.ratio * step)
-        # Covariances of the sources with χ that are left.
+        # Remaining covariances of the sources with χ.
         asymmetry = inverse * (v_pos - self.ratio * v_neg)
         of_pos = torch.addcmul(v_pos, v_pos, asymmetry, value=-1)
         of_neg = torch.addcmul(v_neg, v_neg, self.ratio * asymmetry)
         chi, variance = pos - neg, (of_pos + of_neg).clamp_min(_SMALLEST_VARIANCE)
-        near = None if widest == 1 else self._nearness(variance, widest)
-        both = near is not None and not only_wide
-        asked = (widest * weight_field, weight_field) if both else (widest * weight_field,)
-        change, *usual = self._field_changes(field_ppm, chi, asked, trust)
-        if near is not None and usual:
-            change = usual[0].lerp(change, near)
+        fraction = None if widest == 1 else self._log_variance_fraction(variance, widest)
+        both = fraction is not None and not only_wide
+        field_weights = (widest * weight_field, weight_field) if both else (widest * weight_field,)
+        change, *usual = self._field_changes(field_ppm, chi, field_weights, inverse_variance)
+        if fraction is not None and usual:
+            change = usual[0].lerp(change, fraction)
         change = change / variance
         pos, neg = torch.addcmul(pos, of_pos, change), torch.addcmul(neg, of_neg, change, value=-1)
         made = torch.stack((pos, neg), dim=-4)
-        return z.lerp(made, near.unsqueeze(-4)) if near is not None and only_wide else made
+        return z.lerp(made, fraction.unsqueeze(-4)) if fraction is not None and only_wide else made
 
-    def _nearness(self, variance: Tensor, widest: float) -> Tensor:
-        """Tell how near each voxel's variance is to the widest, by its logarithm: 0 is the usual one."""
+    def _log_variance_fraction(self, variance: Tensor, widest: float) -> Tensor:
+        """Position of each voxel's log variance between the mean (0) and the maximum (1)."""
         log = variance.log()
         if self.mask is None:
             usual = log.mean((-3, -2, -1), keepdim=True)
@@ -225,21 +226,22 @@ class Separation(LinearOperator):
         return ((log - usual) / math.log(widest)).clamp(0, 1)
 
     def field_step(
-        self, field_ppm: Tensor, chi: Tensor | None, weight: Tensor, trust: Tensor | None = None
+        self, field_ppm: Tensor, chi: Tensor | None, weight: Tensor, inverse_variance: Tensor | None = None
     ) -> Tensor:
-        """Step from χ to what the field says, argmin ½ w ‖D * χ' − Δf‖² + ½ ‖χ' − χ‖² per k-space point.
+        """Data-consistency step of the field: argmin ½ w ‖D * χ' − Δf‖² + ½ ‖χ' − χ‖² per k-space point.
 
         Parameters
         ----------
         field_ppm
             Local field, shape (..., i, j, k).
         chi
-            Where the prior wants χ to be, shape (..., i, j, k); 0 if None.
+            Prior estimate of χ, shape (..., i, j, k); 0 if None.
         weight
-            w, the prior's variance over that of the noise where the field is known best; one number, or one a
+            w, the prior's variance over the smallest noise variance of the field; one number, or one a
             volume, of shape (..., 1, 1, 1).
-        trust
-            The noise's inverse variance over that where it is least, 0 to 1, shape (..., i, j, k); 1 if None.
+        inverse_variance
+            Inverse-variance weight of the field relative to its maximum, 0 to 1, shape (..., i, j, k); 1 if
+            None.
 
         Returns
         -------
@@ -248,20 +250,24 @@ class Separation(LinearOperator):
 
         Notes
         -----
-        This is exact without padding, mask and trust; with them the field that is not known is taken to be
-        that of χ, as far as it is not known (one step of expectation and maximisation), and what χ gains
-        in the padding is cut off.
+        This is exact without padding, mask and inverse-variance weights. With them, unknown field
+        is replaced by that of χ, in proportion to its missing weight (one step of expectation maximisation),
+        and the change of χ in the padding is cropped.
         """
-        (change,) = self._field_changes(field_ppm, chi, (weight,), trust)
+        (change,) = self._field_changes(field_ppm, chi, (weight,), inverse_variance)
         return change if chi is None else chi + change
 
     def _field_changes(
-        self, field_ppm: Tensor, chi: Tensor | None, weights: Sequence[Tensor], trust: Tensor | None
+        self,
+        field_ppm: Tensor,
+        chi: Tensor | None,
+        weights: Sequence[Tensor],
+        inverse_variance: Tensor | None,
     ) -> list[Tensor]:
-        """Find the changes of χ that the misfit of the field asks for, at each of some weights."""
+        """Compute the changes of χ from the misfit of the field, one for each weight."""
         kernel = self.dipole.kernel
         residual = self._measured(field_ppm if chi is None else field_ppm - self.dipole.apply(chi))
-        spectrum = self.dipole.spectrum(residual if trust is None else residual * trust)
+        spectrum = self.dipole.spectrum(residual if inverse_variance is None else residual * inverse_variance)
         return [
             self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1))) for weight in weights
         ]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from chisep.preprocessing.masked_values import volume_of
+from chisep.preprocessing.masked_values import MaskedVoxels
 from chisep.preprocessing.unwrapping import wrap
 
 _STEEPEST_RAMP_RAD = math.pi / 8
@@ -23,14 +23,13 @@ def readout_ramp(wrapped: Tensor, weight: Tensor, te: Tensor, sign: Tensor, mask
     scale = weight.mean(1, keepdim=True).sqrt()
     parts = torch.cat([torch.ones_like(te), te / te.max(), sign], dim=1)
     contrast = (torch.linalg.pinv(scale * parts) * scale.T)[2]
-    number = volume_of(torch.arange(wrapped.shape[1], device=mask.device), mask)
     ramp = torch.zeros_like(wrapped[0])
-    for axis, position in enumerate(mask.nonzero(as_tuple=True)):
-        n = mask.shape[axis] - 1
-        both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
-        if bool(both.any()):
-            a, b = number.narrow(axis, 0, n)[both], number.narrow(axis, 1, n)[both]
-            slope = float((contrast @ wrap(wrapped[:, b] - wrapped[:, a])).median())
+    inside = MaskedVoxels(mask)
+    for axis, position in enumerate(inside.positions()):
+        a, b = inside.neighbours(axis)
+        if len(a):
+            steps = wrapped.index_select(1, b).sub_(wrapped.index_select(1, a))
+            slope = float((contrast @ wrap(steps)).median())
             if abs(slope) < _STEEPEST_RAMP_RAD:
                 place = position.to(ramp.dtype)
                 ramp += slope * (place - place.mean())

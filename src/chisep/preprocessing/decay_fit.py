@@ -46,21 +46,26 @@ def fit_decay(
     rate, error = torch.zeros_like(signal[0]), torch.zeros_like(signal[0])
     for first in range(0, signal.shape[1], _CHUNK):
         voxels = torch.arange(first, min(first + _CHUNK, signal.shape[1]), device=signal.device)
-        peak = signal[:, voxels].amax(0)
+        chunk = slice(first, first + _CHUNK)
+        peak = signal[:, chunk].amax(0)
         scale = torch.where(peak > 0, peak, 1)
+        used = left[:, chunk] > 0
         data = _Data(
-            signal[:, voxels] / scale, (sigma / scale).clamp_min(_LEAST_NOISE), left[:, voxels] > 0, voxels
+            signal[:, chunk] / scale,
+            (sigma / scale).clamp_min(_LEAST_NOISE),
+            None if bool(used.all()) else used.to(signal.dtype),
+            voxels,
         )
-        start = _log_linear_rate(data.echoes, t, left[:, voxels]).clamp_max(MAX_RATE_HZ * longest)
+        start = _log_linear_rate(data.echoes, t, left[:, chunk]).clamp_max(MAX_RATE_HZ * longest)
         found, amplitude = _least_squares(data, model, start, longest)
         shape, slope = _scaled(model, voxels, found, longest)
         _, passed = rician_mean(amplitude * shape, data.noise)
-        aa, ar, rr = _normal(passed * shape * data.used, passed * amplitude * slope * data.used)
+        aa, ar, rr = _normal(data.of_used(passed * shape), data.of_used(passed * amplitude * slope))
         # sin² of the angle between the derivatives by amplitude and by rate.
         separate = (1 - ar**2 / (aa * rr).clamp_min(tiny)).clamp_min(0)
         deviation = data.noise / (rr * separate).clamp_min(tiny).sqrt()
-        rate[voxels] = torch.where(peak > 0, found / longest, 0)
-        error[voxels] = torch.where(peak > 0, deviation / longest, MAX_RATE_HZ)
+        rate[chunk] = torch.where(peak > 0, found / longest, 0)
+        error[chunk] = torch.where(peak > 0, deviation / longest, MAX_RATE_HZ)
     return rate, error
 
 
@@ -69,12 +74,17 @@ class _Data(NamedTuple):
 
     echoes: Trains
     noise: Values
-    used: Tensor
+    used: Trains | None
     voxels: Tensor
 
     def some(self, here: Tensor) -> _Data:
         """Select some of the voxels."""
-        return _Data(self.echoes[:, here], self.noise[here], self.used[:, here], self.voxels[here])
+        used = None if self.used is None else self.used[:, here]
+        return _Data(self.echoes[:, here], self.noise[here], used, self.voxels[here])
+
+    def of_used(self, values: Trains) -> Trains:
+        """Set echoes that are not in use to 0, in place."""
+        return values if self.used is None else values.mul_(self.used)
 
 
 def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float) -> tuple[Values, Values]:
@@ -85,15 +95,16 @@ def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float)
     """
     tiny = torch.finfo(rate.dtype).tiny
     shape, slope = _scaled(model, data.voxels, rate, longest)
-    shown = shape * data.used
+    shown = data.of_used(shape.clone())
     amplitude = (shown * data.echoes).sum(0) / (shown**2).sum(0).clamp_min(tiny)
     mean, passed = rician_mean(amplitude * shape, data.noise)
-    residual = (data.echoes - mean) * data.used
+    residual = data.of_used(data.echoes - mean)
     damping = torch.full_like(rate, 1e-3)
     final_rate, final_amplitude = rate.clone(), amplitude.clone()
     at = torch.arange(len(rate), device=rate.device)
     for _ in range(_ITERATIONS):
-        by_amplitude, by_rate = passed * shape * data.used, passed * amplitude * slope * data.used
+        by_amplitude = data.of_used(passed * shape)
+        by_rate = data.of_used((passed * amplitude).mul_(slope))
         aa, ar, rr = _normal(by_amplitude, by_rate)
         ga, gr = (by_amplitude * residual).sum(0), (by_rate * residual).sum(0)
         aa, rr = aa * (1 + damping), rr * (1 + damping)
@@ -104,21 +115,30 @@ def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float)
         new_rate = new_rate.clamp(0, MAX_RATE_HZ * longest)
         new_shape, new_slope = _scaled(model, data.voxels, new_rate, longest)
         new_mean, new_passed = rician_mean(new_amplitude * new_shape, data.noise)
-        new_residual = (data.echoes - new_mean) * data.used
+        new_residual = data.of_used(data.echoes - new_mean)
         better = (new_residual**2).sum(0) <= (residual**2).sum(0)
         moving = (new_rate - rate).abs() > _TOLERANCE * (1 + rate)
-        rate = torch.where(better, new_rate, rate)
-        amplitude = torch.where(better, new_amplitude, amplitude)
-        shape, slope = torch.where(better, new_shape, shape), torch.where(better, new_slope, slope)
-        passed = torch.where(better, new_passed, passed)
-        residual = torch.where(better, new_residual, residual)
+        # Few steps are rejected: the new arrays are kept, with the old values of those voxels.
+        worse = (~better).nonzero()[:, 0]
+        if len(worse):
+            new_rate[worse], new_amplitude[worse] = rate[worse], amplitude[worse]
+            for new, old in (
+                (new_shape, shape),
+                (new_slope, slope),
+                (new_passed, passed),
+                (new_residual, residual),
+            ):
+                new[:, worse] = old[:, worse]
+        rate, amplitude = new_rate, new_amplitude
+        shape, slope, passed, residual = new_shape, new_slope, new_passed, new_residual
         damping = torch.where(better, damping / 10, damping * 10)
         final_rate[at], final_amplitude[at] = rate, amplitude
         if int(moving.sum()) < len(at) / 2:
-            at, data = at[moving], data.some(moving)
-            rate, amplitude, damping = rate[moving], amplitude[moving], damping[moving]
-            shape, slope, passed = shape[:, moving], slope[:, moving], passed[:, moving]
-            residual = residual[:, moving]
+            on = moving.nonzero()[:, 0]
+            at, data = at[on], data.some(on)
+            rate, amplitude, damping = rate[on], amplitude[on], damping[on]
+            shape, slope, passed = shape[:, on], slope[:, on], passed[:, on]
+            residual = residual[:, on]
         if not len(at):
             break
     return final_rate, final_amplitude

@@ -112,10 +112,11 @@ class EpgTable:
             place = (torch.log(bounded) - self._first) / self._step
             low = place.floor().clamp(0, _RATES - 2)
             share = (place - low)[:, None]
-            row = low.long() * _B1_STEPS + low_b1[voxels]
-            right = share_b1[voxels]
-            below = torch.lerp(self._gain[row], self._gain[row + 1], right)
-            above = torch.lerp(self._gain[row + _B1_STEPS], self._gain[row + _B1_STEPS + 1], right)
+            row = low.long().mul_(_B1_STEPS).add_(low_b1.index_select(0, voxels))
+            right = share_b1.index_select(0, voxels)
+            corners = [self._gain.index_select(0, row + n) for n in (0, 1, _B1_STEPS, _B1_STEPS + 1)]
+            below = torch.lerp(corners[0], corners[1], right)
+            above = torch.lerp(corners[2], corners[3], right)
             gain = torch.lerp(below, above, share)
             inside = (bounded == rate_hz)[:, None]
             gain_slope = torch.where(inside, (above - below) / (self._step * bounded)[:, None], 0)
@@ -150,7 +151,7 @@ class EpgTable:
         unit = trains / trains.norm(dim=0).clamp_min(tiny)
         left = unit.new_empty((len(entries), unit.shape[1]))
         for first in range(0, unit.shape[1], _CHUNK):
-            chunk = unit[:, first : first + _CHUNK]
+            chunk = unit[:, first : first + _CHUNK].contiguous()
             for row, entry, slope in zip(left, entries, slopes, strict=True):
                 explained, index = (entry @ chunk).max(dim=0)
                 further = (slope[index].T * chunk).sum(0)
@@ -158,6 +159,7 @@ class EpgTable:
         return self.b1[::_COARSE_B1], left.clamp_(min=0)
 
 
+# Long because the docstring states the whole contract.
 def transmit_field(
     table: EpgTable,
     trains: Trains,

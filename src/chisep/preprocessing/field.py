@@ -134,6 +134,7 @@ class FieldMap:
     warnings: tuple[str, ...] = ()
 
 
+# Long because the docstring states the whole contract, and every step needs the results of those before.
 def total_field(
     magnitude: Echoes,
     phase_rad: Echoes,
@@ -265,7 +266,7 @@ def total_field(
     return FieldMap(
         total_field_ppm=volume_of(rate / rad_hz_per_ppm, mask),
         sigma_ppm=volume_of(sigma / rad_hz_per_ppm, mask),
-        unwrapped_rad=torch.stack([volume_of(echo, mask) for echo in origin + rate * te + deviation]),
+        unwrapped_rad=volume_of(origin + rate * te + deviation, mask),
         phase_offset_rad=volume_of(wrap(offset + jumps_rad), mask),
         bipolar_rad=volume_of(bipolar_rad, mask),
         residual_rad=volume_of(residual, mask),
@@ -359,8 +360,8 @@ def _gained(
     if len(te) > 2:  # a longer spacing shows whether phase grows in proportion to time
         products.append(torch.polar((weight[2] * weight[0]).sqrt(), wrapped[2] - wrapped[0]))
         times.append(float(te[2] - te[0]))
-    echoes = torch.stack([volume_of(each, mask) for each in products])
-    result = unwrap(echoes.angle(), echoes.abs().sqrt(), times, mask)
+    echoes = torch.stack(products)
+    result = unwrap(volume_of(echoes.angle(), mask), volume_of(echoes.abs().sqrt(), mask), times, mask)
     return result.phase_rad[0], result.quality
 
 

@@ -39,8 +39,14 @@ def estimate_noise_sigma(magnitude: Echoes, mask: MaskVolume) -> float:
         Standard deviation in the scale of the images; 0 without a voxel that has signal. With two echoes,
         whose difference shows tissue, from differences between neighbouring voxels: somewhat too large.
     """
-    signal = magnitude[:, mask]
-    signal = signal[:, (signal > 0).all(0)]
+    return noise_sigma_of_voxels(magnitude[:, mask])
+
+
+def noise_sigma_of_voxels(signal: Trains) -> float:
+    """Estimate the noise as `estimate_noise_sigma` does, from the echoes of voxels, shape (echo, voxel)."""
+    positive = (signal > 0).all(0)
+    if not bool(positive.all()):
+        signal = signal[:, positive]
     if not signal.shape[1]:
         return 0.0
     scale = float(signal.amax())
@@ -111,11 +117,11 @@ def rician_mean(signal: Trains, noise: Values) -> tuple[Trains, Trains]:
     inverse = 1 / ratio.clamp_min(_ASYMPTOTIC)
     excess, slope = inverse / 2 + inverse**3 / 8, 1 - inverse**2 / 2
     close = ~(ratio > _ASYMPTOTIC)
-    near = ratio[close]
-    if len(near):
+    if bool(close.any()):
+        near = ratio[close]
         z = near**2 / 4
         even, odd = torch.special.i0e(z), torch.special.i1e(z)
         root = math.sqrt(math.pi / 2)
         excess[close] = root * (even + 2 * z * (even + odd)) - near
         slope[close] = root / 2 * near * (even + odd)
-    return signal + noise * excess, slope
+    return excess.mul_(noise).add_(signal), slope

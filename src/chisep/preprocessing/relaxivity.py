@@ -137,6 +137,7 @@ class RelaxivityFit:
     regions: tuple[RegionPoint, ...]
 
 
+# Long because the docstring states the whole contract.
 def calibrate_relaxivity(
     r2prime_hz: Volume,
     chi_ppm: Volume,

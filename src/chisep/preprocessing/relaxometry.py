@@ -24,7 +24,7 @@ from chisep.preprocessing.arlo import arlo_with_error
 from chisep.preprocessing.decay_fit import MAX_RATE_HZ, exponential, fit_decay
 from chisep.preprocessing.epg_fit import EpgTable, transmit_field
 from chisep.preprocessing.intravoxel_dephasing import attenuation_by_gradient
-from chisep.preprocessing.magnitude_noise import estimate_noise_sigma
+from chisep.preprocessing.magnitude_noise import noise_sigma_of_voxels
 from chisep.types import Echoes, MaskVolume, Volume
 
 _UNIFORM = 1e-3
@@ -131,6 +131,7 @@ class SpinEchoFit(Rate):
     warnings: tuple[str, ...] = ()
 
 
+# Long because the docstring states the whole contract.
 def r2star(
     magnitude: Echoes,
     te_s: Sequence[float],
@@ -186,11 +187,11 @@ def r2star(
     """
     config = config or R2starConfig()
     _check_echoes(magnitude, te_s, at_least=3, name="R2*")
-    signal = torch.nan_to_num(magnitude[:, mask])
-    sigma = noise_sigma if noise_sigma is not None else estimate_noise_sigma(magnitude, mask)
+    signal = magnitude[:, mask].nan_to_num_()  # a copy of its own
+    sigma = noise_sigma if noise_sigma is not None else noise_sigma_of_voxels(signal)
     # Squares of tiny scanner units would leave the range of float32.
     scale = float(signal.amax()) if signal.numel() else 0.0
-    signal, sigma = signal / (scale or 1.0), sigma / (scale or 1.0)
+    signal, sigma = signal.div_(scale or 1.0), sigma / (scale or 1.0)
     if config.correct_field_gradient and total_field_ppm is not None:
         known = mask if field_known is None else mask | field_known
         left = attenuation_by_gradient(total_field_ppm, known, mask, te_s, b0_t, config.least_left)
@@ -207,6 +208,7 @@ def r2star(
     return Rate(_filled(rate, mask), _filled(error, mask))
 
 
+# Long because the docstring states the whole contract.
 def r2(
     magnitude: Echoes,
     te_s: Sequence[float],
@@ -258,10 +260,10 @@ def r2(
         method = "exponential"
     else:
         fallback = ()
-    signal = torch.nan_to_num(magnitude[:, mask])
-    sigma = noise_sigma if noise_sigma is not None else estimate_noise_sigma(magnitude, mask)
+    signal = magnitude[:, mask].nan_to_num_()  # a copy of its own
+    sigma = noise_sigma if noise_sigma is not None else noise_sigma_of_voxels(signal)
     scale = float(signal.amax()) if signal.numel() else 0.0
-    signal, sigma = signal / (scale or 1.0), sigma / (scale or 1.0)
+    signal, sigma = signal.div_(scale or 1.0), sigma / (scale or 1.0)
     every = torch.ones_like(signal)
     if method == "exponential" or not scale:
         rate, error = fit_decay(signal, te_s, sigma, exponential(te_s, every), every)
@@ -282,7 +284,7 @@ def r2(
         profile=profile,
         t1_s=config.t1_s,
     )
-    without_floor = (signal**2 - sigma**2).clamp_min(0).sqrt()
+    without_floor = signal.square().sub_(sigma**2).clamp_min_(0).sqrt_()
     b1 = transmit_field(table, without_floor, sigma, mask, voxel_mm, config.b1_order)
     del without_floor
     rate, error = fit_decay(signal, te_s, sigma, table.model(b1[mask]), every)

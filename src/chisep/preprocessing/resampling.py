@@ -61,6 +61,7 @@ def coverage(
     return torch.from_numpy(covered)
 
 
+# Long because the docstring states the whole contract.
 def resample_to(
     data: Echoes,
     affine: Affine,
@@ -105,26 +106,35 @@ def resample_to(
     """
     i, j, k = data.shape[1:]
     if mask is None:
-        wanted = coverage((i, j, k), affine, grid, transform=transform).numpy()
+        inside = coverage((i, j, k), affine, grid, transform=transform).numpy()
     else:
-        wanted = mask.cpu().numpy()
-    if mask is None and not wanted.any():
+        inside = mask.cpu().numpy()
+    if mask is None and not inside.any():
         raise InputError(
             source,
             found="a volume that does not overlap the gradient-echo images in scanner coordinates",
             expected="scans of the same head in one session, with positions in their headers",
             fix="Check the affines; images moved by another program must be brought back first.",
         )
-    points = _voxels(wanted, *_pull(affine, grid, transform))
+    matrix, offset = _pull(affine, grid, transform)
+    # Where most voxels are resampled, a list of their positions would only take time and memory.
+    points = None if mask is None else _voxels(inside, matrix, offset)
+    order = {"linear": 1, "cubic": 3}[interpolation]
     volumes = data.detach().cpu().numpy()
     lowest = 0.0 if volumes.min() >= 0 else -np.inf
     moved = np.zeros((len(volumes), *grid.shape), dtype=volumes.dtype)
 
     def resample(echo: int) -> None:
         # Beyond the edge the nearest value is used instead of 0.
-        order = {"linear": 1, "cubic": 3}[interpolation]
-        values = ndimage.map_coordinates(volumes[echo], points, order=order, mode="nearest")
-        moved[echo][wanted] = np.maximum(values, lowest)
+        if points is None:
+            ndimage.affine_transform(
+                volumes[echo], matrix, offset, output=moved[echo], order=order, mode="nearest"
+            )
+            np.maximum(moved[echo], lowest, out=moved[echo])
+            moved[echo][~inside] = 0
+        else:
+            values = ndimage.map_coordinates(volumes[echo], points, order=order, mode="nearest")
+            moved[echo][inside] = np.maximum(values, lowest)
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         list(pool.map(resample, range(len(volumes))))

@@ -70,6 +70,7 @@ class _Edges:
     after: Index
 
 
+# Long because the docstring states the whole contract.
 def unwrap(
     phase_rad: Echoes,
     magnitude: Echoes,

@@ -1,12 +1,12 @@
-"""The iteration behind `tv` and `iterative`: operator splitting with closed-form steps.
+"""Alternating direction method of multipliers (ADMM) of `tv` and `iterative`, with closed-form steps.
 
     min over x   ½ ‖W^½ (g D x_c − Δf)‖² + λ TV(x) + h(x)
 
-where x has one or two channels, x_c is the last of them, W is 0 outside the mask, and h holds all that is
-voxelwise (other data, bounds, zero outside the mask). The field, the differences and the voxelwise term
-are split off (alternating direction method of multipliers, in the form of Douglas and Rachford, with
+where x has one or two channels, x_c is the last of them, W is 0 outside the mask, and h contains all
+voxelwise terms (other data, bounds, zero outside the mask). The field, the differences and the voxelwise term
+are split (alternating direction method of multipliers, in the form of Douglas and Rachford, with
 over-relaxation; Eckstein and Bertsekas 1992, 10.1007/BF01581204). So the weights of the field are exact, and
-what couples voxels is solved in k-space (as in FANSI: Milovic 2018, 10.1002/mrm.27073).
+terms that couple voxels are solved in k-space (as in FANSI: Milovic 2018, 10.1002/mrm.27073).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _RELAXATION = 1.7
 _FEWEST_ITERATIONS = 10
 
 
+# Long because the steps of one iteration update the same tensors in place, to save memory.
 def minimise(
     *,
     padded: PaddedBox,
@@ -46,7 +47,7 @@ def minimise(
     tolerance: float,
     progress: Progress | None,
 ) -> tuple[Tensor, list[float]]:
-    """Minimise field misfit, total variation and a voxelwise term.
+    """Minimise field misfit, total variation and a voxelwise term by ADMM.
 
     Parameters
     ----------
@@ -69,17 +70,17 @@ def minimise(
     voxelwise
         z ↦ argmin h(x) + ½ PENALTY_VOXEL ‖x − z‖²; must give 0 outside the mask.
     penalty_field
-        Penalty of the split field, relative to its weight. It compares with D² (at most 4/9): a small one
-        resolves modes near the cone where D is 0, a large one keeps the iteration from wandering.
+        Penalty of the split field, relative to its weight. Compare it with D² (at most 4/9): a small one
+        resolves modes near the cone where D is 0, a large one makes the iteration stable.
     iterations, tolerance
-        Most iterations, and the relative change at which to stop.
+        Maximum number of iterations, and the relative change at which to stop.
     progress
         Called after every iteration.
 
     Returns
     -------
     tuple of Tensor and list of float
-        x as the voxelwise step leaves it, shape (channel, i, j, k), and its relative changes.
+        x after the voxelwise step, shape (channel, i, j, k), and its relative changes.
     """
     dtype, device = field_ppm.dtype, field_ppm.device
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=dtype, device=device)
@@ -96,8 +97,8 @@ def minimise(
 
     mask = weight > 0
     shrink = weight / (weight + penalty_field)
-    # Each block A keeps w = A x + rest. The rest stays 0 wherever the block has no term, so no copies of
-    # the field and of the differences are needed, and x moves by what the rests push.
+    # Each block A stores w − A x (`rest`) instead of w. It stays 0 wherever the block has no term, so no
+    # copies of the field and of the differences are needed, and x is updated from these rests.
     solution = start
     x_hat = dipole.spectrum(start)
     x = dipole.volume(x_hat)
@@ -109,8 +110,8 @@ def minimise(
     change: list[float] = []
     for iteration in range(iterations):
         if iteration == correct_at:
-            # So little padding lets the periodic dipole wrap around. What that adds to the field is
-            # smooth and settles early: it is added to the data at a few iterations.
+            # With little padding the periodic dipole wraps around. The wrapped field is smooth and converges
+            # early: it is added to the data at a few iterations.
             chi = solution[-1]
             periodic = padded.box(dipole.volume(dipole.spectrum(chi).mul_(dipole.kernel)))
             wrapped = periodic - padded.cut(free_space.apply(padded.restore(chi)))
@@ -147,7 +148,7 @@ def minimise(
 
 
 def _shortened(differences: Tensor, longest: float, tv_mask: Tensor) -> Tensor:
-    """Cut difference vectors to a longest length, in place: the dual step of isotropic TV."""
+    """Limit difference vectors to a maximum length, in place: the dual step of isotropic TV."""
     differences.mul_(tv_mask)
     # torch.linalg.vector_norm over the first axis takes five times as long.
     square = torch.zeros_like(differences[0, 0])

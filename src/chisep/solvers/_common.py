@@ -1,4 +1,4 @@
-"""What the solvers share: a padded bounding box, the edge mask of TV, and how an iteration ends."""
+"""Shared by the solvers: the padded bounding box, the edge (TV weighting) mask, and convergence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LEAST_RELATIVE_NOISE, _LEAST_NOISE_PPM = 1e-3, 1e-6
 class PaddedBox:
     """The bounding box of the mask, and a periodic grid around it whose sizes are fast for real FFTs.
 
-    The box has one empty layer after each axis, so that periodic differences meet nothing when they
-    wrap around.
+    The box has one empty layer after each axis, so that periodic differences do not wrap
+    around into it.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class PaddedBox:
 
 
 def required(volume: Volume | None, name: str) -> Volume:
-    """Return a map that a solver cannot do without.
+    """Return a map that a solver requires.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def required(volume: Volume | None, name: str) -> Volume:
             name,
             found="no such map",
             expected=f"a {name} map on the grid of the field",
-            fix="Give the map, or choose a method that does without it.",
+            fix="Give the map, or choose a method that does not need it.",
         )
     return volume
 
@@ -106,10 +106,9 @@ def required_relaxivity(relaxivity: Relaxivity | None) -> Relaxivity:
 def edge_mask(mask: MaskVolume, gradient: Gradient, magnitude: Volume | None, edge_fraction: float) -> Tensor:
     """Edge (TV weighting) mask: True where total variation acts.
 
-    That is inside the mask and, if a magnitude is given, not on its edges.
-
-    Differences across the border of the mask carry no anatomy. Edges are the voxels with the steepest
-    magnitude (MEDI: Liu 2011, 10.1002/mrm.22816).
+    TV acts inside the mask and, if a magnitude is given, not on its edges. Differences across the border of
+    the mask contain no anatomy. Edges are the voxels with the steepest magnitude (MEDI: Liu 2011,
+    10.1002/mrm.22816).
 
     Parameters
     ----------
@@ -143,7 +142,7 @@ def relative_change(new: Tensor, old: Tensor) -> float:
 
 
 def ended(change: Sequence[float], tolerance: float, method: str) -> Convergence:
-    """Summarise an iteration; it has a warning if the last change is above ten times the tolerance."""
+    """Convergence of an iteration, with a warning if the last change is above ten times the tolerance."""
     far = change[-1] > 10 * tolerance
     text = (
         f"{method} stopped after {len(change)} iterations with a relative change of {change[-1]:.1e}, "
@@ -153,10 +152,9 @@ def ended(change: Sequence[float], tolerance: float, method: str) -> Convergence
 
 
 def least_noise_ppm(volume_ppm: Tensor, mask: Tensor) -> float:
-    """Return the noise below which a map counts as noise-free.
+    """Lower bound of the noise of a map: a thousandth of its root mean square.
 
-    Maps without noise still need weights: a thousandth of the root mean square, so that results scale
-    with the maps.
+    Maps without noise still need weights, and results must scale with the maps.
     """
     return max(_LEAST_RELATIVE_NOISE * float(volume_ppm[mask].square().mean().sqrt()), _LEAST_NOISE_PPM)
 

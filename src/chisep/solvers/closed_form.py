@@ -1,9 +1,9 @@
-"""χ-separation voxel by voxel: the floor that every other method must beat.
+"""χ-separation in closed form, voxel by voxel: the baseline for every other method.
 
     χ_pos = (D_r,neg χ + R2') / (D_r,pos + D_r,neg),  χ_neg = χ_pos − χ,  both clipped at 0
 
 It solves χ = χ_pos − χ_neg and R2' = D_r,pos χ_pos + D_r,neg χ_neg exactly (Shin 2021,
-10.1016/j.neuroimage.2021.118371); errors of χ and R2' pass through untouched.
+10.1016/j.neuroimage.2021.118371); errors of χ and R2' propagate unchanged.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ class ClosedFormConfig:
     """Settings of the closed form."""
 
     alpha: float = 0.01
-    """Weight α of the Tikhonov inversion that makes χ where no QSM map is given."""
+    """Weight α of the Tikhonov inversion that computes χ where no QSM map is given."""
 
     def __post_init__(self) -> None:
         check("alpha", self.alpha, low=0.0)
 
 
 def solve(maps: Maps, config: ClosedFormConfig, progress: Progress | None = None) -> Sources:
-    """Separate χ and R2' voxel by voxel.
+    """Closed-form χ-separation of χ and R2', voxel by voxel.
 
     Parameters
     ----------
     maps
         With R2' and D_r; χ is taken from the QSM map, or from the field by Tikhonov inversion.
     config
-        How χ is made where it is not given.
+        Inversion that computes χ where it is not given.
     progress
         Called once.
 

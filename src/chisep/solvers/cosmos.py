@@ -1,8 +1,8 @@
-"""COSMOS: susceptibility from several head orientations, and the sources that it and R2' give.
+"""COSMOS: susceptibility from several head orientations, and χ-separation of it with R2'.
 
     min  Σ_n ‖M_n (D_n χ − f_n)‖² + ε ‖χ‖²   over χ that is 0 outside the mask
 
-(Liu 2009, 10.1002/mrm.21828.) One orientation says nothing about χ near the cone where its dipole is 0;
+(Liu 2009, 10.1002/mrm.21828.) One orientation does not determine χ near the cone where its dipole is 0;
 the cones of three or more orientations that differ enough have no direction in common.
 """
 
@@ -32,7 +32,7 @@ Masks = Bool[Tensor, "orientation i j k"]
 _FEWEST_ORIENTATIONS = 3
 _SPHERE_POINTS = 20000
 _ILL_CONDITIONED = 10.0
-_SEEN_OF_MEAN = 0.01
+_WEIGHT_OF_MEAN = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CosmosConfig:
     """Settings of COSMOS."""
 
     iterations: int = 60
-    """Most iterations; the first is the closed form in k-space but for its scale."""
+    """Maximum number of iterations; the first is the closed form in k-space up to its scale."""
     tolerance: float = 2e-3
     """Relative change of χ at which the iteration stops."""
     tikhonov: float = 1e-4
@@ -69,13 +69,14 @@ def condition_number(b0_directions: Sequence[Sequence[float]]) -> float:
     # Directions of k on a spiral from pole to pole, each for an equal area of the sphere.
     index = torch.arange(_SPHERE_POINTS, dtype=torch.float64) + 0.5
     height = 1 - 2 * index / _SPHERE_POINTS
-    turn = math.pi * (1 + math.sqrt(5)) * index
+    angle = math.pi * (1 + math.sqrt(5)) * index
     radius = torch.sqrt(1 - height**2)
-    k = torch.stack((radius * torch.cos(turn), radius * torch.sin(turn), height))
+    k = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle), height))
     total = (1 / 3 - (b0 @ k) ** 2).square().sum(0)
     return float(torch.sqrt(total.max() / total.min()))
 
 
+# Long because the docstring states the whole contract.
 def cosmos(
     fields_ppm: Fields,
     masks: MaskVolume | Masks,
@@ -86,7 +87,7 @@ def cosmos(
     reference: MaskVolume | None = None,
     progress: Progress | None = None,
 ) -> Susceptibility:
-    """Invert the fields of three or more head orientations together.
+    """COSMOS: joint dipole inversion of three or more head orientations.
 
     Parameters
     ----------
@@ -94,13 +95,13 @@ def cosmos(
         Local fields, registered to one grid, shape (orientation, i, j, k).
     masks
         Where each field is known, shape (orientation, i, j, k), or (i, j, k) for all of them. χ is
-        sought wherever one is.
+        computed wherever any field is.
     b0_directions
         Vector along B0 in voxel axes of that grid, one per orientation.
     grid
         Voxel size; its own B0 direction is not read.
     config
-        When to stop.
+        Stopping criteria.
     reference
         Where the mean of χ is to be 0, such as the ventricles, shape (i, j, k).
     progress
@@ -117,14 +118,14 @@ def cosmos(
         If there are fewer than three orientations, not one B0 direction of some length for each, or a
         mask or the reference is empty.
 
-    The convergence has a warning if the orientations differ so little that noise is amplified much, or if the
-    iterations ran out far from convergence.
+    The convergence has a warning if the orientations differ so little that noise is amplified much, or if
+    the iteration stops far from convergence.
 
     Notes
     -----
-    Since D(0) = 0, no field tells the mean of χ over the whole grid. That χ is 0 outside the mask fixes
-    it: inside, χ is relative to what surrounds the mask. Measured fields hold rests of the background
-    that blur this; `reference` puts the zero where it is known.
+    Since D(0) = 0, fields do not determine the mean of χ over the whole grid. The constraint that
+    χ is 0 outside the mask determines it: inside, χ is relative to the surroundings of the mask. Residual
+    background in measured fields makes this uncertain; `reference` sets the zero.
     """
     masks = _checked(len(fields_ppm), masks, b0_directions, reference)
     padded = PaddedBox(masks.any(0), grid, padding=0.0)
@@ -170,7 +171,7 @@ def separate_by_orientations(
     reference: MaskVolume | None = None,
     progress: Progress | None = None,
 ) -> Sources:
-    """Separate the sources by COSMOS and R2': the labels that χ-sepnet learns from.
+    """χ-separation by COSMOS and R2': the training labels of χ-sepnet.
 
     Parameters
     ----------
@@ -218,8 +219,8 @@ def nonnegative_sources(chi_ppm: Volume, r2prime_hz: Volume, relaxivity: Relaxiv
 
     Notes
     -----
-    Exact: where the free solution has a negative source, that source is 0 and the other one minimises
-    what is left. Where both are negative (R2' < 0 only), at most one of these minima is positive.
+    Exact: where the unconstrained solution has a negative source, that source is 0 and the other
+    one minimises the rest. Where both are negative (R2' < 0 only), at most one of these minima is positive.
     """
     ratio = relaxivity.ratio
     total = r2prime_hz / relaxivity.pos_hz_per_ppm
@@ -275,9 +276,9 @@ class _ClosedForm:
     def __init__(self, operator: MaskedDipoles, tikhonov: float) -> None:
         self.dipole, self.support = operator.dipoles[0], operator.support
         self.symbol = sum((dipole.kernel**2 for dipole in operator.dipoles), torch.tensor(tikhonov))
-        # At k = 0 all D_n are 0, yet through the edge of the support the mean of χ is seen, if faintly.
-        # This weight was found on heads, where it halves the iterations; the solution is the same.
-        self.symbol[0, 0, 0] = _SEEN_OF_MEAN * self.symbol.mean()
+        # At k = 0 all D_n are 0, but the edge of the support determines the mean of χ weakly. This weight was
+        # found on heads, where it halves the iterations; the solution is the same.
+        self.symbol[0, 0, 0] = _WEIGHT_OF_MEAN * self.symbol.mean()
 
     def __call__(self, right: Tensor) -> Tensor:
         return self.dipole.volume(self.dipole.spectrum(right).div_(self.symbol)).mul_(self.support)
@@ -294,7 +295,7 @@ def _checked(
     b0_directions: Sequence[Sequence[float]],
     reference: MaskVolume | None,
 ) -> Masks:
-    """One mask per orientation, after checking that everything fits."""
+    """Check the inputs; returns one mask per orientation."""
     if orientations < _FEWEST_ORIENTATIONS:
         raise InputError(
             "COSMOS",
@@ -321,7 +322,7 @@ def _checked(
 
 
 def _too_alike(b0_directions: Sequence[Sequence[float]]) -> tuple[str, ...]:
-    """Warning for head orientations that condition COSMOS badly, if they do."""
+    """Warning if the head orientations make COSMOS ill-conditioned."""
     condition = condition_number(b0_directions)
     if condition <= _ILL_CONDITIONED:
         return ()

@@ -1,14 +1,14 @@
-"""χ-separation by iteration: field, R2' and total variation weighed by their noise.
+"""Iterative χ-separation: field and R2' weighted by their noise, and total variation.
 
     min  ½ ‖M (D * (χ_pos − χ_neg) − Δf)‖² / σ_f²  +  ½ ‖M (χ_pos + r χ_neg − R2'/D_r,pos)‖² / σ_r²
        + ½ ‖M (χ_pos − χ_neg − χ_QSM)‖² / σ_q²     +  (λ / σ_r) TV(χ_pos, χ_neg)
     over χ_pos, χ_neg ≥ 0, both 0 outside the mask M; r = D_r,neg / D_r,pos
 
 (Shin 2021, 10.1016/j.neuroimage.2021.118371, with the noise of the maps as weights: σ_f and σ_r are maps
-where they are known voxel by voxel, and their medians in front of TV.) The third term is there only when a
-QSM map is given. The unknowns are t = (χ_pos + χ_neg)/√2 and c = (χ_pos − χ_neg)/√2: the field sees c alone,
-so that the two decouple in k-space, and this turn changes neither the lengths that TV sums nor the distances
-of a proximal step.
+where they are known voxel by voxel, and their medians in front of TV.) The third term is present only when a
+QSM map is given. The unknowns are t = (χ_pos + χ_neg)/√2 and c = (χ_pos − χ_neg)/√2: the field depends on c
+alone, so that the two decouple in k-space. This rotation changes neither the lengths in TV nor the distances
+in a proximal step.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from chisep.solvers._common import (
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Maps, Sources
 
-# Phase and R2* come from the same echoes: noise that makes 1/s in R2* makes 1 rad/s in the field, and
-# D_r is 38 1/s/ppm per tesla where the field is 268 rad/s/ppm. An estimate of σ_f above that is anatomy.
+# Phase and R2* come from the same echoes: noise of 1/s in R2* is noise of 1 rad/s in the field, and D_r is 38
+# 1/s/ppm per tesla where the field is 268 rad/s/ppm. An estimate of σ_f above that is anatomy.
 _R2PRIME_TO_FIELD_NOISE = 7.0
-# On a digital head (1.5 mm, SNR 100) sixty iterations with it come nearer to the end than two hundred with
-# five times as much.
+# On a digital phantom (1.5 mm, SNR 100) sixty iterations with it converge further than two hundred with five
+# times as much.
 _PENALTY_FIELD = 0.01
 
 
@@ -50,11 +50,11 @@ class IterativeConfig:
     tv_weight: float = 0.6
     """Weight λ of total variation, in units of the noise of R2'/D_r; smooths more when larger."""
     iterations: int = 120
-    """Most iterations."""
+    """Maximum number of iterations."""
     tolerance: float = 1e-4
     """Relative change of both maps at which the iteration stops."""
     qsm_sigma_ppm: float = 0.03
-    """Error σ_q that a given QSM map is taken to have, in ppm."""
+    """Assumed standard deviation σ_q of a given QSM map, in ppm."""
     edge_fraction: float = 0.3
     """Share of voxels taken as edges of a given magnitude image, where maps are not smoothed."""
 
@@ -67,14 +67,14 @@ class IterativeConfig:
 
 
 def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None) -> Sources:
-    """Separate the sources of field and R2'.
+    """Separate the sources of field and R2' iteratively (χ-separation).
 
     Parameters
     ----------
     maps
         With R2' and D_r; a QSM map and a magnitude are used where given.
     config
-        Weights and when to stop.
+        Weights and stopping criteria.
     progress
         Called after every iteration.
 
@@ -108,22 +108,22 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         grid=maps.grid,
         field_ppm=field,
         weight=weight_f,
-        start=_turned(torch.stack((padded.cut(start.chi_pos_ppm), padded.cut(start.chi_neg_ppm)))),
+        start=_rotated(torch.stack((padded.cut(start.chi_pos_ppm), padded.cut(start.chi_neg_ppm)))),
         field_gain=math.sqrt(2),
         tv_weight=config.tv_weight * sigma_f**2 / sigma_r,
         tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
-        voxelwise=lambda z: _turned(voxelwise(_turned(z))),
+        voxelwise=lambda z: _rotated(voxelwise(_rotated(z))),
         penalty_field=_PENALTY_FIELD,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
     )
-    pos, neg = _turned(x).clamp_(min=0).mul_(mask)
+    pos, neg = _rotated(x).clamp_(min=0).mul_(mask)
     return Sources(padded.restore(pos), padded.restore(neg), ended(change, config.tolerance, "iterative"))
 
 
-def _turned(x: Tensor) -> Tensor:
-    """(χ_pos, χ_neg) → (χ_pos + χ_neg, χ_pos − χ_neg)/√2, and back: the turn is its own inverse."""
+def _rotated(x: Tensor) -> Tensor:
+    """(χ_pos, χ_neg) → (χ_pos + χ_neg, χ_pos − χ_neg)/√2, and back: the rotation is its own inverse."""
     return torch.stack((x[0] + x[1], x[0] - x[1])).mul_(math.sqrt(0.5))
 
 
@@ -147,10 +147,10 @@ def _noise_ppm(
 
 
 class _VoxelStep:
-    """The terms that know nothing of neighbours, with χ_pos, χ_neg ≥ 0 and the mask: a proximal step.
+    """Proximal step of the voxelwise terms, with χ_pos, χ_neg ≥ 0 and the mask.
 
     Per voxel it minimises ½w_r(p + r n − R)² + ½w_q(p − n − q)² + ½ρ(p − z_p)² + ½ρ(n − z_n)² over
-    p, n ≥ 0: the free minimum where that is allowed, else the minimum on the border it crossed.
+    p, n ≥ 0: the unconstrained minimum where that is allowed, else the minimum on the violated bound.
     """
 
     def __init__(

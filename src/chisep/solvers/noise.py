@@ -1,4 +1,4 @@
-"""Noise of a map: estimated from the map itself, or read from a map of its own."""
+"""Noise of a map: estimated from the map itself, or from its noise map."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.functional import max_pool3d
 from chisep.errors import InputError
 from chisep.types import MaskVolume, Volume
 
-# A share of 2 % of |N(0, 1)| is below 0.02507. So low a quantile, because edges only ever raise the
-# high-pass: the median of an anatomy without noise is far from 0, its lowest values are not.
+# 2 % of |N(0, 1)| is below 0.02507. The quantile is so low because edges only raise the high-pass: without
+# noise the median of an anatomy is far from 0, its lowest values are not.
 _QUANTILE, _QUANTILE_OF_NORMAL = 0.02, 0.025069
 _SECOND_DIFFERENCE_GAIN = math.sqrt(6.0)
 _FEWEST_VOXELS = 500
@@ -21,8 +21,8 @@ _FEWEST_VOXELS = 500
 def noise_sigma(volume: Volume, mask: MaskVolume, *, nonnegative: bool = False) -> float:
     """Estimate the standard deviation of white noise from one map.
 
-    Second differences along all three axes leave noise (with a known gain) and edges; the lowest
-    few magnitudes are read as the lowest of a normal distribution.
+    Second differences along all three axes contain noise (with a known gain) and edges; a low quantile of
+    their magnitude is compared with that of a normal distribution.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ def noise_sigma(volume: Volume, mask: MaskVolume, *, nonnegative: bool = False) 
     mask
         Where it is known.
     nonnegative
-        Whether the map was clipped at 0, so that zeros tell nothing about the noise.
+        Whether the map was clipped at 0, so that zeros contain no information about the noise.
 
     Returns
     -------
     float
-        In the unit of the map; 0 where the mask is too small to tell.
+        In the unit of the map; 0 where the mask is too small.
     """
     known = mask & (volume > 0) if nonnegative else mask
     high_pass = volume
@@ -58,7 +58,7 @@ def noise_sigma(volume: Volume, mask: MaskVolume, *, nonnegative: bool = False) 
 
 
 def known_noise(sigma: Volume | float, mask: MaskVolume, least: float) -> tuple[float, Volume]:
-    """Noise of a map as one number, and how much more each voxel weighs than one of that noise.
+    """Median noise of a map, and inverse-variance weights relative to it.
 
     Parameters
     ----------
@@ -67,12 +67,12 @@ def known_noise(sigma: Volume | float, mask: MaskVolume, least: float) -> tuple[
     mask
         Where the map is known.
     least
-        Noise below which it counts as noise-free.
+        Lower bound of the noise.
 
     Returns
     -------
     tuple of float and Volume
-        The median σ in the mask, and (median/σ)², 0 where nothing is known.
+        The median σ in the mask, and (median/σ)², 0 where σ is unknown.
     """
     if not isinstance(sigma, Tensor):
         return max(sigma, least), mask.to(torch.get_default_dtype())

@@ -20,14 +20,15 @@ class TikhonovConfig:
     """Settings of the Tikhonov inversion."""
 
     alpha: float = 0.01
-    """Weight α of the size of χ against the misfit of the field; smoother and fainter when larger."""
+    """Weight α of ‖χ‖² against the misfit of the field; larger values smooth more and underestimate χ
+    more."""
 
     def __post_init__(self) -> None:
         check("alpha", self.alpha, low=0.0)
 
 
 def solve(maps: Maps, config: TikhonovConfig, progress: Progress | None = None) -> Susceptibility:
-    """Invert the field with Tikhonov regularisation.
+    """Dipole inversion with Tikhonov regularisation.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """QSM by thresholded k-space division (TKD).
 
-    χ(k) = Δf(k) / D(k), with |D(k)| never taken to be less than a threshold
+    χ(k) = Δf(k) / D(k), with |D(k)| replaced by a threshold where it is smaller
 
 (Shmueli 2009, 10.1002/mrm.22135), divided by the mean of its point-spread function so that it does not
 underestimate (Schweser 2013, 10.1002/mrm.24405).
@@ -23,14 +23,14 @@ class TkdConfig:
     """Settings of thresholded k-space division."""
 
     threshold: float = 0.15
-    """Least |D| that is divided by, between 0 and 2/3; smoother when larger."""
+    """Smallest |D| in the division, between 0 and 2/3; larger values smooth more."""
 
     def __post_init__(self) -> None:
         check("threshold", self.threshold, low=0.0, high=2 / 3)
 
 
 def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Susceptibility:
-    """Invert the field by thresholded division.
+    """Dipole inversion by thresholded k-space division.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     kernel = dipole.kernel
     sign = torch.where(kernel < 0, -1.0, 1.0).to(kernel)
     inverse = sign / kernel.abs().clamp(min=config.threshold)
-    # The point-spread function of division after convolution is inverse · D; its value at its centre is
-    # the share of a point that is recovered.
+    # The point-spread function of division after convolution is inverse · D; its value at the centre
+    # is the recovered fraction of a point.
     inverse /= _volume_mean(inverse * kernel, padded.periodic_grid.shape[2])
     chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
     if progress is not None:

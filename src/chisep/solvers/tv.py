@@ -2,10 +2,9 @@
 
     min  ½ ‖M (σ_f/σ) (D * χ − Δf)‖² + λ σ_f TV(χ),  χ = 0 outside the mask M
 
-(FANSI: Milovic 2018, 10.1002/mrm.27073; with a magnitude image TV leaves its edges alone, as in MEDI: Liu
-2011, 10.1002/mrm.22816.) σ is the noise of
-each voxel of the field where that is known, σ_f its median: λ is relative to it, so that a field without
-noise is hardly smoothed.
+(FANSI: Milovic 2018, 10.1002/mrm.27073; with a magnitude image TV does not act on its edges, as in MEDI: Liu
+2011, 10.1002/mrm.22816.) σ is the noise of each voxel of the field where that is known, σ_f its median: λ is
+relative to it, so that a field without noise is hardly smoothed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
 from chisep.types import Maps, Susceptibility
 
-# With a smaller one strong smoothing wanders.
+# With a smaller one the iteration is unstable for strong smoothing.
 _PENALTY_FIELD = 0.05
 
 
@@ -40,7 +39,7 @@ class TvConfig:
     tv_weight: float = 0.05
     """Weight λ of total variation, in units of the noise of the field; smooths more when larger."""
     iterations: int = 120
-    """Most iterations."""
+    """Maximum number of iterations."""
     tolerance: float = 1e-3
     """Relative change of χ at which the iteration stops."""
     edge_fraction: float = 0.3
@@ -54,14 +53,14 @@ class TvConfig:
 
 
 def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Susceptibility:
-    """Invert the field with total variation.
+    """Dipole inversion with total variation.
 
     Parameters
     ----------
     maps
         Field and mask; a magnitude is used where given.
     config
-        Weight and when to stop.
+        Weight and stopping criteria.
     progress
         Called after every iteration.
 

@@ -1,8 +1,8 @@
-"""The door for scanner files: DICOM of one session, converted by dcm2niix, into a BIDS dataset.
+"""DICOM conversion: one session, converted by dcm2niix, into a BIDS dataset.
 
-dcm2niix knows the vendors' dialects and writes one NIfTI file per echo and part (magnitude, phase, real,
-imaginary) with a sidecar. What is left to do here: tell the series apart, pair magnitude with phase, bring
-phase to radians, and name all as BIDS does.
+dcm2niix reads the vendors' formats and writes one NIfTI file per echo and part (magnitude, phase, real,
+imaginary) with a sidecar. This module identifies the series, pairs magnitude with phase, converts phase to
+radians, and names files as BIDS does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LARGEST_FACT = 1e12
 _PARTS: dict[str, Part] = {"phase": "phase", "real": "real", "imaginary": "imaginary"}
 _OPTIONS: dict[Kind, str] = {"MEGRE": "--megre", "MESE": "--mese"}
 _NAMES: dict[Kind, str] = {"MEGRE": "multi-echo gradient echo", "MESE": "multi-echo spin echo"}
-# What may go into sidecars. Names of protocols, institutions and times of day can tell who was scanned.
+# Fields allowed in sidecars. Names of protocols and institutions, and times of day, can identify the subject.
 _KEPT_FACTS = (
     *("Manufacturer", "ManufacturersModelName", "SoftwareVersions", "MagneticFieldStrength"),
     *("ImagingFrequency", "MRAcquisitionType", "ScanningSequence", "SequenceVariant", "ScanOptions"),
@@ -58,7 +58,7 @@ _ALTERNATING = -0.5
 
 @dataclass(frozen=True)
 class DicomConfig:
-    """DICOM files of one scan session, and where they go."""
+    """Settings of the DICOM conversion of one session."""
 
     dicom: Positional[Path]
     """Folder with the DICOM files of one session; its subfolders are searched too."""
@@ -69,8 +69,8 @@ class DicomConfig:
     session: str = ""
     """Label of the session, letters and digits, with or without `ses-`; left out: no session in the names."""
     megre: tuple[str, ...] = ()
-    """Series of the multi-echo gradient echo: their numbers, or patterns of their names such as '*gre*'; left
-    out: found by themselves."""
+    """Series of the multi-echo gradient echo: their numbers, or patterns of their names such as '*gre*'; by
+    default they are found automatically."""
     mese: tuple[str, ...] = ()
     """Series of the multi-echo spin echo, in the same way; 'none' leaves spin echoes out."""
 
@@ -87,7 +87,7 @@ def convert(config: DicomConfig) -> list[Path]:
     Parameters
     ----------
     config
-        Where files are, which series they are, and where they go.
+        Input folder, choice of series, and output dataset.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def convert(config: DicomConfig) -> list[Path]:
     Raises
     ------
     InputError
-        If dcm2niix is missing or converts nothing, the series cannot be told apart (the error lists them),
+        If dcm2niix is missing or converts nothing, the series are ambiguous (the error lists them),
         images cannot be used, or the session is there already.
     OutputError
         If the dataset cannot be written, or a link in it leads elsewhere.
@@ -302,7 +302,7 @@ def _cannot_choose(
 
 
 def _listed(volumes: Iterable[_Volume]) -> str:
-    """Say what every series is, for a message."""
+    """List every series, for a message."""
     series: dict[int, list[_Volume]] = defaultdict(list)
     for volume in volumes:
         series[volume.series].append(volume)
@@ -420,14 +420,14 @@ def _loaded(volumes: Sequence[_Volume]) -> list[nifti.Image]:
     images = []
     for volume in volumes:
         image = nifti.load(volume.path)
-        # The temporary name would tell the user nothing.
+        # The temporary name is meaningless to the user.
         images.append(nifti.Image(image.data, image.affine, f"series {volume.series}, {volume.part}"))
         nifti.require_same_grid(images[0], images[-1])
     return images
 
 
 def _facts(volume: _Volume) -> dict[str, Any]:
-    """Facts for the sidecar; none that could tell who was scanned."""
+    """Fields of the sidecar; none that could identify the subject."""
     facts = {key: volume.facts[key] for key in _KEPT_FACTS if _is_plain(volume.facts.get(key))}
     if _is_plain(volume.facts.get("RepetitionTime")):
         facts["RepetitionTimeExcitation"] = volume.facts["RepetitionTime"]
@@ -444,7 +444,7 @@ def _is_plain(value: object) -> bool:
 
 
 def phase_in_radians(phase: EchoArrays, manufacturer: str) -> EchoArrays | None:
-    """Bring phase from a vendor's scale to radians; the sign stays as the scanner stored it.
+    """Convert phase from a vendor's scale to radians; the sign stays as the scanner stored it.
 
     Siemens stores 12-bit numbers for −π…π (as −4096…4094 after rescaling, or 0…4095), GE and Philips
     milliradians; radians are kept.

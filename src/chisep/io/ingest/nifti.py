@@ -1,4 +1,4 @@
-"""Bring NIfTI files that are not BIDS into a BIDS dataset."""
+"""Import of NIfTI files that are not BIDS into a BIDS dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chisep.io.paths import require_inside, require_label
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Files and facts of one scan session."""
+    """Settings of the import of one session."""
 
     bids: Positional[Path]
     """BIDS dataset to create or to add a subject to."""
