@@ -65,7 +65,7 @@ def _offset_steps(
     strength = (weight[0, a] * weight[0, b] * weight[later, a] * weight[later, b]) ** 0.25
     slices = both.nonzero(as_tuple=True)[axis]
     total = torch.zeros(n, dtype=torch.complex64, device=mask.device)
-    total.index_add_(0, slices, torch.polar(strength, first - growth).cfloat())
+    total.index_add_(0, slices, torch.polar(strength, first - growth).to(total.dtype))
     most = torch.zeros(n, device=mask.device).index_add_(0, slices, strength.float())
     clear = (total.abs() > _COHERENT * most) & (most > _SMALL_SLICE * most.max())
     return total.angle().to(wrapped.dtype), clear
