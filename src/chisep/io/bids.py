@@ -250,12 +250,12 @@ def read_sidecar(image: Path, root: Path) -> dict[str, Any]:
 
 def sidecars(image: Path, root: Path) -> list[Path]:
     """JSON files that apply to an image below `root` by the inheritance principle, the nearest last."""
-    wanted = entities(image.name)
+    of_image = entities(image.name)
     folders = [root, *[root / part for part in reversed(image.relative_to(root).parents) if part != Path()]]
     found: list[Path] = []
     for folder in folders:
         named = [(entities(file.name), file) for file in folder.glob("*.json")]
-        applying = [(len(names), file) for names, file in named if names.items() <= wanted.items()]
+        applying = [(len(names), file) for names, file in named if names.items() <= of_image.items()]
         found += [file for _, file in sorted(applying)]
     return found
 

@@ -96,8 +96,8 @@ def discover(root: Path, participants: Sequence[str] = ()) -> list[DiscoveredSes
     """
     if not is_directory(root):
         raise InputError(root, found="no such directory", expected="a BIDS dataset", fix="Check the path.")
-    wanted = [label.removeprefix("sub-") for label in participants]
-    for label in wanted:
+    selected = [label.removeprefix("sub-") for label in participants]
+    for label in selected:
         require_label(label, "--participant-label")
         if not is_directory(root / f"sub-{label}"):
             known = [name.removeprefix("sub-") for name in participant_folders(root)]
@@ -110,7 +110,7 @@ def discover(root: Path, participants: Sequence[str] = ()) -> list[DiscoveredSes
     series = _images_by_series(root)
     found = []
     for (subject, unit, suffix), images in sorted(series.items()):
-        if suffix != "MEGRE" or (wanted and subject not in wanted):
+        if suffix != "MEGRE" or (selected and subject not in selected):
             continue
         entities = {key: value for key, value in unit if value}
         name = session_name(subject, entities)
@@ -129,7 +129,7 @@ def discover(root: Path, participants: Sequence[str] = ()) -> list[DiscoveredSes
     if not found:
         raise InputError(
             root,
-            found="no multi-echo gradient-echo images" + (f" of {', '.join(wanted)}" if wanted else ""),
+            found="no multi-echo gradient-echo images" + (f" of {', '.join(selected)}" if selected else ""),
             expected="files like sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz with their part-phase",
             fix="Name the images as BIDS does, or import single NIfTI files with `chisep import`.",
         )

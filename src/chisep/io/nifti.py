@@ -210,17 +210,17 @@ def _voxel_bytes(file: io.BufferedIOBase, header: Header) -> bytearray:
     ValueError
         If the file holds less, or much more.
     """
-    wanted = math.prod(header.shape) * header.dtype.itemsize
+    declared = math.prod(header.shape) * header.dtype.itemsize
     file.seek(header.offset)
     content = bytearray()
-    while len(content) < wanted:
-        chunk = file.read(min(_CHUNK_BYTES, wanted - len(content)))
+    while len(content) < declared:
+        chunk = file.read(min(_CHUNK_BYTES, declared - len(content)))
         if not chunk:
-            raise ValueError(f"{len(content)} bytes of voxels where its header declares {wanted}")
+            raise ValueError(f"{len(content)} bytes of voxels where its header declares {declared}")
         content += chunk
     # Only the checksum at the end of a gzip stream shows whether it is intact.
     if len(file.read(_SPARE_BYTES)) == _SPARE_BYTES:
-        raise ValueError(f"much more than the {wanted} bytes of voxels that its header declares")
+        raise ValueError(f"much more than the {declared} bytes of voxels that its header declares")
     return content
 
 

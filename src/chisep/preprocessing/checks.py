@@ -75,7 +75,7 @@ def judge(checks: Sequence[Check], subject: str, *, accept_poor: bool, option: s
     checks
         Of one stage.
     subject
-        What was judged, for the message.
+        What was checked, for the message.
     accept_poor
         Whether red checks are warnings too.
     option

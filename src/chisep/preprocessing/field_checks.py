@@ -17,7 +17,7 @@ _APART = 3
 """Voxels between the two of a pair: noise of neighbours is correlated where images are interpolated."""
 _SMOOTH_MM = 6.0
 _SMALL_MM = 60.0
-"""Of a smaller volume, the smooth part of the field is not judged."""
+"""In a smaller volume, the smooth part of the field is not checked."""
 _MAD = 1.4826
 _NOT_LINEAR = (
     "The phase does not grow in proportion to the echo time. Usual causes: wrong echo times, echoes of "
@@ -38,6 +38,7 @@ _ODD_ECHO_FALL = 0.5
 """An echo is odd if the median residual falls to less than this part without it."""
 
 
+# Long because every check has its own limits and message.
 def field_checks(
     deviation: Tensor,
     weight: Tensor,
@@ -50,14 +51,14 @@ def field_checks(
     sigma_ppm: Tensor,
     voxel_mm: Sequence[float],
 ) -> tuple[Check, ...]:
-    """Judge a field map: residual, noise, reliable part of the brain, low spatial frequencies.
+    """Quality checks of a field map: residual, noise, reliable part of the brain, low spatial frequencies.
 
     Parameters
     ----------
     deviation, weight, te, mask
         As of `coherent_residual_rad`.
     numbers
-        Of the echoes in the scan.
+        Numbers of the echoes in the scan.
     reliable
         Voxels of reliable phase, shape (i, j, k).
     field_ppm, sigma_ppm

@@ -75,7 +75,7 @@ class LocalField:
     mask
         Where the local field is known: the brain mask less a rim, shape (i, j, k).
     erosion_mm
-        Depth of that rim in mm: what the method needed, or was told, to leave out.
+        Depth of that rim in mm: required by the method, or set in its options.
     erosion_ml
         Volume of the rim in ml.
     """

@@ -268,8 +268,8 @@ def _chosen(
 ) -> _Acquisition | None:
     """Return the one acquisition of a kind; None where there is none and none was asked for."""
     if patterns:
-        wanted = [v for v in volumes if any(_matches(v, pattern) for pattern in patterns)]
-        found = [a for a in _acquisitions(wanted) if len(a.te_s) > 1]
+        selected = [v for v in volumes if any(_matches(v, pattern) for pattern in patterns)]
+        found = [a for a in _acquisitions(selected) if len(a.te_s) > 1]
     else:
         found = [
             a for a in _acquisitions(v for v in volumes if v.kind == kind) if len(a.te_s) >= _FEWEST_ECHOES
