@@ -141,14 +141,16 @@ class TestSession:
             assert record.seconds > 0
 
     def test_a_dry_run_says_why(self, session):
-        """The field runs again, since that of 0.1.0 was not judged, and so does what reads it."""
+        """The field stage and the stages after it run again, since 0.1.0 did not check the field quality."""
         before = contents(session.out)
         (planned,) = plan(session)
         assert planned.error is None
         kept = {name for name, reason in planned.reasons.items() if reason is None}
         assert kept == {"mask", "registration", "labels"}
         assert planned.reasons["field"] == "parameter accept_poor: none → false"
-        for name in ("background", "relaxometry", "qsm", "separation", "regions", "report"):
+        # The report lists the parameters of all stages among its own.
+        assert planned.reasons["report"] == "parameter Parameters.field.accept_poor: none → false"
+        for name in ("background", "relaxometry", "qsm", "separation", "regions"):
             assert str(planned.reasons[name]).startswith("follows ")
         assert contents(session.out) == before
 
