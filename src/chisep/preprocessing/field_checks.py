@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from chisep.preprocessing.checks import Check
-from chisep.preprocessing.masked_values import volume_of
+from chisep.preprocessing.masked_values import MaskedVoxels, volume_of
 
 _APART = 3
 """Voxels between the two of a pair: noise of neighbours is correlated where images are interpolated."""
@@ -172,19 +172,16 @@ def coherent_residual_rad(deviation: Tensor, weight: Tensor, te: Tensor, mask: T
     float
         RMS over the echoes, weighted as the fit, of the largest over the three axes.
     """
-    number = volume_of(torch.arange(deviation.shape[1], device=mask.device), mask)
+    inside = MaskedVoxels(mask)
     share = (weight.mean(1) * te[:, 0] ** 2).clamp_min(0)
     share = share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
     largest = 0.0
-    for axis, n in enumerate(mask.shape):
-        if n <= _APART:
+    for axis in range(3):
+        a, b = inside.neighbours(axis, _APART)
+        if not len(a):
             continue
-        both = mask.narrow(axis, 0, n - _APART) & mask.narrow(axis, _APART, n - _APART)
-        if not bool(both.any()):
-            continue
-        a = number.narrow(axis, 0, n - _APART)[both]
-        b = number.narrow(axis, _APART, n - _APART)[both]
-        medians = torch.stack([(echo[a] * echo[b]).median() for echo in deviation])
+        products = (echo.index_select(0, a) * echo.index_select(0, b) for echo in deviation)
+        medians = torch.stack([product.median() for product in products])
         variance = float((share * medians.clamp_min(0)).sum()) / _MEDIAN_OF_CHI2
         largest = max(largest, variance)
     return math.sqrt(largest)

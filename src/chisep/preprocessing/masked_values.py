@@ -45,15 +45,15 @@ class MaskedVoxels:
         """Index of each voxel along each axis."""
         return self.mask.nonzero(as_tuple=True)
 
-    def neighbours(self, axis: int) -> tuple[Tensor, Tensor]:
-        """Pairs of face neighbours along an axis, both inside the mask, as places in the list of values."""
+    def neighbours(self, axis: int, distance: int = 1) -> tuple[Tensor, Tensor]:
+        """Pairs of voxels of the mask at a distance along an axis, as places in the list of values."""
         number = torch.full((self.mask.numel(),), -1, dtype=torch.int32, device=self.mask.device)
         number[self._flat] = torch.arange(len(self._flat), dtype=torch.int32, device=self.mask.device)
         number = number.reshape(self.mask.shape)
-        n = self.mask.shape[axis] - 1
-        # The last layer has no next voxel.
+        n = max(self.mask.shape[axis] - distance, 0)
+        # The last layers have no such neighbour.
         after = torch.full_like(number, -1)
-        after.narrow(axis, 0, n).copy_(number.narrow(axis, 1, n))
+        after.narrow(axis, 0, n).copy_(number.narrow(axis, self.mask.shape[axis] - n, n))
         second = self.values(after)
         first = (second >= 0).nonzero()[:, 0]
         return first, second.index_select(0, first).long()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chisep.preprocessing.masked_values import volume_of
+from chisep.preprocessing.masked_values import MaskedVoxels
 from chisep.preprocessing.unwrapping import wrap
 
 _JUMP_RAD = 1.0
@@ -39,9 +39,9 @@ def slice_offsets(wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor) -> 
         Axis across the slices; None without jumps.
     """
     offset_rad, jump_axis, largest = torch.zeros_like(wrapped[0]), None, _JUMP_RAD
-    number = volume_of(torch.arange(wrapped.shape[1], device=mask.device), mask)
-    for axis, position in enumerate(mask.nonzero(as_tuple=True)):
-        steps, clear = _offset_steps(wrapped, weight, te, mask, number, axis)
+    inside = MaskedVoxels(mask)
+    for axis, position in enumerate(inside.positions()):
+        steps, clear = _offset_steps(wrapped, weight, te, position, inside, axis)
         step = float(steps[clear].abs().max()) if bool(clear.any()) else 0.0
         if step > largest:
             offset_rad, jump_axis, largest = _cumulative(steps)[position], axis, step
@@ -53,19 +53,21 @@ def _cumulative(steps: Tensor) -> Tensor:
 
 
 def _offset_steps(
-    wrapped: Tensor, weight: Tensor, te: Tensor, mask: Tensor, number: Tensor, axis: int
+    wrapped: Tensor, weight: Tensor, te: Tensor, position: Tensor, inside: MaskedVoxels, axis: int
 ) -> tuple[Tensor, Tensor]:
     """Mean step of the phase offset between neighbouring slices and where it is clear, (slices − 1,)."""
-    n = mask.shape[axis] - 1
-    both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
-    a, b = number.narrow(axis, 0, n)[both], number.narrow(axis, 1, n)[both]
+    n = inside.mask.shape[axis] - 1
+    a, b = inside.neighbours(axis)
     later = 2 if len(te) > 2 else 1  # bipolar read-outs add the same phase to the first and the third echo
-    first, second = (wrapped[echo, b] - wrapped[echo, a] for echo in (0, later))
+    first, second = (
+        wrapped[echo].index_select(0, b) - wrapped[echo].index_select(0, a) for echo in (0, later)
+    )
     growth = wrap(second - first) * (te[0] / (te[later] - te[0]))
-    strength = (weight[0, a] * weight[0, b] * weight[later, a] * weight[later, b]) ** 0.25
-    slices = both.nonzero(as_tuple=True)[axis]
-    total = torch.zeros(n, dtype=torch.complex64, device=mask.device)
+    one, two, three, four = (weight[echo].index_select(0, at) for echo in (0, later) for at in (a, b))
+    strength = (one * two * three * four) ** 0.25
+    slices = position.index_select(0, a)
+    total = torch.zeros(n, dtype=torch.complex64, device=a.device)
     total.index_add_(0, slices, torch.polar(strength, first - growth).to(total.dtype))
-    most = torch.zeros(n, device=mask.device).index_add_(0, slices, strength.float())
+    most = torch.zeros(n, device=a.device).index_add_(0, slices, strength.float())
     clear = (total.abs() > _COHERENT * most) & (most > _SMALL_SLICE * most.max())
     return total.angle().to(wrapped.dtype), clear
