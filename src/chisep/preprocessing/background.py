@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chisep.preprocessing.checks import Check
 from chisep.preprocessing.lbv import LbvConfig, lbv
 from chisep.preprocessing.pdf import PdfConfig, pdf
 from chisep.preprocessing.vsharp import LocalField, VsharpConfig, vsharp
 from chisep.types import Grid, MaskVolume, Volume
 
 __all__ = ["BackgroundConfig", "LocalField", "VsharpConfig", "remove_background", "vsharp"]
+
+_MAD = 1.4826
+_LOCAL_FIELD_PPB = (25.0, 60.0)
+_KNOWN_PART = (0.35, 0.1)
+"""Limits for a warning and for a refusal; docs/decisions/0012-scan-checks.md has their measurements."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,39 @@ class BackgroundConfig:
     """Options of PDF."""
     lbv: LbvConfig = field(default_factory=LbvConfig)
     """Options of LBV."""
+
+
+def local_field_checks(local: LocalField, brain: MaskVolume) -> tuple[Check, ...]:
+    """Judge a local field by its strength and by the part of the brain that it covers.
+
+    Parameters
+    ----------
+    local
+        Result of a background removal.
+    brain
+        Brain mask, shape (i, j, k).
+    """
+    values = local.local_field_ppm[local.mask]
+    deviation = 1000 * _MAD * float((values - values.median()).abs().median()) if len(values) else math.inf
+    return (
+        Check(
+            "LocalFieldPpb",
+            "strength of the local field (robust SD)",
+            deviation,
+            *_LOCAL_FIELD_PPB,
+            "Usual causes: residual background field, wrong phase in a part of the brain, a mask that "
+            "includes air or bone.",
+            "ppb",
+        ),
+        Check(
+            "KnownPartOfBrain",
+            "part of the brain with a known local field",
+            float(local.mask.sum() / brain.sum()),
+            *_KNOWN_PART,
+            "Usual causes: unreliable phase inside the brain, a thin slab, a mask with holes; or a small "
+            "head, of which the rim that background removal leaves out is a large part.",
+        ),
+    )
 
 
 def remove_background(

@@ -142,6 +142,35 @@ class MethodScores:
 
 
 @dataclass(frozen=True)
+class QualityRow:
+    """One quality check of a scan.
+
+    Parameters
+    ----------
+    label
+        The quantity in words.
+    value, good, usable
+        As measured, and its limits, with their unit.
+    level
+        green, amber or red.
+    """
+
+    label: str
+    value: str
+    good: str
+    usable: str
+    level: str
+
+    @classmethod
+    def of_fact(cls, fact: Mapping[str, Any]) -> QualityRow:
+        """Read an entry of `Checks` in a stage record."""
+        side = "below" if fact["Red"] > fact["Amber"] else "above"
+        unit = f" {fact['Unit']}" if fact["Unit"] else ""
+        limits = (f"{side} {fact[limit]:g}{unit}" for limit in ("Amber", "Red"))
+        return cls(fact["Label"], f"{fact['Value']:.3g}{unit}", *limits, fact["Level"])
+
+
+@dataclass(frozen=True)
 class SubjectReport:
     """Content of the report of one session.
 
@@ -155,6 +184,8 @@ class SubjectReport:
         Main facts: name and value.
     warnings
         Assumptions, repairs and omissions.
+    quality
+        Quality checks of the stages.
     panels
         Figures and tables in the order of the stages.
     regions
@@ -170,6 +201,7 @@ class SubjectReport:
     session: str | None = None
     summary: Sequence[tuple[str, str]] = ()
     warnings: Sequence[str] = ()
+    quality: Sequence[QualityRow] = ()
     panels: Sequence[Panel] = ()
     regions: Sequence[RegionRow] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from torch.nn.functional import max_pool3d
@@ -9,8 +10,8 @@ from torch.nn.functional import max_pool3d
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
-from chisep.preprocessing.background import remove_background
-from chisep.preprocessing.checks import judge
+from chisep.preprocessing.background import local_field_checks, remove_background
+from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.field import total_field
 from chisep.preprocessing.magnitude_checks import check_magnitudes
 from chisep.preprocessing.mask import quality_mask
@@ -55,12 +56,7 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         config.field_map,
         megre.echo_numbers,
     )
-    poor = judge(
-        result.checks,
-        f"field of {context.session.name}",
-        accept_poor=config.field_map.accept_poor,
-        option="--field-map.accept-poor",
-    )
+    poor = _judged(context, result.checks, "field")
     reliable = quality_mask(result.quality, result.reliable & brain, files.grid, config.quality)
     files.save(
         {
@@ -82,6 +78,16 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     return StageResult(facts, [*([note] if note else []), *result.warnings, *poor])
 
 
+def _judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[str]:
+    """Warnings of quality checks; errors as of `judge`."""
+    return judge(
+        checks,
+        f"{what} of {context.session.name}",
+        accept_poor=context.config.field_map.accept_poor,
+        option="--field-map.accept-poor",
+    )
+
+
 def background_stage(context: SessionContext) -> Stage:
     """Background field removal."""
     config, files = context.config.background, context.files
@@ -90,13 +96,20 @@ def background_stage(context: SessionContext) -> Stage:
         own = StageFiles(files, declared)
         total, known = own.load("total_field"), own.load_mask("reliable_mask")
         local = remove_background(total, known, own.grid, config, sigma_ppm=own.load("field_sigma"))
+        checks = local_field_checks(local, own.load_mask("mask"))
+        poor = _judged(context, checks, "local field")
         own.save({"local_field": local.local_field_ppm, "eroded_mask": local.mask})
-        return StageResult({"ErosionMm": round(local.erosion_mm, 2), "ErosionMl": round(local.erosion_ml, 1)})
+        facts = {
+            "ErosionMm": round(local.erosion_mm, 2),
+            "ErosionMl": round(local.erosion_ml, 1),
+            "Checks": [check.fact() for check in checks],
+        }
+        return StageResult(facts, poor)
 
     return Stage(
         "background",
         "local field after background removal, and the mask in which it is known",
-        files.paths("total_field", "field_sigma", "reliable_mask"),
+        files.paths("total_field", "field_sigma", "reliable_mask", "mask"),
         files.paths("local_field", "eroded_mask"),
         {"Method": config.method} | asdict(getattr(config, config.method)) | context.b0_parameters,
         work,

@@ -19,7 +19,9 @@ from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.pipeline.outputs import OUTPUTS
 from chisep.pipeline.segmentation import Segmentation
+from chisep.preprocessing.phase_sign import iron_contrast_ppb, phase_sign_warnings
 from chisep.preprocessing.registration import register
+from chisep.preprocessing.relaxivity import DEEP_GREY
 from chisep.regions.atlas import atlas_on_scan, packaged_atlas, packaged_atlas_facts
 from chisep.regions.labels import (
     LabelArray,
@@ -164,6 +166,7 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
         names = read_names(own.path("label_names"))
+        warnings, facts = _phase_sign(context, own) if {"qsm", "r2star"} <= set(maps) else ([], {})
         volumes = _region_maps(context, own, maps, sigmas)
         values = region_values(own.labels(), names, volumes, own.grid.voxel_mm)
         write_values(own.target("region_values"), values)
@@ -171,7 +174,7 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
         if context.session.mese is None:
             texts[OUTPUTS["r2prime"].region_column] += "; its R2 is an assumption"
         write_json(own.target("region_columns"), values_dictionary(texts))
-        return StageResult()
+        return StageResult(facts, warnings)
 
     return Stage(
         "regions",
@@ -181,6 +184,16 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
         {},
         work,
     )
+
+
+def _phase_sign(context: SessionContext, files: StageFiles) -> tuple[list[str], dict[str, float]]:
+    """Warnings and facts on whether iron is paramagnetic."""
+    # Numbers of a given atlas have a meaning of their own.
+    deep_grey = np.isin(files.labels(), [] if context.atlas else list(DEEP_GREY))
+    contrast = iron_contrast_ppb(
+        files.array("qsm"), files.array("r2star"), files.array("eroded_mask") > 0, deep_grey
+    )
+    return phase_sign_warnings(contrast), {} if contrast is None else {"IronContrastPpb": round(contrast, 2)}
 
 
 def _region_maps(

@@ -15,11 +15,12 @@ from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.registration import register
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime, r2, r2prime, r2star
 from chisep.preprocessing.resampling import coverage, resample_to
 
-_MISSING_SPIN_ECHO = 0.01
+_SPIN_ECHO_PART = (0.99, 0.05)
 
 
 def registration_stage(context: SessionContext, mese: bids.Series) -> Stage:
@@ -140,12 +141,19 @@ def _r2prime(
     covered = coverage((i, j, k), image.affine, files.grid, transform=transform, mask=brain)
     covered = covered.to(brain.device)
     missing = float((brain & ~covered).sum() / brain.sum())
-    warnings = []
-    if missing > _MISSING_SPIN_ECHO:
-        warnings.append(
-            f"the spin echo does not reach {100 * missing:.0f} % of the brain; sources are not "
-            "separated there"
-        )
+    check = Check(
+        "SpinEchoPart",
+        "part of the brain that the spin echo covers",
+        1 - missing,
+        *_SPIN_ECHO_PART,
+        "Sources are not separated elsewhere.",
+    )
+    warnings = judge(
+        [check],
+        f"spin echo of {context.session.name}",
+        accept_poor=context.config.field_map.accept_poor,
+        option="--field-map.accept-poor",
+    )
     known = brain & covered
     of_se = r2(
         _resampled(spin_echoes, image, transform, files, known),
@@ -161,7 +169,7 @@ def _r2prime(
     difference = r2prime(of_gre, of_se)
     return (
         Rate(difference.rate_hz * known, difference.sigma_hz * known),
-        {"SpinEchoCoverage": round(1 - missing, 4), "R2Model": of_se.model},
+        {"SpinEchoCoverage": round(1 - missing, 4), "R2Model": of_se.model, "Checks": [check.fact()]},
         [*warnings, *of_se.warnings],
     )
 

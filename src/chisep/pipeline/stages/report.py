@@ -16,7 +16,7 @@ from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
 from chisep.provenance.records import Record
 from chisep.regions.statistics import read_values
 from chisep.report.session import SessionImages, panels, region_rows
-from chisep.report.subject import SubjectReport, write_report
+from chisep.report.subject import QualityRow, SubjectReport, write_report
 
 
 def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapping[str, Record]) -> Stage:
@@ -25,6 +25,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         name: record.facts["Convergence"] for name, record in records.items() if "Convergence" in record.facts
     }
     warnings = [f"{name}: {text}" for name, record in records.items() for text in record.warnings]
+    checks = [fact for record in records.values() for fact in record.facts.get("Checks", ())]
     parameters = {stage.name: dict(stage.parameters) for stage in stages}
 
     def work(declared: DeclaredFiles) -> StageResult:
@@ -36,6 +37,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
             session=context.session.entities.get("ses"),
             summary=_summary(context, files, images),
             warnings=warnings,
+            quality=[QualityRow.of_fact(fact) for fact in checks],
             panels=panels(images, convergence),
             regions=region_rows(read_values(files.path("region_values"))),
             parameters=parameters,
@@ -49,7 +51,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         "report",
         [*context.magnitude, *(path for stage in stages for path in stage.outputs)],
         [context.files.report],
-        {"Warnings": warnings, "Convergence": convergence, "Parameters": parameters},
+        {"Warnings": warnings, "Checks": checks, "Convergence": convergence, "Parameters": parameters},
         work,
     )
 
