@@ -23,7 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chisep import cli
+from chisep.cli.arguments import parse
 from chisep.errors import InputError
+from chisep.execution.clusters import _job_options, _slurm_workers
 from chisep.execution.cohort import plan, run_cohort
 from chisep.execution.config import ClusterConfig, CohortConfig
 from chisep.execution.dispatch import _SessionState
@@ -71,6 +73,10 @@ class TestSharing:
             ({"workers": 50}, Machine(8, 64.0), 100, 50, 1),
             ({"memory_gb": 20.0}, Machine(8, 64.0), 100, 2, 4),
             ({"threads_per_worker": 3}, Machine(8, 64.0), 100, 8, 3),
+            ({"nprocs": 6, "workers": 2}, Machine(8, 64.0), 100, 2, 3),
+            ({"nprocs": 3}, Machine(8, 64.0), 100, 3, 1),
+            ({"mem_gb": 9.0}, Machine(8, 64.0), 100, 2, 4),
+            ({"mem_gb": 9.0, "memory_gb": 3.0}, Machine(8, 64.0), 100, 3, 2),
         ],
     )
     def test_cores_memory_and_sessions(self, options, machine, sessions, count, threads):
@@ -78,6 +84,15 @@ class TestSharing:
         assert len(workers) == count
         assert {worker.threads for worker in workers} == {threads}
         assert {worker.gpu for worker in workers} == {None}
+
+    def test_memory_is_shared_among_workers(self):
+        workers = local_workers(ClusterConfig(mem_gb=9.0, workers=3), Machine(8, 64.0), 100, "cpu")
+        assert [worker.memory_gb for worker in workers] == [3.0] * 3
+
+    def test_jobs_of_slurm(self):
+        config = ClusterConfig("slurm", nprocs=12, threads_per_worker=3, mem_gb=20.0)
+        assert _slurm_workers(config) == 4
+        assert _job_options(config, {})["memory"] == "5GB"
 
     def test_a_gpu_each(self):
         machine = Machine(16, 128.0, ("0", "2", "GPU-8f"))
@@ -126,6 +141,9 @@ class TestConfig:
             ({"memory_gb": 0.0}, "--memory-gb"),
             ({"memory_gb": float("nan")}, "--memory-gb"),
             ({"retries": -1}, "--retries"),
+            ({"nprocs": 0}, "--nprocs"),
+            ({"mem_gb": -1.0}, "--mem-gb"),
+            ({"nprocs": 2, "cluster": "tcp://host:1"}, "--nprocs"),
             ({"cluster_config": Path("x.yml")}, "--cluster slurm"),
         ],
     )
@@ -144,8 +162,20 @@ class TestConfig:
         for name in ("--cluster", "--workers", "--threads-per-worker", "--memory-gb", "--retries"):
             assert f"{name} " in printed
         assert "--dry-run, " in printed
-        for name in ("--cluster-config", "--participant-label", "--mask.method", "--weights"):
+        for name in ("--cluster-config", "--participant-label", "--mask.method", "--weights", "--work-dir"):
             assert f"{name} " in printed
+        for name in (
+            "--session-label",
+            "--bids-filter-file",
+            "--nprocs",
+            "--mem-gb",
+            "--skip-bids-validation",
+        ):
+            assert f"{name} " in printed
+        config = parse(
+            CohortConfig, "run", ["raw", "out", "-w", "x", "--skip-bids-validation"], prefixes=True
+        )
+        assert (config.work_dir, config.skip_bids_validation) == (Path("x"), True)
 
 
 class TestHere:

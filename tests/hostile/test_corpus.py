@@ -60,6 +60,6 @@ def test_names(name, tmp_path):
     """Labels that must not become part of a path."""
     CASES["corpus"] += 1
     root = datasets.write_dataset(tmp_path / "raw")
-    found = ends_well(lambda: discovery.discover(root, [name]))
+    found = ends_well(lambda: discovery.discover(root, discovery.Selection((name,))))
     assert isinstance(found, InputError)
     assert "Traceback" not in str(found)

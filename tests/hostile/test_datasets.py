@@ -78,7 +78,7 @@ def test_names(whole, tmp_path, subject, entity, label):
     """Images of these names are there; or asked for by these names."""
     CASES["labels asked for"] += 1
     root = datasets.renewed(tmp_path / "raw", whole)
-    ends_well(lambda: check_dataset(root, [subject]))
+    ends_well(lambda: check_dataset(root, discovery.Selection((subject,))))
     folder, file = f"sub-{subject}", f"sub-{subject}_{entity}-{label}_echo-1_part-mag_MEGRE.nii.gz"
     if datasets.usable_name(folder) and datasets.usable_name(file):
         (root / folder / "anat").mkdir(parents=True, exist_ok=True)
@@ -196,10 +196,10 @@ def test_layouts(whole, tmp_path, name):
     LAYOUTS[name](root)
     found = discover(root, "layouts")
     usable = not isinstance(found, InputError) and any(one.session is not None for one in found)
-    images = usable and all(check.ok for check in check_dataset(root, ["01"]))
+    images = usable and all(check.ok for check in check_dataset(root, discovery.Selection(("01",))))
     assert bool(images) == (name in GOOD)
     if name in GOOD:
-        nifti.load(found[0].session.megre.magnitude[0])
+        nifti.load(next(one.session for one in found if one.session is not None).megre.magnitude[0])
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "loop"])

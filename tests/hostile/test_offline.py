@@ -20,6 +20,7 @@ NETWORK = {
 }
 ALLOWED = {
     ("io/files.py", "socket"): "the name of this machine, for the message of a lock",
+    ("execution/clusters.py", "socket"): "whether this machine can reach itself, before workers are started",
 }
 _LOOPBACK = """
 import array, fcntl, os, socket, struct, sys

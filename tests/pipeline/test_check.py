@@ -9,6 +9,7 @@ import pytest
 
 from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.io.discovery import Selection
 from chisep.io.files import write_json
 from chisep.pipeline.check import BidsCheckConfig, bids_check, check_dataset
 
@@ -120,7 +121,7 @@ def test_one_broken_session_hides_no_other(root):
     assert says(second.problems, "sub-02", "not JSON")
     assert says(third.problems, "sub-03_echo-1_MESE", "cannot be read")
     assert says(fourth.problems, "no multi-echo gradient-echo")
-    assert [check.name for check in check_dataset(root, ["sub-02", "03"])] == ["sub-02", "sub-03"]
+    assert [check.name for check in check_dataset(root, Selection(("sub-02", "03")))] == ["sub-02", "sub-03"]
 
 
 def test_echoes_on_different_grids(root):
@@ -128,7 +129,7 @@ def test_echoes_on_different_grids(root):
     nifti.save(bids.raw_path(root, "01", "MEGRE", echo=3, part="phase"), np.ones((4, 5, 7)), AFFINE)
     check = only(root)
     assert not check.ok
-    assert says(check.problems, "echo-3_part-phase", "another grid")
+    assert says(check.problems, "echo-3_part-phase", "shape (4, 5, 7)", "the grid of")
 
 
 def test_a_method_that_takes_other_maps_or_does_not_exist(root):

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from chisep.pipeline.config import RunConfig
 
 T = TypeVar("T")
+
+_PIPE_CLOSED = 141
 
 EPILOG = """\
 Start with `chisep demo`: it simulates a scan, runs all stages and prints the path of the report.
@@ -53,11 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit status: 0 if all went well, 1 for an error that the message explains, 2 for a wrong call, 130
-        after Ctrl-C, and 143 after SIGTERM where that is waited for.
+        after Ctrl-C, 141 where the reader of the output closed it, and 143 after SIGTERM where that is waited
+        for.
     """
+    try:
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has enough, as `head` after its lines
+        with suppress(OSError, ValueError):  # what is still buffered goes nowhere, without a message at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    return status
+
+
+def _main(arguments: list[str]) -> int:
     # Large pages, before torch allocates: with pages of 4 KB, allocation takes longer than the computation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # for symbols that the encoding of the terminal lacks
             stream.reconfigure(errors="backslashreplace")
@@ -75,11 +88,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run(arguments[1:])
     except ChisepError as error:
         return _fail(str(error))
+    except BrokenPipeError:
+        raise
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(
+            f"too little memory: found a process that may not take more ({error or 'MemoryError'}); expected "
+            "1 GB to start, and about 4 GB for a session at 1 mm. Raise the limit (ulimit -v unlimited), or "
+            "take a machine with more memory."
+        )
     except OSError as error:  # a failing disk or network, without a message of chisep
         return _fail(f"the system refused: {error}")
     except KeyboardInterrupt as stop:
         said, status = ("ended", 143) if isinstance(stop, _Ended) else ("interrupted", 130)
         return _fail(f"{said}; what was finished is kept, the same command goes on from there", status)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, as where a limit (ulimit -v) does not let libraries be loaded."""
+    words = ("failed to map segment", "allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 class _Ended(KeyboardInterrupt):
@@ -145,10 +174,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _group(config: RunConfig) -> int:
-    from chisep.report.group_table import make_group
+    from chisep.pipeline.group import run_group
 
     with progress_bar() as show:
-        made = make_group(config.out, show)
+        made = run_group(config, show)
     print(made.table, made.page, sep="\n")
     return 0
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ log = logging.getLogger("chisep")
 CONNECT_S = 10
 """Time limit for a connection to a scheduler or a worker."""
 
+_LOOPBACK = "127.0.0.1"
 _SLURM_JOBS = 16
 _CLOSE_S = 10
 _DASK_SETTINGS = {
@@ -65,6 +67,7 @@ def connected(config: ClusterConfig, sessions: int, device: str) -> Iterator[tup
 
     with dask.config.set(_DASK_SETTINGS), _quiet():
         if config.cluster == "local":
+            _require_loopback()
             workers = local_workers(config, this_machine(device), sessions, device)
             opening, threads = _local(workers), workers[0].threads
         else:
@@ -89,17 +92,41 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _require_loopback() -> None:
+    """Check that processes of this machine can talk to each other, before Dask waits for them in vain.
+
+    Raises
+    ------
+    InputError
+        If they cannot.
+    """
+    try:
+        with (
+            socket.create_server((_LOOPBACK, 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=CONNECT_S),
+        ):
+            pass
+    except OSError as error:
+        raise InputError(
+            "--cluster local",
+            found=f"no connection from this machine to itself at {_LOOPBACK} ({error.strerror or error})",
+            expected="a loopback interface, over which worker processes are reached",
+            fix="Add --cluster none: sessions then run one after the other in this process. Or switch the "
+            "interface on (ip link set lo up).",
+        ) from error
+
+
 @contextlib.contextmanager
 def _local(workers: Sequence[LocalWorker]) -> Iterator[Client]:
     """Start local worker processes; a nanny in this process monitors and restarts each."""
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    local = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"}
     specs = {
         number: {
             "cls": Nanny,
             "options": {
-                "host": "127.0.0.1",
+                "host": _LOOPBACK,
                 "nthreads": 1,
                 "memory_limit": int(worker.memory_gb * 1e9),
                 "silence_logs": logging.CRITICAL + 1,
@@ -184,15 +211,22 @@ def _slurm(config: ClusterConfig, sessions: int) -> Iterator[Client]:
             fix="docs/cohorts.md has an example.",
         ) from error
     with cluster:
-        cluster.scale(jobs=min(config.workers or _SLURM_JOBS, sessions))
+        cluster.scale(jobs=min(_slurm_workers(config), sessions))
         with Client(cluster) as client:
             yield client
+
+
+def _slurm_workers(config: ClusterConfig) -> int:
+    """Return the number of jobs: as given, or as many as the cores that were given allow."""
+    by_cores = config.nprocs and max(1, config.nprocs // (config.threads_per_worker or 1))
+    return config.workers or by_cores or _SLURM_JOBS
 
 
 def _job_options(config: ClusterConfig, own_options: dict[str, Any]) -> dict[str, Any]:
     """Return options of dask_jobqueue.SLURMCluster; the user's own ones override those of chisep."""
     import dask
 
+    shared_gb = config.mem_gb and config.mem_gb / _slurm_workers(config)
     prologue = own_options.get("job_script_prologue")
     if prologue is None:
         prologue = dask.config.get("jobqueue.slurm.job-script-prologue", default=None)
@@ -200,7 +234,7 @@ def _job_options(config: ClusterConfig, own_options: dict[str, Any]) -> dict[str
         "cores": 1,  # sessions at a time in a job
         "processes": 1,
         "job_cpu": config.threads_per_worker or 1,
-        "memory": f"{config.memory_gb or SESSION_GB:g}GB",
+        "memory": f"{config.memory_gb or shared_gb or SESSION_GB:g}GB",
         "scheduler_options": {"dashboard_address": ":0"},  # a login node is shared: any free port
         **own_options,
         "job_script_prologue": [*_JOB_PROLOGUE, *(prologue or ())],

@@ -68,7 +68,7 @@ def plan(config: RunConfig) -> list[SessionPlan]:
                 raise one.error or ValueError("neither a session nor an error")
             process(config, one.session, cache=planner)
             plans.append(SessionPlan(one.name, planner.reasons))
-        except (ChisepError, OSError) as error:
+        except Exception as error:  # as in a run: it stops this session only
             plans.append(SessionPlan(one.name, planner.reasons, as_user_error(one.name, error)))
     return plans
 
@@ -137,8 +137,8 @@ def _run_here(
     config: RunConfig, cluster: ClusterConfig, one: discovery.DiscoveredSession, lock: Lock, watch: Watch
 ) -> SessionResult:
     """Process a session in this process."""
-    if cluster.threads_per_worker is not None:
-        torch.set_num_threads(cluster.threads_per_worker)
+    if threads := cluster.threads_per_worker or cluster.nprocs:
+        torch.set_num_threads(threads)
     result = run_with_retries(config, one, lock, cluster.retries, watch)
     watch(Update(one.name, "failed" if result.error else "done"))
     return result

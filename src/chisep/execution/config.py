@@ -30,6 +30,12 @@ class ClusterConfig:
     """Threads per worker; if unset: its share of the cores, 1 on a cluster."""
     memory_gb: float | None = None
     """Memory limit per worker in GB (10⁹ bytes); if unset: its share of the memory, 4 on SLURM."""
+    nprocs: int | None = None
+    """CPU cores that all workers use together; if unset: those of this machine. Workers and threads follow
+    from it where they are not given."""
+    mem_gb: float | None = None
+    """Memory that all workers use together in GB (10⁹ bytes); if unset: what is free. Workers and the memory
+    of each follow from it where they are not given."""
     retries: int = 2
     """Number of retries of a session after its worker died or its files were unreachable, counted since the
     last finished stage."""
@@ -37,14 +43,18 @@ class ClusterConfig:
     """YAML file with options of dask_jobqueue.SLURMCluster: queue, account, walltime, …"""
 
     def __post_init__(self) -> None:
-        if self.cluster not in ("local", "none", "slurm") and not _ADDRESS.fullmatch(self.cluster):
+        if self.has_address and not _ADDRESS.fullmatch(self.cluster):
             raise InputError(
                 "--cluster",
                 found=repr(self.cluster),
                 expected="local, none, slurm, or the address of a scheduler (tcp://HOST:PORT)",
                 fix="Leave it out for processes of this machine.",
             )
-        for name, lowest in (("workers", 1), ("threads_per_worker", 1), ("memory_gb", 0.1), ("retries", 0)):
+        limits = {
+            **{"workers": 1, "threads_per_worker": 1, "memory_gb": 0.1},
+            **{"nprocs": 1, "mem_gb": 0.1, "retries": 0},
+        }
+        for name, lowest in limits.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise InputError(
@@ -53,6 +63,13 @@ class ClusterConfig:
                     expected=f"{lowest} or more",
                     fix="Correct the option, or leave it out.",
                 )
+        if self.has_address and (self.nprocs is not None or self.mem_gb is not None):
+            raise InputError(
+                "--nprocs, --mem-gb",
+                found=f"--cluster {self.cluster}, whose workers run already",
+                expected="workers that chisep starts",
+                fix="Leave them out: what `dask worker` was given holds.",
+            )
         if self.cluster_config is not None and self.cluster != "slurm":
             raise InputError(
                 "--cluster-config",
@@ -60,6 +77,11 @@ class ClusterConfig:
                 expected="--cluster slurm, which it is for",
                 fix="Add that, or leave the file out.",
             )
+
+    @property
+    def has_address(self) -> bool:
+        """Whether workers are those of a scheduler that runs already."""
+        return self.cluster not in ("local", "none", "slurm")
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,11 @@ class CohortConfig:
     """Workers."""
     dry_run: bool = False
     """List for every session the stages that would run, and why; nothing is written."""
+    work_dir: Annotated[Path | None, tyro.conf.arg(aliases=["-w"])] = None
+    """Accepted because BIDS apps have it, and not used: chisep keeps no intermediate files; what a stage has
+    finished lies in OUT."""
+    skip_bids_validation: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Accepted because BIDS apps have it: chisep runs no BIDS validator; it checks what it reads, always."""
 
     def __post_init__(self) -> None:
         if self.dry_run and self.run.level == "group":

@@ -80,14 +80,15 @@ def local_workers(config: ClusterConfig, machine: Machine, sessions: int, device
     device
         `cpu`; `cuda`: one GPU per worker; `cuda:1`: one GPU for all, and one worker by default.
     """
-    free_gb = _USED_PART_OF_MEMORY * machine.memory_gb
+    cores = config.nprocs or machine.cores
+    free_gb = config.mem_gb or _USED_PART_OF_MEMORY * machine.memory_gb
     count = config.workers
     if count is None:
         by_memory = int(free_gb / (config.memory_gb or SESSION_GB))
-        by_gpu = machine.cores if device == "cpu" else len(machine.gpus) if device == "cuda" else 1
-        count = max(1, min(machine.cores, by_memory, by_gpu))
+        by_gpu = cores if device == "cpu" else len(machine.gpus) if device == "cuda" else 1
+        count = max(1, min(cores, by_memory, by_gpu))
     count = min(count, sessions)
-    threads = config.threads_per_worker or max(1, machine.cores // count)
+    threads = config.threads_per_worker or max(1, cores // count)
     memory_gb = config.memory_gb or free_gb / count
     gpus = machine.gpus if device == "cuda" else ()
     return [

@@ -16,11 +16,14 @@ from typing import Any
 
 import chisep
 from chisep.errors import InputError
+from chisep.io.echoes import EchoImage, files_of
 from chisep.io.files import write_json, write_text
 from chisep.io.paths import is_file
 
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
+SESSION_ENTITIES = ("ses", "acq", "ce", "rec", "dir", "run")
+"""Entities that tell one gradient-echo series of a subject from another, in BIDS' order."""
 LONGEST_TE_S = {"MEGRE": 0.3, "MESE": 1.0}
 """An echo time above this is assumed to be in milliseconds."""
 LOWEST_B0_T, HIGHEST_B0_T = 0.01, 25.0
@@ -63,7 +66,7 @@ class Series:
     Parameters
     ----------
     magnitude, phase
-        One file per echo; `phase` is empty for a spin-echo series.
+        One image per echo; `phase` is empty for a spin-echo series.
     te_s
         Echo times in seconds.
     b0_t
@@ -75,20 +78,28 @@ class Series:
         registered to another head orientation; None: along scanner z, as the affine has it.
     echo_numbers
         Numbers of the echoes as their names have them (echo-1, …): an echo that was left out leaves a gap.
+    notes
+        What was assumed or passed over, for the user.
     """
 
-    magnitude: tuple[Path, ...]
-    phase: tuple[Path, ...]
+    magnitude: tuple[EchoImage, ...]
+    phase: tuple[EchoImage, ...]
     te_s: tuple[float, ...]
     b0_t: float | None
     phase_units: str | None = None
     b0_direction: tuple[float, float, float] | None = None
     echo_numbers: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All images of the series."""
-        return self.magnitude + self.phase
+        """All files of the series."""
+        return tuple(files_of(self.magnitude + self.phase))
+
+    @property
+    def first(self) -> Path:
+        """File whose header and sidecar stand for the series."""
+        return files_of(self.magnitude)[0]
 
 
 @dataclass(frozen=True)
@@ -100,17 +111,20 @@ class Session:
     subject
         Label without `sub-`.
     entities
-        Session, acquisition and run where the names have them, e.g. {"ses": "1"}.
+        What tells its names from others of the subject (`SESSION_ENTITIES`), e.g. {"ses": "1"}.
     megre
         Multi-echo gradient echo.
     mese
         Multi-echo spin echo, None if there is none.
+    notes
+        What was assumed or passed over when it was put together, for the user.
     """
 
     subject: str
     entities: Mapping[str, str]
     megre: Series
     mese: Series | None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -220,7 +234,15 @@ def renew_link(root: Path, raw: Path) -> None:
     InputError
         If the description is no JSON object.
     """
-    content = read_json(root / DESCRIPTION)
+    try:
+        content = read_json(root / DESCRIPTION)
+    except InputError as error:
+        raise InputError(
+            error.source,
+            found=error.found,
+            expected="the description of the output dataset, a JSON object",
+            fix="Restore it, or delete it: the same command then writes a new one. Nothing else is lost.",
+        ) from error
     links = content.get("DatasetLinks")
     links = dict(links) if isinstance(links, dict) else {}
     if links.get("raw") != _link(root, raw):

@@ -274,6 +274,26 @@ def _checked(data: NDArray[Any], affine: Affine, source: str, ndim: int) -> Imag
     return Image(data, affine, source)
 
 
+def require_volume(shape: tuple[int, ...], source: str) -> tuple[int, int, int]:
+    """Check that an image of one echo is one volume; return its three sizes.
+
+    Raises
+    ------
+    InputError
+        If it has a fourth axis: echoes or repetitions in one file.
+    """
+    if len(shape) == 4 and shape[3] > 1:
+        raise InputError(
+            source,
+            found=f"a 4-D file: {shape[3]} volumes of shape {shape[:3]}",
+            expected="one 3-D volume for each echo",
+            fix="If they are echoes, split them into echo-1, echo-2, …, or use `chisep import`, which takes "
+            "4-D files; if they are repetitions, give each its own run- label, or keep one.",
+        )
+    i, j, k = _trimmed(shape, 3, source)
+    return i, j, k
+
+
 def _trimmed(shape: tuple[int, ...], ndim: int, source: str) -> tuple[int, ...]:
     """Drop trailing axes of length 1 until `ndim` are left."""
     while len(shape) > ndim and shape[-1] == 1:
@@ -367,12 +387,24 @@ def require_grid(shape: Sequence[int], affine: Affine, source: str, other: Image
     InputError
         If shape or affine differ.
     """
-    same_shape = other.data.shape[:3] == tuple(shape)
-    if same_shape and np.allclose(affine, other.affine, atol=_SAME_PLACE_MM):
+    require_place(shape, affine, source, other.data.shape[:3], other.affine, other.source)
+
+
+def require_place(
+    shape: Sequence[int],
+    affine: Affine,
+    source: str,
+    other_shape: Sequence[int],
+    other_affine: Affine,
+    other_source: str,
+) -> None:
+    """Check as `require_grid` does, from shapes and affines alone."""
+    same_shape = tuple(other_shape) == tuple(shape)
+    if same_shape and np.allclose(affine, other_affine, atol=_SAME_PLACE_MM):
         return
     raise InputError(
-        other.source,
-        found="another position or orientation (affine)" if same_shape else f"shape {other.data.shape[:3]}",
+        other_source,
+        found="another position or orientation (affine)" if same_shape else f"shape {tuple(other_shape)}",
         expected=f"the grid of {source}, shape {tuple(shape)}",
         fix="Resample it to the grid of the other image.",
     )

@@ -5,7 +5,6 @@ Only names, sidecars and image headers are read, no voxel values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,15 +15,18 @@ from tyro.conf import Positional
 
 from chisep import methods
 from chisep.errors import InputError
-from chisep.io import bids, discovery, nifti
+from chisep.io import bids, discovery
+from chisep.io.filters import read_filters
+from chisep.networks.inference import NetworkOptions
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.physics.signal import default_relaxivity
+from chisep.pipeline.inputs import check_inputs
+from chisep.pipeline.session import as_user_error
 
 _EVEN_STEPS = 1e-3
 _FEWEST_FOR_R2STAR, _FEW_ECHOES = 3, 4
 _SAME_PLACE_MM = 1e-2
 _LONG_VOXEL = 3.0
-_SAMPLES = 24
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class BidsCheckConfig:
     """BIDS raw dataset with MEGRE images, and optional MESE images."""
     participant_label: tuple[str, ...] = ()
     """Participants, with or without `sub-`; if unset: all."""
+    session_label: tuple[str, ...] = ()
+    """Sessions, with or without `ses-`; if unset: all."""
+    bids_filter_file: Path | None = None
+    """JSON file with the images to use, as of `chisep run`."""
     method: str = methods.DEFAULTS["sources"]
     """Separation method of the run; `chisep methods` lists them."""
     json: bool = False
@@ -98,20 +104,26 @@ class SessionCheck:
 
 def bids_check(config: BidsCheckConfig) -> list[SessionCheck]:
     """Check a dataset; see `check_dataset`."""
-    return check_dataset(config.bids, config.participant_label, config.method)
+    selection = discovery.Selection(
+        config.participant_label, config.session_label, read_filters(config.bids_filter_file)
+    )
+    return check_dataset(config.bids, selection, config.method)
 
 
 def check_dataset(
-    root: Path, participants: Sequence[str] = (), method: str = methods.DEFAULTS["sources"]
+    root: Path, selection: discovery.Selection | None = None, method: str = methods.DEFAULTS["sources"]
 ) -> list[SessionCheck]:
     """Check every session of a dataset; an unusable session does not hide the others.
+
+    What a run refuses before its first stage is refused here with the same words: both find sessions by
+    `discover` and check images by `check_inputs`.
 
     Parameters
     ----------
     root
         Root of a BIDS raw dataset.
-    participants
-        Labels with or without `sub-`; empty: all.
+    selection
+        Part of it to check; None: all.
     method
         Separation method of the run.
 
@@ -123,28 +135,18 @@ def check_dataset(
     Raises
     ------
     InputError
-        If the folder or a participant does not exist, no session is found, or the method is unknown.
+        If the folder, a participant or a session does not exist, or the method is unknown.
     """
     methods.find(method, "sources")
-    found = discovery.discover(root, participants)
-    checks = [
-        SessionCheck(one.name, problems=(str(one.error),))
-        if one.session is None
-        else _checked(one.session, method)
-        for one in found
-    ]
-    wanted = {label.removeprefix("sub-") for label in participants}
-    for folder in discovery.participant_folders(root):
-        if any(one.name.split("_")[0] == folder for one in found):
-            continue
-        if not wanted or folder.removeprefix("sub-") in wanted:
-            checks.append(
-                SessionCheck(
-                    repr(folder)[1:-1],
-                    problems=("no multi-echo gradient-echo (MEGRE) images: it is left out",),
-                )
-            )
-    return sorted(checks, key=lambda check: check.name)
+    checks = []
+    for one in discovery.discover(root, selection):
+        try:
+            if one.session is None:
+                raise one.error or ValueError("neither a session nor an error")
+            checks.append(_checked(one.session, method))
+        except Exception as error:  # as in a run: it stops this session only
+            checks.append(SessionCheck(one.name, problems=(str(as_user_error(one.name, error)),)))
+    return checks
 
 
 def _checked(session: bids.Session, method: str) -> SessionCheck:
@@ -173,29 +175,12 @@ class _Notes:
         self.assumed: list[str] = []
         self.warnings: list[str] = []
         self.problems: list[str] = []
-        self.megre: nifti.Header | None = None
-        self.mese: nifti.Header | None = None
+        self.inputs = check_inputs(session)
 
     def images(self) -> None:
-        """Check that the images of a series share a grid."""
-        self.megre = self._grid_of(self.session.megre.files)
-        if self.session.mese:
-            self.mese = self._grid_of(self.session.mese.magnitude)
-
-    def _grid_of(self, paths: Sequence[Path]) -> nifti.Header | None:
-        first: nifti.Header | None = None
-        for path in paths:
-            try:
-                header = nifti.read_header(path)
-            except InputError as error:
-                self.problems.append(str(error))
-                continue
-            first = first or header
-            if header.shape != first.shape or not np.allclose(
-                header.affine, first.affine, atol=_SAME_PLACE_MM
-            ):
-                self.problems.append(f"{path}: another grid than {paths[0].name}; resample it to that")
-        return first
+        """Note what a run finds in names, sidecars and headers before its first stage."""
+        self.problems += map(str, self.inputs.errors)
+        self.warnings += self.session.notes
 
     def gradient_echo(self) -> None:
         """Check the data of field and R2*."""
@@ -225,14 +210,15 @@ class _Notes:
             "phase that grows with the field; --field-map.phase-sign -1 for the opposite",
             "read-out of all echoes in one direction (unipolar), as sidecars do not state it",
         ]
-        if self.megre is None:
+        grid = self.inputs.megre
+        if grid is None:
             return
-        edges = np.linalg.norm(self.megre.affine[:3, :3], axis=0)
-        if edges.max() > _LONG_VOXEL * edges.min():
+        edges = grid.voxel_mm
+        if max(edges) > _LONG_VOXEL * min(edges):
             size = " × ".join(f"{edge:.3g}" for edge in edges)
             self.warnings.append(f"voxels of {size} mm: susceptibility is underestimated with thick slices")
         if megre.b0_direction is None:
-            i, j, k = nifti.b0_direction_of(self.megre.affine)
+            i, j, k = grid.b0_direction
             self.assumed.append(
                 f"B0 along scanner z: ({i:.3f}, {j:.3f}, {k:.3f}) in voxel axes, from the affine"
             )
@@ -252,21 +238,16 @@ class _Notes:
             self.warnings.append(f"only {len(mese.te_s)} spin echoes: R2 will be noisy, and biased by B1")
         if mese.b0_t is None:
             self.assumed.append("that the spin echo is of the field strength of the gradient echo")
-        if self.megre is None or self.mese is None:
+        gre, spin_echo = self.inputs.megre, self.inputs.mese
+        if gre is None or spin_echo is None:
             return
-        same = self.megre.shape == self.mese.shape
-        if not (same and np.allclose(self.megre.affine, self.mese.affine, atol=_SAME_PLACE_MM)):
+        same = gre.shape == spin_echo.shape
+        if not (same and np.allclose(gre.matrix(), spin_echo.matrix(), atol=_SAME_PLACE_MM)):
             self.will_run.append("resampling of the spin echo, whose grid is another")
-        share = _share_inside(self.megre, self.mese)
-        if share == 0:
-            self.problems.append(
-                f"{mese.magnitude[0]}: does not overlap the gradient echo in scanner coordinates; "
-                "check the affines, or remove the spin echo"
-            )
-        elif share < 1:
+        if 0 < self.inputs.covered < 1:
             self.warnings.append(
-                f"the spin echo covers {100 * share:.0f} % of the gradient echo's volume; sources are not "
-                "separated beyond it"
+                f"the spin echo covers {100 * self.inputs.covered:.0f} % of the gradient echo's volume; "
+                "sources are not separated beyond it"
             )
 
     def separation(self) -> None:
@@ -274,24 +255,12 @@ class _Notes:
         self.will_run.append(f"QSM, and χ_pos and χ_neg by {self.method.name}")
         d_r = default_relaxivity(self.b0_t).pos_hz_per_ppm
         self.assumed.append(f"D_r of {d_r:.4g} 1/s/ppm for both sources at {self.b0_t:g} T; --dr for another")
-        if lacking := self.method.missing_weights:
-            self.problems.append(
-                f"{self.method.name}: needs weights that do not come with this version "
-                f"({', '.join(lacking)}); give --weights or choose another method"
-            )
+        if self.method.missing_weights:
+            try:
+                methods.weights_used(self.method.name, NetworkOptions(), chi_given=True)
+            except InputError as error:
+                self.problems.append(str(error))
         if self.session.mese is None and "r2prime" in self.method.needs:
             self.warnings.append(
                 f"{self.method.name} reads R2', which depends on the pseudo-R2; methods that read R2* do not"
             )
-
-
-def _share_inside(grid: nifti.Header, other: nifti.Header) -> float:
-    """Fraction of the field of view of a grid inside that of another, from sample points."""
-    axes = [np.linspace(0, n - 1, _SAMPLES) for n in grid.shape[:3]]
-    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    pull = np.linalg.inv(other.affine) @ grid.affine
-    voxels = places @ pull[:3, :3].T + pull[:3, 3]
-    inside = (voxels >= -0.5 - _SAME_PLACE_MM) & (
-        voxels <= np.asarray(other.shape[:3]) - 0.5 + _SAME_PLACE_MM
-    )
-    return float(inside.all(1).mean())

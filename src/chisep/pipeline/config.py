@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chisep import methods
 from chisep.errors import InputError
+from chisep.io.discovery import Selection
+from chisep.io.filters import read_filters
 from chisep.networks.inference import NetworkOptions
 from chisep.preprocessing.background import BackgroundConfig
 from chisep.preprocessing.field import FieldConfig
@@ -31,6 +34,13 @@ class RunConfig:
     finished sessions in a table and on a page."""
     participant_label: tuple[str, ...] = ()
     """Participants, with or without `sub-`; if unset: all."""
+    session_label: tuple[str, ...] = ()
+    """Sessions, with or without `ses-`; if unset: all. Participants without any of them are left out,
+    unless --participant-label names them."""
+    bids_filter_file: Path | None = None
+    """JSON file with the images to use, in the format of fMRIPrep and pybids: {"MEGRE": {"reconstruction":
+    "norm"}, "MESE": {"run": 1}}. Keys are entities (session, acquisition, ceagent, reconstruction, direction,
+    run, part, echo); values are a label, a list of labels, null (entity absent) or "*" (any label)."""
     method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     qsm: str = ""
@@ -93,13 +103,32 @@ class RunConfig:
                 expected="segmentations or an atlas, for --regions",
                 fix="Check the path.",
             )
-        if self.out.absolute() == self.bids.absolute():
+        out, raw = (Path(os.path.realpath(path)) for path in (self.out, self.bids))
+        if out != raw and out.is_relative_to(raw) and out.relative_to(raw).parts[0].startswith("sub-"):
+            raise InputError(
+                "OUT",
+                found=f"{self.out}, a folder of a participant's raw data",
+                expected="a folder outside of the participants' folders (sub-…) of the raw dataset",
+                fix="Choose e.g. BIDS/derivatives/chisep.",
+            )
+        if out == raw:
             raise InputError(
                 "OUT",
                 found="the raw dataset itself",
                 expected="another folder",
                 fix="Choose e.g. BIDS/derivatives/chisep.",
             )
+
+    @property
+    def selection(self) -> Selection:
+        """What of the raw dataset is to be used.
+
+        Raises
+        ------
+        InputError
+            If the filter file cannot be used.
+        """
+        return Selection(self.participant_label, self.session_label, read_filters(self.bids_filter_file))
 
     @property
     def qsm_network(self) -> NetworkOptions:

@@ -9,6 +9,7 @@ from typing import Any
 
 from chisep import methods
 from chisep.io import bids
+from chisep.io.echoes import EchoImage, files_of
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.segmentation import Segmentation, find_segmentation
@@ -72,9 +73,14 @@ class SessionContext:
         return "r2prime" in self.method.needs
 
     @property
-    def magnitude(self) -> tuple[Path, ...]:
+    def magnitude(self) -> tuple[EchoImage, ...]:
         """Gradient-echo magnitudes."""
         return self.session.megre.magnitude
+
+    @property
+    def magnitude_files(self) -> list[Path]:
+        """Files that the gradient-echo magnitudes are read from: what a stage declares that reads them."""
+        return files_of(self.magnitude)
 
     @property
     def echo_parameters(self) -> dict[str, Any]:

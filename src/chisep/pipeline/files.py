@@ -17,6 +17,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.io.echoes import EchoImage, read_echo
 from chisep.io.files import write_json
 from chisep.pipeline.engine import DeclaredFiles, Stage
 from chisep.pipeline.outputs import OUTPUTS
@@ -117,7 +118,7 @@ class SessionFiles:
     @cached_property
     def header(self) -> nifti.Header:
         """Header of the first gradient echo: its grid is that of every output."""
-        return nifti.read_header(self.session.megre.magnitude[0])
+        return nifti.read_header(self.session.megre.first)
 
     @property
     def affine(self) -> Affine:
@@ -127,8 +128,8 @@ class SessionFiles:
     @cached_property
     def grid(self) -> Grid:
         """Grid of the gradient echo, with B0 from the sidecar, else along scanner z."""
-        first = self.session.megre
-        return nifti.grid_of_header(self.header, str(first.magnitude[0]), first.b0_direction)
+        megre = self.session.megre
+        return nifti.grid_of_header(self.header, str(megre.first), megre.b0_direction)
 
 
 class StageFiles:
@@ -163,7 +164,7 @@ class StageFiles:
         if kept is not None:
             return kept
         image = nifti.load(path)
-        nifti.require_grid(self.grid.shape, self.affine, str(self.session.session.megre.magnitude[0]), image)
+        nifti.require_grid(self.grid.shape, self.affine, str(self.session.session.megre.first), image)
         if self.session.volumes.is_read_later(path):
             self.session.volumes.put(path, image.data.copy(order="K"))
         return image.data
@@ -176,12 +177,34 @@ class StageFiles:
         """Read a mask to the device; errors as of `array`."""
         return self.load(file) > 0
 
-    def echoes(self, files: Sequence[Path]) -> Tensor:
-        """Read several maps to the device, shape (map, i, j, k); errors as of `array`."""
-        stack = torch.empty((len(files), *self.grid.shape), dtype=torch.float32, device=self.device)
-        for volume, file in zip(stack, files, strict=True):
-            volume.copy_(torch.from_numpy(self.array(file)))
+    def echo(self, image: EchoImage) -> NDArray[np.float32]:
+        """Read one echo, shape (i, j, k); errors as of `array` and `read_echo`."""
+        return read_echo(image, self.array)
+
+    def echoes(self, images: Sequence[EchoImage]) -> Tensor:
+        """Read several echoes to the device, shape (echo, i, j, k); errors as of `echo`."""
+        stack = torch.empty((len(images), *self.grid.shape), dtype=torch.float32, device=self.device)
+        for volume, image in zip(stack, images, strict=True):
+            volume.copy_(torch.from_numpy(self.echo(image)))
         return stack
+
+    def echoes_on_own_grid(self, images: Sequence[EchoImage]) -> tuple[Tensor, nifti.Image]:
+        """Read echoes of another series to the device, and the first file for its place.
+
+        Raises
+        ------
+        InputError
+            If one is unreadable, or they are not on one grid.
+        """
+        read: list[nifti.Image] = []
+
+        def load(path: Path) -> NDArray[np.float32]:
+            read.append(nifti.load(self.path(path)))
+            nifti.require_same_grid(read[0], read[-1])
+            return read[-1].data
+
+        stack = np.stack([read_echo(image, load) for image in images])
+        return torch.from_numpy(stack).to(self.device), read[0]
 
     def labels(self) -> NDArray[np.int32]:
         """Read the regions; errors as of `array`."""

@@ -21,6 +21,7 @@ from chisep.pipeline.session import (
 )
 from chisep.progress import Progress
 from chisep.provenance.records import FAILURE, record_path
+from chisep.report.subject import mark_as_earlier
 
 log = logging.getLogger("chisep")
 
@@ -33,7 +34,7 @@ def discover(config: RunConfig) -> list[discovery.DiscoveredSession]:
     InputError
         If the dataset as a whole, the device or the weights of a network cannot be used.
     """
-    found = discovery.discover(config.bids, config.participant_label)
+    found = discovery.discover(config.bids, config.selection)
     methods.check_device(config.device)
     config.weights()
     return found
@@ -110,6 +111,8 @@ def run_session(
     try:
         if one.session is None:
             raise one.error or ValueError("neither a session nor an error")
+        for note in one.session.notes:
+            log.warning("%s: %s", one.name, note)
         result = process(config, one.session, step)
     except Exception as error:
         shown = as_user_error(one.name, error)
@@ -120,11 +123,15 @@ def run_session(
 
 
 def note_ending(config: RunConfig, result: SessionResult, lock: Lock) -> None:
-    """Record the error of a failed session for the group level; remove it after success."""
+    """Record the error of a failed session for the group level; remove it after success.
+
+    The report of an earlier run is marked as such after a failure.
+    """
     with contextlib.suppress(ChisepError, OSError):  # the result already has the error of a full disk
         path = require_inside(config.out, record_path(config.out, result.name, FAILURE))
         lock.check()
-        if result.error is not None:
-            write_json(path, {"Error": str(result.error)})
-        else:
+        if result.error is None:
             path.unlink(missing_ok=True)
+            return
+        write_json(path, {"Error": str(result.error)})
+        mark_as_earlier(require_inside(config.out, config.out / f"{result.name}.html"), str(result.error))

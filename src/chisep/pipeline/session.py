@@ -17,6 +17,7 @@ from chisep.io import bids
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import Stage, StageCache
+from chisep.pipeline.inputs import require_inputs
 from chisep.pipeline.stages.field import background_stage, field_stage
 from chisep.pipeline.stages.mask import mask_stage
 from chisep.pipeline.stages.regions import labels_stage, regions_stage
@@ -88,6 +89,7 @@ def process(
     ChisepError
         If an input cannot be used or an output cannot be written; finished stages stay.
     """
+    require_inputs(session)
     cache = cache or StageCache(config.bids, config.out, session.name)
     context = SessionContext.of(config, session)
     stages = map_stages(context)
@@ -102,7 +104,10 @@ def process(
         progress(f"{session.name}: report", len(stages), len(stages) + 1)
     volumes.start(len(stages))
     cache.do(report_stage(context, stages, cache.records))
-    said = tuple(f"{name}: {text}" for name, record in cache.records.items() for text in record.warnings)
+    said = (
+        *(f"input: {note}" for note in session.notes),
+        *(f"{name}: {text}" for name, record in cache.records.items() for text in record.warnings),
+    )
     return SessionResult(session.name, context.files.report, warnings=said, skipped=tuple(cache.skipped))
 
 

@@ -110,12 +110,7 @@ def resample_to(
     else:
         inside = mask.cpu().numpy()
     if mask is None and not inside.any():
-        raise InputError(
-            source,
-            found="a volume that does not overlap the gradient-echo images in scanner coordinates",
-            expected="scans of the same head in one session, with positions in their headers",
-            fix="Check the affines; images moved by another program must be brought back first.",
-        )
+        raise no_overlap(source)
     matrix, offset = _pull(affine, grid, transform)
     # Where most voxels are resampled, a list of their positions would only take time and memory.
     points = None if mask is None else _voxels(inside, matrix, offset)
@@ -139,6 +134,16 @@ def resample_to(
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         list(pool.map(resample, range(len(volumes))))
     return torch.from_numpy(moved).to(data.device)
+
+
+def no_overlap(source: str) -> InputError:
+    """Say that a volume lies elsewhere than the gradient echo; the caller raises it."""
+    return InputError(
+        source,
+        found="a volume that does not overlap the gradient-echo images in scanner coordinates",
+        expected="scans of the same head in one session, with positions in their headers",
+        fix="Check the affines; images moved by another program must be brought back first.",
+    )
 
 
 def _voxels(mask: NDArray[np.bool_], matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:

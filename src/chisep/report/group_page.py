@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 import chisep
-from chisep.io.paths import is_file
 from chisep.io.tsv import MISSING, cell
 from chisep.report import figures
 from chisep.report.group import GroupReport, SessionLine
@@ -32,7 +30,6 @@ _SHOWN = (
 
 
 def group_page(
-    out: Path,
     sessions: Sequence[SessionSummary],
     quality: Mapping[str, Column],
     columns: Mapping[str, int],
@@ -44,7 +41,8 @@ def group_page(
     lines = [
         SessionLine(
             name=session.name,
-            report=f"{session.name}.html" if is_file(out / f"{session.name}.html") else None,
+            # A report is not current if its session failed since or its maps were made again.
+            report=f"{session.name}.html" if session.status == "done" else None,
             status=session.status,
             cells=[
                 *(cell(float(quality[key][place])) for key in _SHOWN),
@@ -60,7 +58,7 @@ def group_page(
     seconds = quality["seconds"][np.isfinite(quality["seconds"])]
     return GroupReport(
         summary=[
-            *((name, str(status.get(name, 0))) for name in ("done", "failed", "unfinished")),
+            *((name, str(status.get(name, 0))) for name in ("done", "failed", "unfinished", "never ran")),
             ("sessions with outliers", str(sum(bool(found) for found in apart))),
             ("sessions with warnings", str(sum(bool(session.warnings) for session in sessions))),
             ("median time of a session", f"{np.median(seconds):.0f} s" if seconds.size else MISSING),

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chisep.errors import InputError
+from chisep.io.bids import SESSION_ENTITIES
 from chisep.io.paths import is_file
 from chisep.io.tsv import MISSING, clean_text, slug
 from chisep.provenance.records import Record, read_failure, read_record, record_files, sessions_of
 from chisep.regions.statistics import COLUMNS, STATISTICS
 
-_SESSION_NAME = re.compile(r"sub-[A-Za-z0-9]+(_(ses|acq|run)-[A-Za-z0-9]+)*")
+_SESSION_NAME = re.compile(rf"sub-[A-Za-z0-9]+(_({'|'.join(SESSION_ENTITIES)})-[A-Za-z0-9]+)*")
 
 
 _LONGEST_TEXT = 300
@@ -85,7 +86,7 @@ class SessionSummary:
     name
         Name of the session.
     status
-        done, unfinished or failed.
+        done, unfinished, failed or never ran.
     error
         Error that stopped it.
     numbers
@@ -154,8 +155,13 @@ def _read_regions(path: Path, session: SessionSummary) -> None:
 
 
 def session_names(out: Path) -> list[str]:
-    """Names of the sessions with records in a derivatives dataset, sorted."""
+    """Names of the sessions with records or an error in a derivatives dataset, sorted."""
     return [name for name in sessions_of(out, "sub-") if _SESSION_NAME.fullmatch(name)]
+
+
+def has_records(out: Path, name: str) -> bool:
+    """Whether any stage of a session was ever finished."""
+    return bool(record_files(out, name))
 
 
 def read_session(out: Path, name: str) -> SessionSummary:
@@ -176,8 +182,11 @@ def read_session(out: Path, name: str) -> SessionSummary:
         except InputError:
             session.warnings.append(f"{path.stem}: its record cannot be read")
     if (failure := read_failure(out, name)) is not None:
-        session.status, session.error = "failed", clean_text(failure.error, _LONGEST_TEXT)
-    elif "report" in records and is_file(out / f"{name}.html"):
+        # Numbers of stages that an earlier run finished are not those of the run that failed.
+        return SessionSummary(name, "failed", clean_text(failure.error, _LONGEST_TEXT))
+    if not records and not session.warnings:
+        session.status = "never ran"
+    elif "report" in records and is_file(out / f"{name}.html") and _shows(records["report"], records):
         session.status = "done"
     for stage, record in records.items():
         convergence = record.facts.get("Convergence")
@@ -195,3 +204,14 @@ def read_session(out: Path, name: str) -> SessionSummary:
     anat = Path(subject, *([] if visit == MISSING else [visit]), "anat")
     _read_regions(out / anat / f"{name}_regions.tsv", session)
     return session
+
+
+def _shows(report: Record, records: Mapping[str, Record]) -> bool:
+    """Whether a report shows the maps that the other stages made last; it is of an earlier run if not."""
+    shown = {name.removeprefix("bids::"): checksum for name, checksum in report.inputs.items()}
+    return all(
+        shown.get(name, checksum) == checksum
+        for record in records.values()
+        for name, checksum in record.outputs.items()
+        if not name.endswith(".json")  # checksums of JSON outputs leave costs out, those of inputs do not
+    )

@@ -21,13 +21,22 @@ from chisep.progress import Progress
 from chisep.report.group import render_group
 from chisep.report.group_outliers import Column, Values, find_outliers, outlier_rule
 from chisep.report.group_page import group_page
-from chisep.report.group_sessions import COSTS, NUMBERS, QUALITY, SessionSummary, read_session, session_names
+from chisep.report.group_sessions import (
+    COSTS,
+    NUMBERS,
+    QUALITY,
+    SessionSummary,
+    has_records,
+    read_session,
+    session_names,
+)
 
 _TEXTS = {
     "participant_id": "Participant",
     "session_id": "Session of the participant",
     "name": "Start of the names of all files of the session",
-    "status": "done: all stages to the report; failed: an error stopped it; unfinished: neither",
+    "status": "done: all stages to the report; failed: an error stopped the last run; never ran; unfinished: "
+    "none of these",
     "error": "What stopped it",
     "unconverged_stages": "Stages whose iteration ended before it reached its tolerance",
     "warning_count": "Number of warnings",
@@ -61,13 +70,23 @@ class GroupResult:
     status: Mapping[str, int]
 
 
-def make_group(out: Path, progress: Progress | None = None) -> GroupResult:
+def make_group(
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    expected: Sequence[str] = (),
+    only_expected: bool = False,
+) -> GroupResult:
     """Summarise all sessions of a derivatives dataset in group.tsv, group.json and group.html.
 
     Parameters
     ----------
     out
         Derivatives dataset of `chisep run`.
+    expected
+        Names of the sessions that the raw dataset has; each gets a row, though it may never have run.
+    only_expected
+        Whether sessions that are not expected are left out.
     progress
         Called with the session that is read.
 
@@ -83,8 +102,12 @@ def make_group(out: Path, progress: Progress | None = None) -> GroupResult:
     OutputError
         If it cannot be written.
     """
-    names = session_names(out)
-    if not names:
+    processed = session_names(out)
+    known = set(expected)
+    if known:  # an error of a name that the raw dataset does not have any more says nothing
+        processed = [name for name in processed if name in known or has_records(out, name)]
+    names = sorted(known.union(name for name in processed if not only_expected))
+    if not set(names) & set(processed):
         raise InputError(
             out,
             found="no session that was processed",
@@ -118,7 +141,7 @@ def make_group(out: Path, progress: Progress | None = None) -> GroupResult:
     )
     _write_table(result.table, sessions, quality, columns, values, apart)
     write_json(result.dictionary, _dictionary(columns))
-    write_text(result.page, render_group(group_page(out, sessions, quality, columns, values, apart)))
+    write_text(result.page, render_group(group_page(sessions, quality, columns, values, apart)))
     return result
 
 
@@ -158,8 +181,9 @@ def _dictionary(columns: Iterable[str]) -> dict[str, Any]:
     content: dict[str, Any] = {name: {"Description": text} for name, text in _TEXTS.items()}
     content["status"]["Levels"] = {
         "done": "all stages to the report",
-        "failed": "an error stopped it",
-        "unfinished": "stages are missing, or it is at work",
+        "failed": "an error stopped its last run; numbers of earlier runs are left out",
+        "unfinished": "stages are missing or were made again after the report",
+        "never ran": "it is in the raw dataset, but no stage of it was finished and no error was noted",
     }
     content["outliers"]["Description"] += ". " + outlier_rule()
     described = {key: (figure.description, figure.unit) for key, figure in QUALITY.items()} | COSTS

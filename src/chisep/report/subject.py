@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from chisep.io.files import write_text
+from chisep.io.paths import is_file
 from chisep.report.figures import to_svg_or_png_base64
+
+_START_OF_PAGE = '<div class="frame">'
+_START_OF_MARK = '<section class="warnings" role="alert" style="grid-column: 1 / -1">'
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,8 @@ class QualityRow:
         """Read an entry of `Checks` in a stage record."""
         side = "below" if fact["Red"] > fact["Amber"] else "above"
         unit = f" {fact['Unit']}" if fact["Unit"] else ""
-        limits = (f"{side} {fact[limit]:g}{unit}" for limit in ("Amber", "Red"))
-        return cls(fact["Label"], f"{fact['Value']:.3g}{unit}", *limits, fact["Level"])
+        good, usable = (f"{side} {fact[limit]:g}{unit}" for limit in ("Amber", "Red"))
+        return cls(fact["Label"], f"{fact['Value']:.3g}{unit}", good, usable, fact["Level"])
 
 
 @dataclass(frozen=True)
@@ -299,6 +304,40 @@ def rendered(template: str, **content: Any) -> str:  # noqa: ANN401
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**content)
+
+
+def mark_as_earlier(path: Path, error: str) -> None:
+    """Say on top of a page that is there that it is of an earlier run, since the last one failed.
+
+    The next run that succeeds makes the page anew: its checksum is not that of the stage's record any more.
+
+    Parameters
+    ----------
+    path
+        The page; nothing is done if there is none.
+    error
+        What stopped the last run.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    if not is_file(path):
+        return
+    page = path.read_text(encoding="utf-8", errors="replace")
+    before, _, rest = _without_mark(page).partition(_START_OF_PAGE)
+    if not rest:  # no page of ours
+        return
+    text = escape(f"This page is of an earlier run. The last run of this session failed: {error}")
+    mark = f"{_START_OF_MARK}<strong>{text}</strong></section>"
+    write_text(path, f"{before}{_START_OF_PAGE}\n{mark}{rest}")
+
+
+def _without_mark(page: str) -> str:
+    """Take away the mark of an earlier failure."""
+    before, found, rest = page.partition(f"\n{_START_OF_MARK}")
+    return before + rest.partition("</section>")[2] if found else page
 
 
 def write_report(path: Path, report: SubjectReport) -> Path:

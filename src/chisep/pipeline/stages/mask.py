@@ -36,7 +36,7 @@ def mask_stage(context: SessionContext) -> Stage:
         return Stage(
             "mask",
             "brain mask from the gradient-echo magnitude",
-            context.magnitude,
+            context.magnitude_files,
             outputs,
             asdict(context.config.mask),
             extract,

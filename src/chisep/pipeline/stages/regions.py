@@ -52,7 +52,7 @@ def labels_stage(context: SessionContext) -> Stage:
         return Stage(
             "labels",
             "regions, from a segmentation",
-            [*found.files, files["mask"], *(context.magnitude if found.anatomy else ())],
+            [*found.files, files["mask"], *(context.magnitude_files if found.anatomy else ())],
             outputs,
             {"Registration": asdict(context.config.registration)} if found.anatomy else {},
             resample,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chisep.io import bids, nifti
+from chisep.io.echoes import files_of
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
@@ -33,7 +34,7 @@ def registration_stage(context: SessionContext, mese: bids.Series) -> Stage:
     return Stage(
         "registration",
         "where the head lay in the spin echo, and the spin echo brought to the gradient echo",
-        [*mese.magnitude, *context.magnitude, files["mask"]],
+        [*files_of(mese.magnitude), *context.magnitude_files, files["mask"]],
         files.paths("transform", "spin_echo"),
         asdict(context.config.registration),
         work,
@@ -41,7 +42,7 @@ def registration_stage(context: SessionContext, mese: bids.Series) -> Stage:
 
 
 def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> StageResult:
-    spin_echoes, image = _spin_echoes(mese, files)
+    spin_echoes, image = files.echoes_on_own_grid(mese.magnitude)
     found = register(
         spin_echoes,
         image.affine,
@@ -73,7 +74,8 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
 def relaxometry_stage(context: SessionContext) -> Stage:
     """Relaxometry: fits of R2* and R2, and R2' = R2* − R2."""
     config, mese, files = context.config, context.session.mese, context.files
-    inputs = [*context.magnitude, *(mese.magnitude if mese else ()), *files.paths("mask", "total_field")]
+    spin_echo_files = files_of(mese.magnitude) if mese else []
+    inputs = [*context.magnitude_files, *spin_echo_files, *files.paths("mask", "total_field")]
     outputs = files.paths("r2star", "r2star_sigma", "r2prime", "r2prime_sigma")
     parameters: dict[str, Any] = {**context.echo_parameters, "R2star": asdict(config.r2star)}
     if mese is None:
@@ -135,7 +137,7 @@ def _r2prime(
     context: SessionContext, mese: bids.Series, of_gre: Rate, brain: Tensor, files: StageFiles
 ) -> tuple[Rate, dict[str, Any], list[str]]:
     """R2' from the spin echo, with its R2 maps; 0 outside the field of view of the spin echo."""
-    spin_echoes, image = _spin_echoes(mese, files)
+    spin_echoes, image = files.echoes_on_own_grid(mese.magnitude)
     transform = np.asarray(files.json("transform")["MegreToMeseWorldMm"], dtype=np.float64)
     i, j, k = spin_echoes.shape[1:]
     covered = coverage((i, j, k), image.affine, files.grid, transform=transform, mask=brain)
@@ -172,15 +174,6 @@ def _r2prime(
         {"SpinEchoCoverage": round(1 - missing, 4), "R2Model": of_se.model, "Checks": [check.fact()]},
         [*warnings, *of_se.warnings],
     )
-
-
-def _spin_echoes(mese: bids.Series, files: StageFiles) -> tuple[Tensor, nifti.Image]:
-    """Spin echoes on their own grid, and the first image for its affine."""
-    images = [nifti.load(files.path(path)) for path in mese.magnitude]
-    for image in images[1:]:
-        nifti.require_same_grid(images[0], image)
-    data = torch.from_numpy(np.stack([image.data for image in images])).to(files.device)
-    return data, images[0]
 
 
 def _resampled(

@@ -24,7 +24,10 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
     convergence = {
         name: record.facts["Convergence"] for name, record in records.items() if "Convergence" in record.facts
     }
-    warnings = [f"{name}: {text}" for name, record in records.items() for text in record.warnings]
+    warnings = [
+        *(f"input: {note}" for note in context.session.notes),
+        *(f"{name}: {text}" for name, record in records.items() for text in record.warnings),
+    ]
     checks = [fact for record in records.values() for fact in record.facts.get("Checks", ())]
     parameters = {stage.name: dict(stage.parameters) for stage in stages}
 
@@ -49,7 +52,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
     return Stage(
         "report",
         "report",
-        [*context.magnitude, *(path for stage in stages for path in stage.outputs)],
+        [*context.magnitude_files, *(path for stage in stages for path in stage.outputs)],
         [context.files.report],
         {"Warnings": warnings, "Checks": checks, "Convergence": convergence, "Parameters": parameters},
         work,
@@ -61,7 +64,7 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
     return SessionImages(
         affine=files.affine,
         te_s=context.session.megre.te_s,
-        magnitude=np.stack([files.array(path) for path in context.magnitude]),
+        magnitude=np.stack([files.echo(image) for image in context.magnitude]),
         unwrapped_rad=np.moveaxis(nifti.load(files.path("unwrapped"), ndim=4).data, -1, 0),
         residual_rad=files.array("residual"),
         quality=files.array("quality"),

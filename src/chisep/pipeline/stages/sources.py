@@ -58,7 +58,7 @@ def qsm_stage(context: SessionContext) -> Stage:
         "magnetic susceptibility from dipole inversion of the local field",
         [
             *files.paths("local_field", "field_sigma", "eroded_mask", "mask"),
-            *(context.magnitude if uses_magnitude else ()),
+            *(context.magnitude_files if uses_magnitude else ()),
         ],
         files.paths("qsm", *sigma),
         {
@@ -130,7 +130,7 @@ def separation_stage(context: SessionContext) -> Stage:
     inputs = [
         *files.paths("local_field", "field_sigma", *([] if method.has_field_term else ["qsm"])),
         *files.paths("eroded_mask", "mask"),
-        *(context.magnitude if uses_magnitude else ()),
+        *(context.magnitude_files if uses_magnitude else ()),
         *_rate_inputs(context),
         *files.paths(*(["calibration"] if config.calibrate_dr else [])),
     ]
