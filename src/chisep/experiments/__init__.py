@@ -41,6 +41,12 @@ def _preprocessing() -> tuple[type[Any], Function]:
     return PreprocessingConfig, preprocessing
 
 
+def _scan_checks() -> tuple[type[Any], Function]:
+    from chisep.experiments.scan_checks import ScanChecksConfig, scan_checks
+
+    return ScanChecksConfig, scan_checks
+
+
 def _real_scan() -> tuple[type[Any], Function]:
     from chisep.experiments.real_scan import RealScanConfig, real_scan
 
@@ -101,6 +107,7 @@ EXPERIMENTS = {
     "preprocessing": Experiment(
         "what preprocessing costs: simulated sessions from raw echoes to maps", _preprocessing
     ),
+    "scan-checks": Experiment("quality checks of twenty sound scans: none is to be doubted", _scan_checks),
     "real-scan": Experiment("a gradient-echo scan of a person: steps of a turn, rates, pictures", _real_scan),
     "networks": Experiment("train the thesis' networks on eight digital heads, resumable", _networks),
     "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
