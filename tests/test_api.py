@@ -16,7 +16,7 @@ import torch
 from chisep import cli
 from chisep.api.evaluate import EvaluateConfig, evaluate
 from chisep.api.files import SIGMA_FILES, SOURCE_FILES
-from chisep.api.maps import InversionOptions, SeparationOptions, qsm, separate
+from chisep.api.maps import SeparationOptions, qsm, separate
 from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
 from chisep.api.weights import weight_cards
 from chisep.errors import ChisepWarning, InputError
@@ -79,7 +79,7 @@ class TestSeparate:
             "array": lambda name: maps[name],
         }[kind]
         options = SeparationOptions(
-            method="closed-form", b0_dir=nifti.b0_direction_of(AFFINE) if kind == "array" else None
+            method="closed-form", b0=3.0, b0_dir=nifti.b0_direction_of(AFFINE) if kind == "array" else None
         )
         images = separate(
             wrap("field"), wrap("r2prime"), wrap("mask"), qsm=wrap("chi"), options=options, voxel_mm=VOXEL_MM
@@ -132,7 +132,7 @@ class TestSeparate:
 
     def test_two_relaxivities(self, maps):
         r2prime = 120 * maps["pos"] + 60 * maps["neg"]
-        options = SeparationOptions(method="closed-form", dr=(120.0, 60.0))
+        options = SeparationOptions(method="closed-form", b0=3.0, dr=(120.0, 60.0))
         images = separate(
             maps["field"], r2prime, maps["mask"], qsm=maps["chi"], options=options, voxel_mm=VOXEL_MM
         )
@@ -143,7 +143,13 @@ class TestSeparate:
         combined = np.sqrt(np.square(echoes).sum(-1))
         path = nifti.save(tmp_path / "magnitude.nii.gz", echoes, AFFINE)
         results = [
-            separate(files["field"], files["r2prime"], files["mask"], magnitude=magnitude)
+            separate(
+                files["field"],
+                files["r2prime"],
+                files["mask"],
+                magnitude=magnitude,
+                options=SeparationOptions("iterative", b0=3.0),
+            )
             for magnitude in (path, nib.Nifti1Image(combined, AFFINE))
         ]
         np.testing.assert_allclose(results[0].total.dataobj, results[1].total.dataobj, atol=1e-6)
@@ -152,7 +158,7 @@ class TestSeparate:
         """The field is known in a part, the sources lie in all of it."""
         known = np.zeros_like(maps["mask"])
         known[7:13, 4:-4, 4:-4] = 1
-        options = SeparationOptions("iterative", b0_dir=nifti.b0_direction_of(AFFINE))
+        options = SeparationOptions("iterative", b0=3.0, b0_dir=nifti.b0_direction_of(AFFINE))
         errors = {}
         for support in (None, maps["mask"]):
             images = separate(
@@ -162,30 +168,6 @@ class TestSeparate:
             assert not pos[known == 0].any()
             errors[support is None] = np.linalg.norm((pos - maps["pos"])[known > 0])
         assert errors[False] < errors[True]
-
-    def test_questions_units_of_r2star(self, maps, options):
-        wanted = SeparationOptions("chi-sepnet-r2s", network=options["chi-sepnet-r2s"])
-        with pytest.warns(ChisepWarning, match=r"R2\* is typically below 1 1/s"):
-            separate(
-                maps["field"],
-                None,
-                maps["mask"],
-                r2star=maps["r2star"] / 1000,
-                options=wanted,
-                voxel_mm=VOXEL_MM,
-            )
-
-    def test_questions_units(self, maps):
-        with pytest.warns(ChisepWarning, match="Hz or radians"):
-            qsm(
-                1000 * maps["field"],
-                maps["mask"],
-                options=InversionOptions(method="tkd"),
-                voxel_mm=VOXEL_MM,
-            )
-        options = SeparationOptions(method="closed-form")
-        with pytest.warns(ChisepWarning, match="1/ms"):
-            separate(maps["field"], maps["r2prime"] / 1000, maps["mask"], options=options, voxel_mm=VOXEL_MM)
 
 
 class TestNetworks:
@@ -197,7 +179,7 @@ class TestNetworks:
 
     @pytest.mark.parametrize("name", ["chi-sepnet-r2s", "chi-sepnet-r2s-direct"])
     def test_r2star_in_the_place_of_r2prime(self, name, maps, files, options, tmp_path):
-        command = ["separate", *arguments(files, "field", "r2star", "mask"), "--method", name]
+        command = ["separate", "--b0", "3", *arguments(files, "field", "r2star", "mask"), "--method", name]
         assert cli.main([*command, *self.words(options[name]), "--out", str(tmp_path)]) == 0
         made = nib.load(tmp_path / "desc-paramagnetic_Chimap.nii.gz").get_fdata()
         assert made.min() >= 0
@@ -208,7 +190,7 @@ class TestNetworks:
             None,
             files["mask"],
             r2star=files["r2star"],
-            options=SeparationOptions(name, network=options[name]),
+            options=SeparationOptions(name, b0=3.0, network=options[name]),
         )
         np.testing.assert_array_equal(images.paramagnetic.dataobj, made)
         used = json.loads((tmp_path / "desc-total_Chimap.json").read_text())["Weights"]
@@ -216,7 +198,14 @@ class TestNetworks:
         assert [weights["Name"] for weights in used] == [Path(options[name].weights).stem, *rate, "qsmnet"]
 
     def test_a_given_chi_map_needs_no_weights(self, files, options, tmp_path):
-        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--qsm", str(files["chi"])]
+        command = [
+            "separate",
+            "--b0",
+            "3",
+            *arguments(files, "field", "r2prime", "mask"),
+            "--qsm",
+            str(files["chi"]),
+        ]
         command += ["--method", "unrolled-thesis", "--weights", options["unrolled-thesis"].weights]
         for precision in ("single", "bfloat16"):
             out = tmp_path / precision
@@ -230,7 +219,14 @@ class TestNetworks:
         assert 0 < np.abs(single - low).max() < 0.1
 
     def test_noise_in_and_uncertainty_out(self, maps, files, options, tmp_path):
-        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--method", "unrolled"]
+        command = [
+            "separate",
+            "--b0",
+            "3",
+            *arguments(files, "field", "r2prime", "mask"),
+            "--method",
+            "unrolled",
+        ]
         command += ["--weights", options["unrolled"].weights, "--precision", "single"]
         assert cli.main([*command, "--out", str(tmp_path / "estimated")]) == 0
         sigma = nib.Nifti1Image(4.0 * (maps["mask"] > 0), nib.load(files["mask"]).affine)
@@ -246,12 +242,12 @@ class TestNetworks:
                 assert not sd[~inside].any()
             made[name] = nib.load(tmp_path / name / SOURCE_FILES["total"]).get_fdata()
         assert np.abs(made["told"] - made["estimated"]).max() > 1e-4
-        iterative = SeparationOptions("iterative")
+        iterative = SeparationOptions("iterative", b0=3.0)
         solver = separate(files["field"], files["r2prime"], files["mask"], options=iterative)
         assert solver.paramagnetic_sigma is None
 
     def test_r2star_will_do_for_a_method_that_knows_what_that_costs(self, files, options):
-        wanted = SeparationOptions("unrolled", network=options["unrolled"])
+        wanted = SeparationOptions("unrolled", b0=3.0, network=options["unrolled"])
         with pytest.warns(ChisepWarning, match=r"pseudo-R2 of 12.7 1/s"):
             images = separate(files["field"], None, files["mask"], r2star=files["r2star"], options=wanted)
         assert images.paramagnetic_sigma.get_fdata().any()
@@ -261,7 +257,7 @@ class TestNetworks:
         [("iterative", "r2star", "r2prime"), ("chi-sepnet-r2s", "r2prime", "r2star")],
     )
     def test_the_other_rate_is_not_enough(self, method, given, wanted, files, tmp_path, capsys):
-        command = ["separate", *arguments(files, "field", given, "mask"), "--method", method]
+        command = ["separate", "--b0", "3", *arguments(files, "field", given, "mask"), "--method", method]
         assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
         assert f"no {wanted} map" in capsys.readouterr().err
 
@@ -271,7 +267,7 @@ class TestNetworks:
         assert cli.main(["qsm", *arguments(files, "field", "mask"), "--method", "tv", *weights, *out]) == 1
         assert "which is no network" in capsys.readouterr().err
         with pytest.raises(InputError, match="which is no network"):
-            SeparationOptions("iterative", network=options["chi-sepnet-r2p"])
+            SeparationOptions("iterative", b0=3.0, network=options["chi-sepnet-r2p"])
 
     def test_weights_of_another_kind(self, files, options, tmp_path, capsys):
         command = ["qsm", *arguments(files, "field", "mask"), "--method", "qsmnet"]
@@ -348,19 +344,19 @@ class TestRefuses:
     def test_other_grid(self, files, maps, tmp_path, capsys):
         files["mask"] = nifti.save(tmp_path / "small.nii.gz", maps["mask"][1:], AFFINE)
         out = tmp_path / "out"
-        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--out", str(out)]
+        command = ["separate", "--b0", "3", *arguments(files, "field", "r2prime", "mask"), "--out", str(out)]
         self.check(capsys, command, out, "small.nii.gz", "shape (19, 22, 18)", "field.nii.gz")
 
     def test_empty_mask(self, files, maps, tmp_path, capsys):
         files["mask"] = nifti.save(tmp_path / "empty.nii.gz", 0 * maps["mask"], AFFINE)
         out = tmp_path / "out"
-        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--out", str(out)]
+        command = ["separate", "--b0", "3", *arguments(files, "field", "r2prime", "mask"), "--out", str(out)]
         self.check(capsys, command, out, "empty.nii.gz", "without any voxel inside")
 
     def test_unknown_method(self, files, tmp_path, capsys):
         out = tmp_path / "out"
         command = [
-            "separate",
+            *("separate", "--b0", "3"),
             *arguments(files, "field", "r2prime", "mask"),
             "--method",
             "itterative",
@@ -379,7 +375,14 @@ class TestRefuses:
         self.check(capsys, command, out, "iterative", "tikhonov", "tkd", "tv")
 
     def test_output_that_cannot_be_written(self, files, tmp_path, capsys):
-        command = ["separate", *arguments(files, "field", "r2prime", "mask"), "--out", str(files["field"])]
+        command = [
+            "separate",
+            "--b0",
+            "3",
+            *arguments(files, "field", "r2prime", "mask"),
+            "--out",
+            str(files["field"]),
+        ]
         self.check(capsys, command, tmp_path / "out", "cannot be written")
 
     def test_output_name(self, files, tmp_path, capsys):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from chisep.pipeline.outputs import BEYOND_ERODED_MASK
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
 
@@ -28,6 +30,11 @@ def test_links_of_a_page_lead_to_files(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
+
+
+def test_the_readme_says_what_voxels_beyond_the_valid_field_mask_mean():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert text.count(BEYOND_ERODED_MASK) == 1
 
 
 def test_the_citation_names_the_version():

@@ -106,7 +106,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
             continue
         for label, files in inputs.items():
             show = progress and _bar(progress, f"{name} on {label} inputs")
-            for source, volume in _solve(name, files, show).items():
+            for source, volume in _solve(name, files, scan.b0_t, show).items():
                 comparison.add(name, source, label, volume)
     page = config.out / "comparison.html"
     write_report(page, comparison.report())
@@ -117,7 +117,9 @@ def _bar(progress: Progress, what: str) -> IterationProgress:
     return lambda done, total: progress(what, done, total)
 
 
-def _solve(name: str, files: _Inputs, progress: IterationProgress | None) -> dict[str, figures.VolumeArray]:
+def _solve(
+    name: str, files: _Inputs, b0_t: float, progress: IterationProgress | None
+) -> dict[str, figures.VolumeArray]:
     """Compute the maps of a method in ppm."""
     if methods.METHODS[name].target == "chi":
         options = InversionOptions(method=name)
@@ -129,7 +131,7 @@ def _solve(name: str, files: _Inputs, progress: IterationProgress | None) -> dic
         files.mask,
         r2star=files.r2star,
         support=files.support,
-        options=SeparationOptions(method=name),
+        options=SeparationOptions(method=name, b0=b0_t),
         progress=progress,
     )
     return {"paramagnetic": _data(images.paramagnetic), "diamagnetic": _data(images.diamagnetic)}

@@ -67,6 +67,7 @@ _PLACES = ("BIDS", "OUT", "MAPS", "NOTHING")
 _OPTIONS = {
     "run": [
         *("--participant-label", "--method", "--qsm", "--dr", "--calibrate-dr", "--masks", "--device"),
+        "--b0-dir",
         *("--weights", "--mask.method", "--background.method", "--r2.method", "--field-map.phase-sign"),
     ],
     "bids-check": ["--participant-label", "--method", "--json"],
@@ -79,11 +80,12 @@ _OPTIONS = {
         "--r2prime",
         "--b0",
         "--b0-dir",
+        "--units",
         "--dr",
         "--method",
         "--weights",
     ],
-    "qsm": ["--field", "--mask", "--out", "--method", "--b0-dir", "--weights", "--device"],
+    "qsm": ["--field", "--mask", "--out", "--method", "--b0-dir", "--units", "--weights", "--device"],
     "evaluate": ["--pred", "--truth", "--mask"],
     "qsm-ci": ["--method"],
     "weights": ["--json"],

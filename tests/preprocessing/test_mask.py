@@ -122,10 +122,10 @@ def test_a_constant_image_is_refused(value):
 
 @pytest.mark.parametrize("method", ["bet", "threshold"])
 def test_an_image_without_anything_deep_is_refused(method):
-    magnitude = torch.zeros(2, 24, 24, 24)
-    magnitude[:, 4:20, 4:20, 12] = 1.0
+    magnitude = torch.zeros(2, 124, 124, 24)
+    magnitude[:, 4:120, 4:120, 12] = 1.0
     with pytest.raises(InputError, match="no voxel left"):
-        brain_mask(magnitude, Grid((24, 24, 24), (1.0, 1.0, 1.0)), MaskConfig(method))
+        brain_mask(magnitude, Grid((124, 124, 24), (1.0, 1.0, 1.0)), MaskConfig(method))
 
 
 @pytest.mark.parametrize("name", ["erosion_mm", "closing_mm", "low_signal", "fluid_decay", "fraction"])

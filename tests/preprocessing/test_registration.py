@@ -170,6 +170,8 @@ def test_simulated_motion_is_found(session):
     found = register(session.se, session.affine, session.gre, session.affine, mask=session.mask)
     session.check(found)
     assert found.agreement > found.agreement_before + 0.1
+    assert found.contrast > 0.5
+    assert found.warnings == ()
     turn = Rotation.from_matrix(session.motion[:3, :3]).magnitude()
     assert found.rotation_deg == pytest.approx(np.degrees(turn), abs=0.3)
     centre = np.array(found.centre_mm)
@@ -246,6 +248,27 @@ def test_scale_and_threads_do_not_matter(session):
     np.testing.assert_allclose(one.fixed_to_moving_mm, large.fixed_to_moving_mm, atol=1e-3)
 
 
+def test_lengths_scale_with_a_small_head(session):
+    small = np.diag([0.1, 0.1, 0.1, 1.0])
+    config = RegistrationConfig(points=10_000)
+    usual, scaled = (
+        register(
+            session.se,
+            by @ session.affine,
+            session.gre,
+            by @ session.affine,
+            mask=session.mask,
+            config=config,
+            length_scale=scale,
+        )
+        for by, scale in ((np.eye(4), 1.0), (small, 0.1))
+    )
+    expected = small @ usual.fixed_to_moving_mm @ np.linalg.inv(small)
+    np.testing.assert_allclose(scaled.fixed_to_moving_mm, expected, atol=1e-3)
+    assert scaled.displacement_mm == pytest.approx(0.1 * usual.displacement_mm, rel=0.01)
+    assert scaled.contrast == pytest.approx(usual.contrast, abs=1e-3)
+
+
 class TestFails:
     """A registration that fails warns and keeps the headers' alignment."""
 
@@ -267,6 +290,21 @@ class TestFails:
 
     def test_a_motion_beyond_the_limits(self, session):
         self.kept(session, session.se, session.affine, "mm and", max_shift_mm=0.5, max_rotation_deg=0.1)
+
+    def test_scans_that_share_no_contrast(self, session):
+        """An affine of MNI, in which agreement grows by what is smooth in space alone."""
+        normalised = affine_of((1.12, 1.08, 1.15), (0, 0, 0), (28, 0, 6)) @ session.affine
+        found = register(session.se, normalised, session.gre, session.affine, mask=session.mask)
+        assert not found.found
+        assert found.contrast < 0.15
+        np.testing.assert_array_equal(found.fixed_to_moving_mm, np.eye(4))
+
+    def test_scans_that_share_little_contrast(self, session):
+        """Voxels that are 15 % too large, which no rigid motion mends."""
+        large = np.diag([1.15, 1.15, 1.15, 1.0]) @ session.affine
+        found = register(session.se, large, session.gre, session.affine, mask=session.mask)
+        assert found.contrast < 0.3
+        assert "share" in found.warnings[0]
 
     def test_an_empty_mask(self, session):
         with pytest.raises(InputError, match="empty mask"):

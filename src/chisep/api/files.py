@@ -11,6 +11,7 @@ import numpy as np
 
 import chisep
 from chisep import methods
+from chisep.api.field_strength import field_strength
 from chisep.api.maps import InversionOptions, IterationProgress, SeparationOptions, qsm, separate
 from chisep.errors import InputError
 from chisep.io import bids, nifti
@@ -36,7 +37,7 @@ class SeparateConfig:
     """Input maps on one grid, and where the source maps go."""
 
     field: Path
-    """Local field in ppm (NIfTI)."""
+    """Local field (NIfTI), in ppm unless --units states another unit."""
     mask: Path
     """Brain mask (NIfTI)."""
     out: Path
@@ -81,13 +82,15 @@ def separate_files(config: SeparateConfig, progress: IterationProgress | None = 
             options=config.separation,
             progress=progress,
         )
-    d_r = relaxivity(config.separation.dr, config.separation.b0)
+    b0_t = field_strength(config.separation.b0, (config.field, config.r2prime, config.r2star, config.qsm))
+    d_r = relaxivity(config.separation.dr, b0_t)
     facts = {
         "Method": config.separation.method,
         **_weights(config.separation.method, config.separation.network, chi_given=config.qsm is not None),
         "D_r_pos": d_r.pos_hz_per_ppm,
         "D_r_neg": d_r.neg_hz_per_ppm,
-        "MagneticFieldStrength": config.separation.b0,
+        "MagneticFieldStrength": b0_t,
+        **_stated_units(config.separation),
         "B0Direction": list(
             nifti.b0_direction_of(images.total.affine)
             if config.separation.b0_dir is None
@@ -103,7 +106,7 @@ class QsmConfig:
     """Field map, and where the susceptibility map goes."""
 
     field: Path
-    """Local field in ppm (NIfTI)."""
+    """Local field (NIfTI), in ppm unless --units states another unit."""
     mask: Path
     """Brain mask (NIfTI)."""
     out: Path
@@ -147,7 +150,12 @@ def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> P
     )
     options = config.inversion
     used = _weights(options.method, options.network, chi_given=False)
-    return _write(config.out, image, {"Method": options.method, **used, "B0Direction": list(direction)})
+    facts = {"Method": options.method, **used, "B0Direction": list(direction), **_stated_units(options)}
+    return _write(config.out, image, facts)
+
+
+def _stated_units(options: SeparationOptions | InversionOptions) -> dict[str, str]:
+    return {} if options.units is None else {"FieldUnits": options.units}
 
 
 def _weights(method: str, options: NetworkOptions, *, chi_given: bool) -> dict[str, Any]:
@@ -159,4 +167,5 @@ def _write(path: Path, image: nib.Nifti1Image, facts: dict[str, Any]) -> Path:
     write_json(
         bids.sidecar_of(path), {"Units": "ppm", **facts, "SoftwareVersion": f"chisep {chisep.__version__}"}
     )
-    return nifti.save(path, np.asanyarray(image.dataobj), image.affine)
+    code = int(image.header["sform_code"])
+    return nifti.save(path, np.asanyarray(image.dataobj), image.affine, code=code)

@@ -1,8 +1,7 @@
-"""Read paths, nibabel images and arrays of one grid, and check the units of their values."""
+"""Read paths, nibabel images and arrays of one grid."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chisep.errors import ChisepWarning, InputError
+from chisep.errors import InputError
 from chisep.io import nifti
-from chisep.types import Grid, Maps
+from chisep.io.placement import SCANNER
+from chisep.types import Grid
 
 ImageLike = str | Path | NDArray[Any] | nib.spatialimages.SpatialImage
 """A path of a NIfTI file, a nibabel image, or an array (then give `voxel_mm`)."""
@@ -50,6 +50,10 @@ class Images:
         """Grid of the first image; B0 from its affine if no direction is given."""
         return nifti.grid_of(self._reference, b0_direction)
 
+    def notes(self, *, b0_given: bool) -> list[str]:
+        """Say what is to be known of where the first image lies."""
+        return nifti.place_notes(self._reference, b0_given=b0_given)
+
     def volume(self, image: ImageLike, name: str) -> Tensor:
         """Values of a 3-D image."""
         return torch.from_numpy(self._same_grid(self._read(image, name)).data)
@@ -69,44 +73,6 @@ class Images:
 
     def wrap(self, volume: Tensor) -> nib.Nifti1Image:
         """Make an image with the affine of the first one."""
-        return nifti.to_nibabel(volume.numpy(), self._reference.affine)
-
-
-def question_units(maps: Maps) -> None:
-    """Warn of values that are implausible in their unit."""
-    field_size = _typical(maps.field_ppm, maps)
-    if field_size > 2:
-        warnings.warn(
-            f"the field is typically {field_size:.3g} ppm in the mask: is it in Hz or radians, or not yet "
-            "free of background? chisep expects the local field in ppm",
-            ChisepWarning,
-            stacklevel=3,
-        )
-    if maps.chi_ppm is not None and _typical(maps.chi_ppm, maps) > 2:
-        warnings.warn(
-            "the susceptibility map is typically above 2 ppm in the mask: is it in ppb?",
-            ChisepWarning,
-            stacklevel=3,
-        )
-    # R2* of a brain is about 20 1/s at 3 T, R2' a few 1/s.
-    for name, rate, lowest in (("R2'", maps.r2prime_hz, 0.3), ("R2*", maps.r2star_hz, 1.0)):
-        if rate is None:
-            continue
-        if _typical(rate, maps) < lowest:
-            warnings.warn(
-                f"{name} is typically below {lowest:g} 1/s in the mask: is it in 1/ms? chisep expects 1/s",
-                ChisepWarning,
-                stacklevel=3,
-            )
-        negative = int(torch.count_nonzero(rate[maps.mask] < 0))
-        if negative:
-            warnings.warn(
-                f"{name} is negative in {negative} voxels of the mask; the sources stay 0 at least",
-                ChisepWarning,
-                stacklevel=3,
-            )
-
-
-def _typical(volume: Tensor, maps: Maps) -> float:
-    """Root mean square within the mask."""
-    return float(volume[maps.mask].square().mean().sqrt())
+        place = self._reference.place
+        code = place.code if place and place.problem else SCANNER
+        return nifti.to_nibabel(volume.numpy(), self._reference.affine, code)

@@ -10,10 +10,15 @@ from typing import NamedTuple
 import nibabel as nib
 
 from chisep import methods
-from chisep.api.images import ImageLike, Images, question_units
+from chisep.api.field_strength import field_strength, stated_field_strength
+from chisep.api.images import ImageLike, Images
+from chisep.api.units import FieldUnits, check_units, field_in_ppm
 from chisep.errors import ChisepWarning, InputError
+from chisep.io import bids
 from chisep.networks.inference import NetworkOptions, Precision
 from chisep.physics.relaxation import pseudo_r2_hz
+from chisep.preprocessing.extent import thin_slab
+from chisep.preprocessing.head_size import length_scale
 from chisep.preprocessing.relaxivity import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
 from chisep.progress import Progress
@@ -33,6 +38,10 @@ class InversionOptions:
     """Method of dipole inversion; `chisep methods` lists them."""
     b0_dir: tuple[float, float, float] | None = None
     """B0 direction in voxel axes of the field map; if unset: scanner z, from its affine."""
+    units: FieldUnits | None = None
+    """Unit of the field map, which is converted to ppm; if unset: ppm, which values have to agree with."""
+    b0: float | None = None
+    """Field strength in tesla, for a field in Hz or rad/s; if unset: from the sidecar of the field map."""
     device: str = "cpu"
     """Device of the computation: cpu, cuda, cuda:1, …"""
     weights: str = ""
@@ -41,6 +50,7 @@ class InversionOptions:
     """Precision of the convolutions of a network; auto: bfloat16 if the hardware supports it."""
 
     def __post_init__(self) -> None:
+        _check_b0(self.b0)
         methods.find(self.method, "chi")
         methods.config_for(self.method, self.network)
 
@@ -56,10 +66,14 @@ class SeparationOptions:
 
     method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
-    b0: float = 3.0
-    """Field strength in tesla; sets the default of D_r."""
+    b0: float | None = None
+    """Field strength in tesla, which D_r and the usual relaxation rates follow from; from the sidecars of the
+    maps (MagneticFieldStrength) if left out."""
     b0_dir: tuple[float, float, float] | None = None
     """B0 direction in voxel axes of the field map; if unset: scanner z, from its affine."""
+    units: FieldUnits | None = None
+    """Unit of the field map and its noise, which are converted to ppm; if unset: ppm, which values have to
+    agree with."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg; if unset: 114·B0/3."""
     device: str = "cpu"
@@ -70,13 +84,7 @@ class SeparationOptions:
     def __post_init__(self) -> None:
         methods.find(self.method, "sources")
         methods.config_for(self.method, self.network)
-        if not 0.01 <= self.b0 <= 25:
-            raise InputError(
-                "--b0",
-                found=f"{self.b0:g}",
-                expected="tesla, e.g. 3",
-                fix="Give the field strength of the scan.",
-            )
+        _check_b0(self.b0)
         if len(self.dr) > 2:
             raise InputError(
                 "--dr",
@@ -84,6 +92,16 @@ class SeparationOptions:
                 expected="one, or two for χ_pos and χ_neg",
                 fix="Give D_r in 1/s/ppm.",
             )
+
+
+def _check_b0(b0_t: float | None) -> None:
+    if b0_t is not None and not bids.LOWEST_B0_T <= b0_t <= bids.HIGHEST_B0_T:
+        raise InputError(
+            "--b0",
+            found=f"{b0_t:g}",
+            expected="tesla, e.g. 3",
+            fix="Give the field strength of the scan.",
+        )
 
 
 class SeparatedImages(NamedTuple):
@@ -139,7 +157,7 @@ def separate(
         Standard deviations of the noise of field (ppm) and R2' (1/s), 0 where nothing was measured, same
         grid; estimated from the maps if None.
     options
-        Method, field strength, B0 direction, D_r, device, weights of a network.
+        Method, field strength, B0 direction, units, D_r, device, weights of a network.
     voxel_mm
         Voxel edges in mm, for arrays.
     progress
@@ -153,16 +171,18 @@ def separate(
     Raises
     ------
     InputError
-        If an input cannot be used or one that the method needs is missing, grids differ, or the method or
-        its weights are unknown.
+        If an input cannot be used or one that the method needs is missing, grids differ, values are not of
+        the units stated here, the field strength is neither given nor in a sidecar, the method or its
+        weights are unknown.
     """
     options = options or SeparationOptions()
+    b0_t = field_strength(options.b0, (field, r2prime, r2star, qsm))
     images = Images(field, voxel_mm)
     maps = Maps(
         field_ppm=images.volume(field, "field"),
         mask=images.mask(mask),
         grid=images.grid(options.b0_dir),
-        relaxivity=relaxivity(options.dr, options.b0),
+        relaxivity=relaxivity(options.dr, b0_t),
         r2prime_hz=None if r2prime is None else images.volume(r2prime, "r2prime"),
         r2star_hz=None if r2star is None else images.volume(r2star, "r2star"),
         chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
@@ -171,9 +191,9 @@ def separate(
         field_sigma_ppm=None if field_sigma is None else images.volume(field_sigma, "field_sigma"),
         r2prime_sigma_hz=None if r2prime_sigma is None else images.volume(r2prime_sigma, "r2prime_sigma"),
     )
-    question_units(maps)
+    maps = _checked(maps, images, options, b0_t)
     if methods.METHODS[options.method].uses_noise_maps:
-        maps = _with_pseudo_r2(maps, options.b0)
+        maps = _with_pseudo_r2(maps, b0_t)
     config = methods.config_for(options.method, options.network)
     sources = methods.separate(maps, options.method, config, device=options.device, progress=_named(progress))
     _show(sources.convergence.warnings)
@@ -184,6 +204,17 @@ def separate(
             for sigma in (sources.chi_pos_sigma_ppm, sources.chi_neg_sigma_ppm)
         ),
     )
+
+
+def _checked(
+    maps: Maps, images: Images, options: SeparationOptions | InversionOptions, b0_t: float | None
+) -> Maps:
+    """Convert and check maps that a user gave, and show what is doubtful."""
+    maps = field_in_ppm(maps, options.units, b0_t)
+    _show(images.notes(b0_given=options.b0_dir is not None))
+    _show(thin_slab(maps.mask, maps.grid, length_scale(maps.mask, maps.grid)))
+    _show(check_units(maps, b0_t, stated=options.units is not None))
+    return maps
 
 
 def _named(progress: IterationProgress | None) -> Progress | None:
@@ -225,9 +256,11 @@ def qsm(
     Raises
     ------
     InputError
-        If an input cannot be used, grids differ, or the method or its weights are unknown.
+        If an input cannot be used, grids differ, values are not of the units stated here, or the method or
+        its weights are unknown.
     """
     options = options or InversionOptions()
+    b0_t = options.b0 or stated_field_strength((field,))
     images = Images(field, voxel_mm)
     maps = Maps(
         field_ppm=images.volume(field, "field"),
@@ -236,7 +269,7 @@ def qsm(
         magnitude=None if magnitude is None else images.magnitude(magnitude),
         support=None if support is None else images.mask(support),
     )
-    question_units(maps)
+    maps = _checked(maps, images, options, b0_t)
     config = methods.config_for(options.method, options.network)
     found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
     _show(found.convergence.warnings)
@@ -246,4 +279,4 @@ def qsm(
 def _show(texts: Sequence[str]) -> None:
     """Raise the warnings of results as Python warnings."""
     for text in texts:
-        warnings.warn(text, ChisepWarning, stacklevel=3)
+        warnings.warn(text, ChisepWarning, stacklevel=4)

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from chisep.errors import InputError
 from chisep.io.files import write_bytes
 from chisep.io.paths import is_file
+from chisep.io.placement import SCANNER, VOXEL_EDGES_MM, Placement, placement
 from chisep.types import Affine, Grid
 
 MOST_VALUES = 2**31
 """Values that an image may have: 8 GiB as 32-bit numbers, a whole head at 0.4 mm with ten echoes."""
-_VOXEL_EDGES_MM = (0.01, 100.0)
 _SAME_PLACE_MM = 1e-2
 _FLAT = 1e-3
 _HEADER_BYTES = 540
@@ -49,11 +49,14 @@ class Image:
         Voxel index to scanner mm, shape (4, 4).
     source
         The file, for messages.
+    place
+        How the affine was chosen among those that the file states; None if it states no others.
     """
 
     data: NDArray[Any]
     affine: Affine
     source: str = "image"
+    place: Placement | None = None
 
     @property
     def voxel_mm(self) -> tuple[float, float, float]:
@@ -92,7 +95,7 @@ def load(path: str | Path, *, ndim: int = 3, dtype: DTypeLike = np.float32) -> I
         _trimmed(header.shape, ndim, str(path))
         content = _voxel_bytes(file, header)
         data = _values(content, header.dtype, header.scaling, np.dtype(dtype))
-    return _checked(data.reshape(header.shape, order="F"), header.affine, str(path), ndim)
+    return _checked(data.reshape(header.shape, order="F"), header.place, str(path), ndim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +106,8 @@ class Header:
     ----------
     shape
         Number of voxels along each axis.
-    affine
-        Voxel index to scanner mm.
+    place
+        Where voxels are, and by which of its affines.
     dtype
         Number type on disk.
     offset
@@ -114,10 +117,15 @@ class Header:
     """
 
     shape: tuple[int, ...]
-    affine: Affine
+    place: Placement
     dtype: np.dtype[Any]
     offset: int
     scaling: tuple[float, float] | None
+
+    @property
+    def affine(self) -> Affine:
+        """Voxel index to scanner mm."""
+        return self.place.affine
 
 
 def read_header(path: str | Path) -> Header:
@@ -168,7 +176,7 @@ def _parsed(path: Path, file: io.BufferedIOBase) -> Header:
         slope, intercept = header.get_slope_inter()
         return Header(
             shape=tuple(int(n) for n in header.get_data_shape()),
-            affine=np.asarray(header.get_best_affine(), dtype=np.float64),
+            place=placement(header),
             dtype=header.get_data_dtype(),
             offset=int(header.get_data_offset()),
             scaling=None if slope is None or (slope, intercept) == (1, 0) else (slope, intercept),
@@ -255,11 +263,17 @@ def from_nibabel(image: Any, *, source: str = "image", ndim: int = 3, dtype: DTy
     InputError
         As `load`.
     """
-    data, affine = np.asarray(image.dataobj, dtype=dtype), np.asarray(image.affine, dtype=np.float64)
-    return _checked(data, affine, source, ndim)
+    data = np.asarray(image.dataobj, dtype=dtype)
+    if isinstance(image.header, nib.Nifti1Header):
+        place = placement(image.header)
+        if image.get_filename() is None:  # the code that nibabel gives to new images says nothing
+            place = replace(place, assumed="")
+    else:
+        place = Placement(np.asarray(image.affine, dtype=np.float64))
+    return _checked(data, place, source, ndim)
 
 
-def _checked(data: NDArray[Any], affine: Affine, source: str, ndim: int) -> Image:
+def _checked(data: NDArray[Any], place: Placement, source: str, ndim: int) -> Image:
     """Check voxels and affine."""
     data = data.reshape(_trimmed(data.shape, ndim, source), order="A")
     wrong = data.size - int(np.count_nonzero(np.isfinite(data)))
@@ -270,8 +284,8 @@ def _checked(data: NDArray[Any], affine: Affine, source: str, ndim: int) -> Imag
             expected="finite numbers everywhere",
             fix="Replace them (0 outside the head) before running chisep.",
         )
-    _check_affine(affine, source)
-    return Image(data, affine, source)
+    _check_affine(place.affine, source)
+    return Image(data, place.affine, source, place)
 
 
 def require_volume(shape: tuple[int, ...], source: str) -> tuple[int, int, int]:
@@ -318,7 +332,7 @@ def _check_affine(affine: Affine, source: str) -> None:
             expected="voxel axes that span a volume, in mm",
             fix="Write the image again with a valid sform or qform.",
         )
-    low, high = _VOXEL_EDGES_MM
+    low, high = VOXEL_EDGES_MM
     if edges.min() < low or edges.max() > high:
         raise InputError(
             source,
@@ -337,7 +351,8 @@ def load_mask(path: str | Path) -> Image:
         As `load`, and if the mask is empty.
     """
     image = load(path)
-    return checked_mask(image.data > 0.5, image.affine, image.source)
+    checked = checked_mask(image.data > 0.5, image.affine, image.source)
+    return replace(checked, place=image.place)
 
 
 def checked_mask(mask: NDArray[np.bool_], affine: Affine, source: str) -> Image:
@@ -360,23 +375,33 @@ def checked_mask(mask: NDArray[np.bool_], affine: Affine, source: str) -> Image:
 
 def is_same_grid(reference: Image, other: Image) -> bool:
     """Whether two images have the same voxels at the same places."""
-    return reference.data.shape[:3] == other.data.shape[:3] and np.allclose(
-        reference.affine, other.affine, atol=_SAME_PLACE_MM
-    )
+    same_shape = reference.data.shape[:3] == other.data.shape[:3]
+    return same_shape and _share_place(_affines(reference), _affines(other))
+
+
+def _affines(image: Image) -> list[Affine]:
+    """All affines that a file states: one of the same voxels may be written with any of them."""
+    return list(image.place.affines) if image.place else [image.affine]
+
+
+def _share_place(ones: Sequence[Affine], others: Sequence[Affine]) -> bool:
+    return any(np.allclose(one, other, atol=_SAME_PLACE_MM) for one in ones for other in others)
 
 
 def require_same_grid(reference: Image, other: Image) -> None:
     """Check that two images have the same voxels at the same places; errors as of `require_grid`."""
-    require_grid(reference.data.shape[:3], reference.affine, reference.source, other)
+    require_grid(reference.data.shape[:3], _affines(reference), reference.source, other)
 
 
-def require_grid(shape: Sequence[int], affine: Affine, source: str, other: Image) -> None:
+def require_grid(shape: Sequence[int], affines: Sequence[Affine], source: str, other: Image) -> None:
     """Check that an image has the voxels of a grid at the same places.
 
     Parameters
     ----------
-    shape, affine
+    shape
         Of the grid.
+    affines
+        All that the image of the grid states.
     source
         Image that the grid is of, for the message.
     other
@@ -387,20 +412,20 @@ def require_grid(shape: Sequence[int], affine: Affine, source: str, other: Image
     InputError
         If shape or affine differ.
     """
-    require_place(shape, affine, source, other.data.shape[:3], other.affine, other.source)
+    require_place(shape, affines, source, other.data.shape[:3], _affines(other), other.source)
 
 
 def require_place(
     shape: Sequence[int],
-    affine: Affine,
+    affines: Sequence[Affine],
     source: str,
     other_shape: Sequence[int],
-    other_affine: Affine,
+    other_affines: Sequence[Affine],
     other_source: str,
 ) -> None:
-    """Check as `require_grid` does, from shapes and affines alone."""
+    """Check as `require_grid` does, from shapes and the affines that files state."""
     same_shape = tuple(other_shape) == tuple(shape)
-    if same_shape and np.allclose(affine, other_affine, atol=_SAME_PLACE_MM):
+    if same_shape and _share_place(affines, other_affines):
         return
     raise InputError(
         other_source,
@@ -423,29 +448,75 @@ def grid_of_header(header: Header, source: str, b0_direction: Sequence[float] | 
     Raises
     ------
     InputError
-        If the image is not 3-D.
+        If the image is not 3-D, and as `grid_of`.
     """
     shape = _trimmed(header.shape, 3, source)
-    return grid_of(Image(np.broadcast_to(np.float32(0), shape), header.affine, source), b0_direction)
+    image = Image(np.broadcast_to(np.float32(0), shape), header.affine, source, header.place)
+    return grid_of(image, b0_direction)
 
 
 def grid_of(image: Image, b0_direction: Sequence[float] | None = None) -> Grid:
-    """Grid of an image; B0 along scanner z unless a direction in voxel axes is given."""
+    """Grid of an image; B0 along scanner z unless a direction in voxel axes is given.
+
+    Raises
+    ------
+    InputError
+        If no direction is given and the affine is not the scanner's.
+    """
     i, j, k = image.data.shape[:3]
+    if b0_direction is None and image.place and image.place.problem:
+        raise unknown_b0(image.place, image.source)
     b0_i, b0_j, b0_k = b0_direction_of(image.affine) if b0_direction is None else b0_direction
     return Grid((i, j, k), image.voxel_mm, (b0_i, b0_j, b0_k), image.affine)
 
 
-def to_nibabel(data: NDArray[Any], affine: Affine) -> nib.Nifti1Image:
-    """Wrap voxels as a NIfTI image in scanner coordinates."""
+def place_notes(image: Image, *, b0_given: bool) -> list[str]:
+    """Say what is to be known of where an image lies, with its file.
+
+    Parameters
+    ----------
+    image
+        An image that `load` or `from_nibabel` made.
+    b0_given
+        Whether the direction of B0 is known otherwise.
+    """
+    return notes_of_place(image.place, image.source, b0_given=b0_given) if image.place else []
+
+
+def notes_of_place(place: Placement, source: str, *, b0_given: bool) -> list[str]:
+    """Say the same of a placement and its file."""
+    notes = "; ".join(filter(None, (place.note, "" if b0_given else place.assumed)))
+    return [f"{Path(source).name}: {notes}"] if notes else []
+
+
+def unknown_b0(place: Placement, source: str) -> InputError:
+    """Error for an image whose affine does not tell where B0 points."""
+    return InputError(
+        source,
+        found=place.problem,
+        expected="an affine of the scanner (qform or sform of code 1), since B0 is along the scanner's z",
+        fix="Convert the image again from DICOM, or state B0 in voxel axes: --b0-dir, e.g. 0 0 1 for slices "
+        "perpendicular to it, or B0DirectionVoxelAxes in the sidecar.",
+    )
+
+
+def to_nibabel(data: NDArray[Any], affine: Affine, code: int = SCANNER) -> nib.Nifti1Image:
+    """Wrap voxels as a NIfTI image, by default in scanner coordinates; `code` is NIfTI's of the frame."""
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
+    image.set_sform(affine, code=code)
+    image.set_qform(affine, code=code)
     return image
 
 
-def save(path: str | Path, data: ArrayLike, affine: Affine, *, dtype: DTypeLike = np.float32) -> Path:
+def save(
+    path: str | Path,
+    data: ArrayLike,
+    affine: Affine,
+    *,
+    dtype: DTypeLike = np.float32,
+    code: int = SCANNER,
+) -> Path:
     """Write a NIfTI file; equal data give equal bytes, and the file is whole or absent.
 
     Parameters
@@ -458,6 +529,8 @@ def save(path: str | Path, data: ArrayLike, affine: Affine, *, dtype: DTypeLike 
         Voxel index to scanner mm, shape (4, 4).
     dtype
         Number type on disk.
+    code
+        NIfTI's number of the frame that the affine leads to.
 
     Raises
     ------
@@ -465,7 +538,7 @@ def save(path: str | Path, data: ArrayLike, affine: Affine, *, dtype: DTypeLike 
         If it cannot be written.
     """
     path = Path(path)
-    content = to_nibabel(np.asarray(data).astype(dtype), affine).to_bytes()
+    content = to_nibabel(np.asarray(data).astype(dtype), affine, code).to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=4, mtime=0)
     return write_bytes(path, content)

@@ -217,6 +217,7 @@ class _Notes:
         if max(edges) > _LONG_VOXEL * min(edges):
             size = " × ".join(f"{edge:.3g}" for edge in edges)
             self.warnings.append(f"voxels of {size} mm: susceptibility is underestimated with thick slices")
+        self.warnings += self.inputs.notes
         if megre.b0_direction is None:
             i, j, k = grid.b0_direction
             self.assumed.append(

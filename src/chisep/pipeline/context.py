@@ -13,6 +13,7 @@ from chisep.io.echoes import EchoImage, files_of
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.segmentation import Segmentation, find_segmentation
+from chisep.preprocessing.extent import require_slices
 from chisep.types import Convergence
 
 
@@ -53,13 +54,14 @@ class SessionContext:
         Raises
         ------
         InputError
-            If a segmentation was asked for and there is none.
+            If a segmentation was asked for and there is none, or the scan has one or two slices.
         """
         if session.megre.b0_t is None:
             raise ValueError("a gradient-echo series without field strength")
+        files = SessionFiles(session, config.bids, config.out, config.device, config.b0_dir)
+        require_slices(files.header.shape[:3], str(session.megre.first))
         atlas = config.regions if config.regions is not None and config.regions.is_file() else None
         found = None if atlas else find_segmentation(session, config.bids, config.out, config.regions)
-        files = SessionFiles(session, config.bids, config.out, config.device)
         return cls(config, session, session.megre.b0_t, files, config.weights(), atlas, found)
 
     @property

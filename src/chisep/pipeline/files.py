@@ -19,6 +19,7 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.echoes import EchoImage, read_echo
 from chisep.io.files import write_json
+from chisep.io.placement import SCANNER
 from chisep.pipeline.engine import DeclaredFiles, Stage
 from chisep.pipeline.outputs import OUTPUTS
 from chisep.types import Affine, Grid
@@ -99,10 +100,20 @@ class SessionFiles:
         Raw and derivatives dataset.
     device
         Device of the tensors.
+    b0_direction
+        B0 in voxel axes where the user states it.
     """
 
-    def __init__(self, session: bids.Session, raw: Path, out: Path, device: str) -> None:
+    def __init__(
+        self,
+        session: bids.Session,
+        raw: Path,
+        out: Path,
+        device: str,
+        b0_direction: tuple[float, float, float] | None = None,
+    ) -> None:
         self.session, self.raw, self.out, self.device = session, raw, out, device
+        self.b0_direction = b0_direction or session.megre.b0_direction
         self.report = out / f"{session.name}.html"
         self.volumes = VolumeCache()
 
@@ -121,15 +132,27 @@ class SessionFiles:
         return nifti.read_header(self.session.megre.first)
 
     @property
+    def place_notes(self) -> list[str]:
+        """What the user should know of where the gradient echo lies, with its file."""
+        first = str(self.session.megre.first)
+        return nifti.notes_of_place(self.header.place, first, b0_given=self.b0_direction is not None)
+
+    @property
     def affine(self) -> Affine:
         """Voxel index to scanner mm, shape (4, 4)."""
         return self.header.affine
 
     @cached_property
     def grid(self) -> Grid:
-        """Grid of the gradient echo, with B0 from the sidecar, else along scanner z."""
-        megre = self.session.megre
-        return nifti.grid_of_header(self.header, str(megre.first), megre.b0_direction)
+        """Grid of the gradient echo, with B0 as the user or the sidecar has it, else along scanner z.
+
+        Raises
+        ------
+        InputError
+            If neither states B0 and the affine is not the scanner's.
+        """
+        first = str(self.session.megre.first)
+        return nifti.grid_of_header(self.header, first, self.b0_direction)
 
 
 class StageFiles:
@@ -164,7 +187,9 @@ class StageFiles:
         if kept is not None:
             return kept
         image = nifti.load(path)
-        nifti.require_grid(self.grid.shape, self.affine, str(self.session.session.megre.first), image)
+        place = self.session.header.place
+        first = str(self.session.session.megre.first)
+        nifti.require_grid(self.grid.shape, place.affines, first, image)
         if self.session.volumes.is_read_later(path):
             self.session.volumes.put(path, image.data.copy(order="K"))
         return image.data
@@ -247,7 +272,9 @@ class StageFiles:
     def save_array(self, key: str, volume: NDArray[Any], dtype: type[np.generic]) -> None:
         """Write a map with a number type on disk."""
         path = self._declared.write(self.session[key])
-        nifti.save(path, volume, self.affine, dtype=dtype)
+        place = self.session.header.place
+        # Maps of images that are not in the scanner's frame must not claim to be.
+        nifti.save(path, volume, self.affine, dtype=dtype, code=place.code if place.problem else SCANNER)
         if volume.ndim == 3 and self.session.volumes.is_read_later(path):
             self.session.volumes.put(path, np.asfortranarray(volume.astype(dtype), dtype=np.float32))
 

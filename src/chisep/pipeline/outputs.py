@@ -148,6 +148,13 @@ _ALL = (
     ),
 )
 
+BEYOND_ERODED_MASK = (
+    "Susceptibility maps reach beyond the valid-field mask (desc-eroded_mask) where a method uses the whole "
+    "brain: in this rim the local field is not known, values follow from the field inside and from "
+    "relaxation rates, and region tables exclude them."
+)
+"""What voxels of maps mean beyond the valid-field mask: the one sentence of the report and the README."""
+
 OUTPUTS: Mapping[str, Output] = {output.key: output for output in _ALL}
 """Every output by its key."""
 

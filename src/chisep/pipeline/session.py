@@ -89,7 +89,7 @@ def process(
     ChisepError
         If an input cannot be used or an output cannot be written; finished stages stay.
     """
-    require_inputs(session)
+    require_inputs(session, config.b0_dir)
     cache = cache or StageCache(config.bids, config.out, session.name)
     context = SessionContext.of(config, session)
     stages = map_stages(context)

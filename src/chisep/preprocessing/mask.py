@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.preprocessing.bet import extract_brain
+from chisep.preprocessing.head_size import adult_grid, adult_lengths, head_scale
 from chisep.preprocessing.morphology import closed_and_filled, closing, distance_inside, largest_component
 from chisep.types import Echoes, Grid, MaskVolume, Volume
 
@@ -22,7 +23,8 @@ _DARK_CLASS = 0.3
 """Below this ratio of Otsu's two class means, the darker class is air and not tissue."""
 _TISSUE_FRACTION = 0.3
 """Signal that counts as tissue, relative to the median, in a volume without air."""
-_LEAST_ML = 1.0
+_LEAST_ML, _LEAST_VOXELS = 1.0, 1000
+"""A mask that a user gives has this volume, or for a small animal this many voxels."""
 _Image = Float[np.ndarray, "i j k"]
 _Inside = Bool[np.ndarray, "i j k"]
 
@@ -96,7 +98,7 @@ def brain_mask(magnitude: Echoes, grid: Grid, config: MaskConfig | None = None) 
     10.1002/hbm.10062). It grows in the last echo, in which bone, fat and muscle have decayed more than brain
     and CSF. Voxels near the surface that hardly decay are CSF between brain and skull, and are left out, with
     sulci closed. Ratios of echoes do not depend on the coil's sensitivity, and BET compares signals over 2 cm
-    only.
+    only. Lengths scale with the head where it is that of a small animal.
 
     Parameters
     ----------
@@ -122,6 +124,8 @@ def brain_mask(magnitude: Echoes, grid: Grid, config: MaskConfig | None = None) 
     if not image.max() > image.min():
         raise _no_brain("a constant image")
     tissue, has_air = _tissue(image)
+    scale = head_scale(torch.from_numpy(tissue), grid) if has_air else 1.0
+    grid, config = adult_grid(grid, scale), adult_lengths(config, scale)
     if has_air and config.method == "bet":
         brain = extract_brain(
             magnitude.detach().cpu().numpy(),
@@ -219,7 +223,7 @@ def checked_mask(mask: Tensor, grid: Grid, source: str) -> MaskVolume:
         found = f"shape {tuple(mask.shape)}"
     elif not bool(values.isfinite().all()) or len(values) > 2 or (len(values) == 2 and values[0] != 0):
         found = f"{len(values)} different values from {float(values[0]):g} to {float(values[-1]):g}"
-    elif ml < _LEAST_ML:
+    elif ml < _LEAST_ML and int(inside.sum()) < _LEAST_VOXELS:
         found = f"{ml:.3g} ml"
     if found:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from chisep.pipeline.outputs import BEYOND_ERODED_MASK
 from chisep.regions.statistics import RegionValue
 from chisep.report import figures
 from chisep.report.figures import EchoArrays, MaskArray, VolumeArray
@@ -112,7 +113,7 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
     yield Panel.of_figure(
         "Separated sources",
         "Iron-rich nuclei are bright in χ_pos, white matter in χ_neg. Stripes along the magic angle or "
-        "a bright rim at the edge of the mask are artefacts of the field, not tissue.",
+        "a bright rim at the edge of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK,
         figures.source_maps(
             images.chi_pos_ppm, images.chi_neg_ppm, images.chi_ppm, images.affine, images.eroded_mask
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from chisep.errors import InputError
+from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
 from chisep.io.paths import require_inside, require_label
@@ -36,6 +37,8 @@ class ImportConfig:
     """Echo times of the spin echo in seconds, one per echo."""
     subject: str = "01"
     """Label of the participant, letters and digits."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the gradient echo, for files whose affine is not the scanner's."""
 
     def __post_init__(self) -> None:
         require_label(self.subject, "--subject")
@@ -80,6 +83,7 @@ def import_session(config: ImportConfig) -> list[Path]:
         If the dataset cannot be written, or a link in it leads elsewhere.
     """
     magnitude = _echoes(config.magnitude, config.te)
+    _warn_of_place(magnitude, config.b0_dir)
     phase = _echoes(config.phase, config.te)
     nifti.require_same_grid(magnitude, phase)
     spin_echo = _echoes(config.spin_echo, config.te_spin_echo) if config.spin_echo else None
@@ -91,6 +95,13 @@ def import_session(config: ImportConfig) -> list[Path]:
     if spin_echo is not None:
         written += _write(config, spin_echo, "MESE", config.te_spin_echo)
     return written
+
+
+def _warn_of_place(magnitude: nifti.Image, b0_dir: tuple[float, float, float] | None) -> None:
+    """Say what is assumed of the place of the gradient echo; refuse one that does not tell B0."""
+    nifti.grid_of(magnitude, b0_dir)
+    for note in nifti.place_notes(magnitude, b0_given=b0_dir is not None):
+        warnings.warn(note, ChisepWarning, stacklevel=3)
 
 
 def _refuse_overwriting(config: ImportConfig) -> None:
@@ -123,7 +134,9 @@ def _write(
     for echo, time in enumerate(te_s, start=1):
         path = bids.raw_path(config.bids, config.subject, suffix, echo=echo, part=part)
         require_inside(config.bids, path)
-        facts = {"EchoTime": time, "MagneticFieldStrength": config.b0}
+        facts: dict[str, object] = {"EchoTime": time, "MagneticFieldStrength": config.b0}
+        if config.b0_dir is not None and suffix == "MEGRE":
+            facts["B0DirectionVoxelAxes"] = list(config.b0_dir)
         write_json(bids.sidecar_of(path), facts | ({"Units": "arbitrary"} if part == "phase" else {}))
         written.append(nifti.save(path, np.ascontiguousarray(image.data[..., echo - 1]), image.affine))
     return written

@@ -12,7 +12,9 @@ from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.background import local_field_checks, remove_background
 from chisep.preprocessing.checks import Check, judge
+from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.field import total_field
+from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
 from chisep.preprocessing.magnitude_checks import check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
@@ -43,6 +45,7 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     brain = files.load_mask("mask")
     # One layer of voxels around the brain, so that R2* has the field gradient at its surface.
     around = max_pool3d(brain[None].float(), 3, stride=1, padding=1)[0] > 0
+    scale = length_scale(brain, files.grid)
     magnitude = files.echoes(megre.magnitude)
     check_magnitudes(magnitude, [str(path) for path in megre.magnitude])
     phase, note = phase_in_radians(files.echoes(megre.phase), str(megre.phase[0]), megre.phase_units)
@@ -52,12 +55,17 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         megre.te_s,
         context.b0_t,
         around,
-        files.grid,
-        config.field_map,
+        adult_grid(files.grid, scale),
+        adult_lengths(config.field_map, scale),
         megre.echo_numbers,
     )
     poor = _judged(context, result.checks, "field")
-    reliable = quality_mask(result.quality, result.reliable & brain, files.grid, config.quality)
+    reliable = quality_mask(
+        result.quality,
+        result.reliable & brain,
+        adult_grid(files.grid, scale),
+        adult_lengths(config.quality, scale),
+    )
     files.save(
         {
             "unwrapped": result.unwrapped_rad.movedim(0, -1),
@@ -95,16 +103,25 @@ def background_stage(context: SessionContext) -> Stage:
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
         total, known = own.load("total_field"), own.load_mask("reliable_mask")
-        local = remove_background(total, known, own.grid, config, sigma_ppm=own.load("field_sigma"))
-        checks = local_field_checks(local, own.load_mask("mask"))
+        brain = own.load_mask("mask")
+        scale = length_scale(brain, own.grid)
+        warnings = thin_slab(brain, own.grid, scale)
+        local = remove_background(
+            total,
+            known,
+            adult_grid(own.grid, scale),
+            adult_lengths(config, scale),
+            sigma_ppm=own.load("field_sigma"),
+        )
+        checks = local_field_checks(local, brain)
         poor = _judged(context, checks, "local field")
         own.save({"local_field": local.local_field_ppm, "eroded_mask": local.mask})
         facts = {
-            "ErosionMm": round(local.erosion_mm, 2),
-            "ErosionMl": round(local.erosion_ml, 1),
+            "ErosionMm": round(local.erosion_mm * scale, 2),
+            "ErosionMl": round(local.erosion_ml * scale**3, 1 if scale == 1 else 4),
             "Checks": [check.fact() for check in checks],
         }
-        return StageResult(facts, poor)
+        return StageResult(facts, [*warnings, *poor])
 
     return Stage(
         "background",

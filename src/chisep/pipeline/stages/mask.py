@@ -12,6 +12,7 @@ from chisep.errors import InputError
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
+from chisep.preprocessing.head_size import length_scale, small_head
 from chisep.preprocessing.magnitude_checks import check_magnitudes
 from chisep.preprocessing.mask import brain_mask, checked_mask
 
@@ -65,4 +66,8 @@ def _given(context: SessionContext, masks: Path) -> Path:
 def _save(files: StageFiles, brain: Tensor) -> StageResult:
     files.save({"mask": brain})
     millilitre = float(brain.sum()) * float(np.prod(files.grid.voxel_mm)) / 1000
-    return StageResult({"BrainVolumeMl": round(millilitre, 1)})
+    scale = length_scale(brain, files.grid)
+    facts = {"BrainVolumeMl": round(millilitre, 1 if scale == 1 else 4)}
+    if scale != 1:
+        facts["HeadLengthScale"] = round(scale, 4)
+    return StageResult(facts, [*files.session.place_notes, *small_head(scale)])

@@ -19,6 +19,7 @@ from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.pipeline.outputs import OUTPUTS
 from chisep.pipeline.segmentation import Segmentation
+from chisep.preprocessing.head_size import length_scale
 from chisep.preprocessing.phase_sign import iron_contrast_ppb, phase_sign_warnings
 from chisep.preprocessing.registration import register
 from chisep.preprocessing.relaxivity import DEEP_GREY
@@ -38,6 +39,11 @@ _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
 _MAPS = ("chi_pos", "chi_neg", "chi", "qsm", "r2star", "r2", "r2prime")
 """Outputs of the region table, in its order."""
+
+_HUMAN_ATLAS = (
+    "the packaged atlas is of adult humans, and this head is far smaller: there are no region values, give "
+    "a segmentation or an atlas (--regions)"
+)
 
 
 def labels_stage(context: SessionContext) -> Stage:
@@ -95,6 +101,7 @@ def _resample_segmentation(context: SessionContext, found: Segmentation, files: 
             files.affine,
             mask=brain,
             config=context.config.registration,
+            length_scale=length_scale(brain, files.grid),
         )
         transform = moved.fixed_to_moving_mm
         agreement = round(moved.agreement, 4) if math.isfinite(moved.agreement) else None  # JSON has no NaN
@@ -122,6 +129,9 @@ def _is_on_grid(image: LabelImage, files: StageFiles) -> bool:
 def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     if context.atlas is None:
         atlas = packaged_atlas()
+        if length_scale(files.load_mask("mask"), files.grid) != 1:
+            _save_labels(np.zeros(files.grid.shape, np.int32), atlas, files)
+            return StageResult({"AtlasOverlapDice": 0.0}, [_HUMAN_ATLAS])
     else:
         table = next(iter(_atlas_table(context.atlas)), None)
         atlas = load_labels(files.path(context.atlas), table)

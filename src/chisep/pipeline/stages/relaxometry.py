@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.echoes import files_of
 from chisep.physics.relaxation import pseudo_r2_hz
@@ -17,7 +20,8 @@ from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.checks import Check, judge
-from chisep.preprocessing.registration import register
+from chisep.preprocessing.head_size import adult_grid, length_scale
+from chisep.preprocessing.registration import LEAST_CONTRAST, register
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime, r2, r2prime, r2star
 from chisep.preprocessing.resampling import coverage, resample_to
 
@@ -43,13 +47,15 @@ def registration_stage(context: SessionContext, mese: bids.Series) -> Stage:
 
 def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> StageResult:
     spin_echoes, image = files.echoes_on_own_grid(mese.magnitude)
+    brain = files.load_mask("mask")
     found = register(
         spin_echoes,
         image.affine,
         files.echoes(context.magnitude),
         files.affine,
-        mask=files.load_mask("mask"),
+        mask=brain,
         config=context.config.registration,
+        length_scale=length_scale(brain, files.grid),
     )
     facts = {
         "MovedMm": round(found.displacement_mm, 3),
@@ -57,6 +63,12 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
         "Agreement": round(found.agreement, 4),
         "AgreementByHeaders": round(found.agreement_before, 4),
     }
+    contrast = {
+        "SharedContrast": _rounded(found.contrast),
+        "SharedContrastByHeaders": _rounded(found.contrast_before),
+    }
+    if found.contrast < LEAST_CONTRAST:
+        raise _not_of_this_head(mese, found.contrast)
     transform = found.fixed_to_moving_mm.tolist()
     files.save_json(
         "transform",
@@ -68,7 +80,32 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
     )
     together = spin_echoes.square().sum(0, keepdim=True).sqrt()
     files.save({"spin_echo": _resampled(together, image, np.asarray(transform), files)[0]})
-    return StageResult(facts, found.warnings)
+    return StageResult(facts | contrast, [*_place_notes(image, files), *found.warnings])
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _not_of_this_head(mese: bids.Series, contrast: float) -> InputError:
+    return InputError(
+        mese.first,
+        found=f"a spin echo that does not lie on the gradient echo, neither by the headers nor after "
+        f"registration (shared contrast {contrast:.2f})",
+        expected=f"scans of one head, by their affines within 20 mm and 15° (at least {LEAST_CONTRAST:g})",
+        fix="Check the affines of both scans, or remove the spin echo to go on with a pseudo-R2.",
+    )
+
+
+def _place_notes(image: nifti.Image, files: StageFiles) -> list[str]:
+    """Say what is to be known of where the spin echo lies, unless it is so of the gradient echo, too."""
+    if image.place is None:
+        return []
+    if image.place.problem:
+        name = Path(image.source).name
+        return [f"{name}: {image.place.problem}; where it lies relative to the gradient echo is uncertain"]
+    same = image.place.note == files.session.header.place.note
+    return [] if same else nifti.place_notes(image, b0_given=True)
 
 
 def relaxometry_stage(context: SessionContext) -> Stage:
@@ -162,7 +199,7 @@ def _r2prime(
         mese.te_s,
         known,
         context.config.r2,
-        voxel_mm=files.grid.voxel_mm,
+        voxel_mm=adult_grid(files.grid, length_scale(brain, files.grid)).voxel_mm,
     )
     maps = {"r2": of_se.rate_hz, "r2_sigma": of_se.sigma_hz}
     if has_b1(context):
