@@ -440,5 +440,5 @@ def test_without_norms_the_same_comes_out(folder, name):
 
 
 def test_norms_of_each_pass_cannot_be_left_out(folder):
-    with pytest.raises(InputError, match="norms of each pass"):
+    with pytest.raises(InputError, match="norms of each cascade"):
         without_norms(load(folder / "unrolled-thesis.safetensors"))

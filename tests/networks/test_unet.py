@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from chisep.errors import InputError
 from chisep.networks import unet
-from chisep.networks.unet import REFERENCE_WIDTHS, PassBatchNorm, Scale, UNet, UNetConfig
+from chisep.networks.unet import REFERENCE_WIDTHS, CascadeBatchNorm, Scale, UNet, UNetConfig
 from chisep.training.recipes import SMALL_WIDTHS
 
 NORMS = ["batch", "instance", "none"]
@@ -130,10 +130,10 @@ def test_instance_norm_knows_no_neighbours_in_the_batch_and_batch_norm_does():
         assert torch.allclose(net(x)[:1], net(x[:1])) == equal
 
 
-class TestPassBatchNorm:
+class TestCascadeBatchNorm:
     def test_each_pass_is_a_batch_norm_of_its_own(self):
         """In training and in evaluation, with shared weight and bias."""
-        norm = PassBatchNorm(3, 2).double()
+        norm = CascadeBatchNorm(3, 2).double()
         oracles = [torch.nn.BatchNorm3d(3).double() for _ in range(2)]
         for module in (norm, *oracles):
             module.weight.data, module.bias.data = torch.tensor([[1.0, 2, 3], [4, 5, 6]], dtype=torch.float64)
@@ -159,7 +159,7 @@ class TestPassBatchNorm:
         torch.manual_seed(0)
         net, x = UNet(3, 2, UNetConfig((2, 3)), passes=2).double(), random(2, 3, 12, 12, 12)
         for module in net.modules():
-            if isinstance(module, PassBatchNorm):
+            if isinstance(module, CascadeBatchNorm):
                 module.momentum = 1.0
         inputs = [x, 5 + 3 * x.abs()]
         trained = [net(x, number) for number, x in enumerate(inputs)]
@@ -171,7 +171,7 @@ class TestPassBatchNorm:
 
     def test_one_pass_is_plain_batch_norm(self):
         kinds = {type(m) for m in UNet(3, 2, UNetConfig((2, 3))).modules()}
-        assert PassBatchNorm not in kinds
+        assert CascadeBatchNorm not in kinds
         assert torch.nn.BatchNorm3d in kinds
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chisep.networks.uncertainty import factor_at
-from chisep.training.conformal import HELD, SIGMAS, factors_of
+from chisep.training.conformal import COVERAGE, SIGMAS, factors_of
 
 
 def held(ratio, factors, level):
@@ -17,7 +17,7 @@ def test_one_factor_holds_the_share():
     ratio = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) ** 3
     factor = factors_of(ratio, None)
     assert isinstance(factor, float)
-    assert held(ratio, factor, 0.01) == pytest.approx(HELD, abs=1e-3)
+    assert held(ratio, factor, 0.01) == pytest.approx(COVERAGE, abs=1e-3)
 
 
 def test_scans_of_any_noise_are_held_alike():
@@ -29,7 +29,7 @@ def test_scans_of_any_noise_are_held_alike():
     factors = factors_of(ratio, levels)
     assert [noise for noise, _ in factors] == sorted({noise for noise, _ in factors})
     for level in levels.unique().tolist():
-        assert held(ratio[levels == level], factors, level) == pytest.approx(HELD, abs=0.02)
+        assert held(ratio[levels == level], factors, level) == pytest.approx(COVERAGE, abs=0.02)
 
 
 def test_scans_of_one_noise_have_one_factor():

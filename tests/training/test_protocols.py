@@ -13,7 +13,7 @@ from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, Netw
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
-from chisep.training.data import Scan, statistics_of_crops
+from chisep.training.data import TrainingScan, statistics_of_crops
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops, load_heads
 from chisep.types import Grid
 
@@ -33,7 +33,7 @@ EXACT = ProtocolConfig(
 SIZE = 16
 
 
-def ball(radius: float = 17.0) -> Scan:
+def ball(radius: float = 17.0) -> TrainingScan:
     """A head of 1 mm with smooth sources, positive everywhere."""
     shape = (40, 44, 42)
     axes = [torch.arange(n) - n / 2 for n in shape]
@@ -45,7 +45,7 @@ def ball(radius: float = 17.0) -> Scan:
         "chi_neg": (0.04 + 0.02 * torch.cos(z / 4)) * mask,
         "r2": (14 + 3 * wave) * mask,
     }
-    return Scan("ball", Grid(shape, (1.0, 1.0, 1.0)), mask, channels)
+    return TrainingScan("ball", Grid(shape, (1.0, 1.0, 1.0)), mask, channels)
 
 
 def crops(config: ProtocolConfig, network: NetworkConfig = NETWORK, seed: int = 0) -> ProtocolCrops:

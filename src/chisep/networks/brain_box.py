@@ -1,4 +1,4 @@
-"""The part of a volume that networks see: the brain, in the axes that they know."""
+"""Cropping and reorientation of a volume to the brain, as networks expect it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from chisep.types import Grid, MaskVolume
 
 _UPRIGHT_DEG = 2.0
-"""Angle between B0 and the third axis up to which a head is not turned: turning costs resolution."""
+"""Largest angle between B0 and the third axis without a rotation: interpolation costs resolution."""
 
 
 class BrainBox:
-    """The box around a brain, with its axes as near to right, anterior, superior as they can be.
+    """Crop a volume to the brain, with axes as close to right, anterior, superior as possible.
 
-    Networks know the head, and B0, from one side only; files hold their axes in any order and direction.
+    Networks are trained on one head orientation and B0 direction; files have axes in any order and direction.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class BrainBox:
     grid
         Of the mask; its axes are taken as they are if it has no affine.
     b0_along_z
-        Whether the head is turned besides until B0 is along the third axis, by cubic interpolation.
+        Whether the head is also rotated until B0 is along the third axis, by cubic interpolation.
 
     Attributes
     ----------
@@ -45,19 +45,21 @@ class BrainBox:
         inside = mask.nonzero()
         first, last = inside.amin(0).tolist(), (inside.amax(0) + 1).tolist()
         self._span = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-        turns = np.array([[0, 1], [1, 1], [2, 1]]) if grid.affine is None else io_orientation(grid.affine)
+        orientation = (
+            np.array([[0, 1], [1, 1], [2, 1]]) if grid.affine is None else io_orientation(grid.affine)
+        )
         # Axis a of the file goes to axis `to[a]` of the box; `order` is the other way round.
-        to = [int(axis) for axis in turns[:, 0]]
+        to = [int(axis) for axis in orientation[:, 0]]
         self._order = tuple(to.index(axis) for axis in range(3))
-        self._flips = [to[axis] - 3 for axis in range(3) if turns[axis, 1] < 0]
-        self._turn: _Turn | None = None
+        self._flips = [to[axis] - 3 for axis in range(3) if orientation[axis, 1] < 0]
+        self._rotation: _B0Rotation | None = None
         self._straight_mask = self.mask = self.cut(mask)
         b0 = self._reordered(
-            [b * sign for b, sign in zip(grid.b0_direction, turns[:, 1].tolist(), strict=True)]
+            [b * sign for b, sign in zip(grid.b0_direction, orientation[:, 1].tolist(), strict=True)]
         )
         self.grid = _grid_of(self.mask, self._reordered(grid.voxel_mm), b0)
         if b0_along_z and math.degrees(math.acos(min(1.0, abs(b0[2])))) > _UPRIGHT_DEG:
-            self._turn = _Turn(self.mask, self.grid)
+            self._rotation = _B0Rotation(self.mask, self.grid)
             self.mask = self.cut(mask)
             self.grid = _grid_of(self.mask, self.grid.voxel_mm, (0.0, 0.0, math.copysign(1.0, b0[2])))
 
@@ -66,27 +68,27 @@ class BrainBox:
         return i, j, k
 
     def cut(self, volume: Tensor) -> Tensor:
-        """Part of a volume (i, j, k) that is in the box, in the axes of the box."""
+        """Crop a volume (i, j, k) to the box, in the axes of the box."""
         box = volume[self._span].permute(self._order).flip(self._flips).contiguous()
-        return box if self._turn is None else self._turn.there(box)
+        return box if self._rotation is None else self._rotation.apply(box)
 
     def restore(self, box: Tensor) -> Tensor:
         """Put (channel, …) in the box back into a volume of zeros, (channel, i, j, k)."""
-        if self._turn is not None:
-            box = torch.stack([self._turn.back(channel) for channel in box]) * self._straight_mask
+        if self._rotation is not None:
+            box = torch.stack([self._rotation.invert(channel) for channel in box]) * self._straight_mask
         whole = box.new_zeros((box.shape[0], *self._shape))
         back = [self._order.index(axis) + 1 for axis in range(3)]
         whole[(slice(None), *self._span)] = box.flip(self._flips).permute(0, *back)
         return whole
 
 
-class _Turn:
-    """The shortest rotation that brings B0 to the third axis.
+class _B0Rotation:
+    """Shortest rotation that brings B0 to the third axis.
 
     Parameters
     ----------
     mask
-        Brain in the box, which the turned box is to hold.
+        Brain in the box; the rotated box contains it.
     grid
         Of the box.
     """
@@ -98,21 +100,21 @@ class _Turn:
         axis = np.cross(b0, up)
         angle = math.atan2(float(np.linalg.norm(axis)), float(b0 @ up))
         rotation = Rotation.from_rotvec(axis / np.linalg.norm(axis) * angle).as_matrix()
-        # Of voxel indices: millimetres are turned, and voxels keep their edges.
+        # In voxel indices: the rotation is in mm, and voxels keep their edges.
         self._matrix = rotation * edges[None, :] / edges[:, None]
         index = mask.nonzero().cpu().numpy() @ self._matrix.T
         self._low = np.floor(index.min(0)).astype(int) - 1
         self._shape = mask.shape
-        self._turned_shape = tuple((np.ceil(index.max(0)).astype(int) + 2 - self._low).tolist())
+        self._rotated_shape = tuple((np.ceil(index.max(0)).astype(int) + 2 - self._low).tolist())
 
-    def there(self, box: Tensor) -> Tensor:
-        """Turn a volume of the box; masks by their nearest voxel."""
+    def apply(self, box: Tensor) -> Tensor:
+        """Rotate a volume of the box; masks by nearest-neighbour interpolation."""
         inverse = np.linalg.inv(self._matrix)
-        return _resampled(box, inverse, inverse @ self._low, self._turned_shape)
+        return _resampled(box, inverse, inverse @ self._low, self._rotated_shape)
 
-    def back(self, turned: Tensor) -> Tensor:
-        """Turn a volume back to the box."""
-        return _resampled(turned, self._matrix, -self._low, tuple(self._shape))
+    def invert(self, rotated: Tensor) -> Tensor:
+        """Rotate a volume back to the box."""
+        return _resampled(rotated, self._matrix, -self._low, tuple(self._shape))
 
 
 def _resampled(volume: Tensor, matrix: np.ndarray, offset: np.ndarray, shape: tuple[int, ...]) -> Tensor:
@@ -121,7 +123,7 @@ def _resampled(volume: Tensor, matrix: np.ndarray, offset: np.ndarray, shape: tu
         values = ndimage.affine_transform(values.astype(np.uint8), matrix, offset, shape, order=0)
         return torch.from_numpy(values > 0).to(volume.device)
     moved = ndimage.affine_transform(values, matrix, offset, shape, order=3)
-    # Splines overshoot: sources and rates stay what they are, 0 or more.
+    # Splines overshoot, but sources and relaxation rate maps are not negative.
     if values.min() >= 0:
         np.maximum(moved, 0, out=moved)
     return torch.from_numpy(moved.astype(values.dtype, copy=False)).to(volume.device)

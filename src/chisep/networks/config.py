@@ -1,4 +1,4 @@
-"""What a network is, in a config; and how to build it."""
+"""Config of a network, and its construction."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from chisep.networks.unrolled_proximal import WHOLE_PADDING, UnrolledProximal, U
 Channel = Literal[
     "field", "qsm", "r2prime", "r2star", "field_sigma", "r2prime_sigma", "chi", "chi_pos", "chi_neg"
 ]
-"""Maps that go in or come out, all in ppm: local field; χ made by a QSM method; R2'/D_r,pos; R2*/D_r,pos;
-standard deviations of the noise of field and R2'/D_r,pos, 0 where nothing was measured; χ; χ_pos; χ_neg."""
+"""Input and output maps, all in ppm: local field; χ of a QSM method; R2'/D_r,pos; R2*/D_r,pos; noise maps of
+field and R2'/D_r,pos (SD, 0 in voxels without a measurement); χ; χ_pos; χ_neg."""
 Statistics = Mapping[str, tuple[float, float]]
-"""Mean and standard deviation in ppm of each channel in the brains that a network was trained on."""
+"""Mean and standard deviation in ppm of each channel in the brains of the training data."""
 Network = SinglePass | UnrolledGradient | UnrolledProximal
 SOURCES: tuple[Channel, Channel] = ("chi_pos", "chi_neg")
 PHI_ROWS: tuple[Channel, Channel, Channel] = ("qsm", "r2prime", "field")
-"""Order of the rows of Φ, which the unrolled network needs."""
+"""Rows of Φ in the order of the unrolled gradient network."""
 MEASURED_ROWS: tuple[Channel, Channel] = ("r2prime", "field")
-"""Rows of Φ without a χ map, which the proximal network needs."""
+"""Rows of Φ without a χ map, for the unrolled proximal network."""
 NOISE: Mapping[Channel, Channel] = {"r2prime": "r2prime_sigma", "field": "field_sigma"}
-"""Maps → maps of their noise."""
+"""Noise map of each input map."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Channels in, channels out, and what lies between."""
+    """Input channels, output channels and architecture."""
 
     inputs: tuple[Channel, ...]
-    """Maps that go in."""
+    """Input maps."""
     outputs: tuple[Channel, ...]
-    """Maps that come out."""
+    """Output maps."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """The U-net."""
     unrolled: UnrolledGradientConfig | None = None
-    """Physics steps and passes of the U-net in turn; one pass without physics if None."""
+    """Unrolled gradient network; a single pass of the U-net if this and `proximal` are None."""
     proximal: UnrolledProximalConfig | None = None
-    """Exact data steps and passes of U-nets in turn."""
+    """Unrolled proximal network: cascades of exact data-consistency (DC) steps and U-nets."""
     b0_along_z: bool = False
-    """Whether it knows heads turned so that B0 is along the third axis, in training and after: a U-net is not
-    told where B0 is."""
+    """Whether inputs are rotated until B0 is along the third axis, in training and inference: a U-net has no
+    input for the B0 direction."""
 
     def __post_init__(self) -> None:
         known = {*get_args(Channel)} - (set() if self.proximal else {*NOISE.values()})
@@ -62,12 +62,12 @@ class NetworkConfig:
                 expected="channels out of " + ", ".join(name for name in get_args(Channel) if name in known)
                 if unknown or empty
                 else " or ".join(f"{rows} to {sources}" for rows, sources in allowed)
-                + " for a network with physics, of one kind",
+                + " for an unrolled network, of one kind",
                 fix="Correct the channels.",
             )
 
     def _channels_of_physics(self) -> list[tuple[tuple[Channel, ...], tuple[Channel, ...]]]:
-        """List inputs and outputs that a network with physics can have; none for one without."""
+        """List inputs and outputs that an unrolled network can have; empty for a single pass."""
         if self.proximal is not None:
             rows: list[tuple[tuple[Channel, ...], tuple[Channel, ...]]] = [
                 (MEASURED_ROWS, SOURCES),
@@ -81,26 +81,26 @@ class NetworkConfig:
         return [] if self.unrolled is None else [(PHI_ROWS, SOURCES)]
 
     def padding(self, *, whole: bool) -> float:
-        """Size that the dipole of its physics is padded to, over that of a crop or of a whole volume."""
+        """Return the padded size of the dipole over the size of a crop or of a whole volume."""
         if self.proximal is None:
             return 2.0
         return WHOLE_PADDING if whole else self.proximal.padding
 
     @property
     def scaled(self) -> tuple[Channel, ...]:
-        """Channels whose statistics a network needs."""
+        """Channels whose statistics the network needs."""
         if self.unrolled is not None:
             return self.outputs
         return tuple(name for name in self.inputs if name not in NOISE.values()) + self.outputs
 
 
 def build(config: NetworkConfig, statistics: Statistics) -> Network:
-    """Make a network with random weights.
+    """Build a network with random weights.
 
     Parameters
     ----------
     config
-        What it is.
+        Architecture and channels.
     statistics
         Mean and SD in ppm of all its channels.
 
@@ -109,8 +109,8 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
     InputError
         If statistics of a channel are missing, or its SD is not above 0.
     """
-    wanted = config.scaled
-    missing = [name for name in wanted if name not in statistics]
+    scaled = config.scaled
+    missing = [name for name in scaled if name not in statistics]
     if missing:
         raise InputError(
             "statistics",
@@ -118,7 +118,7 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
             expected="mean and SD of every channel",
             fix="Compute them from the training data.",
         )
-    for name in wanted:
+    for name in scaled:
         mean, sd = statistics[name]
         if not (math.isfinite(mean) and math.isfinite(sd) and sd > 0):
             raise InputError(
@@ -133,7 +133,7 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
 
     if config.proximal is not None:
         noise = not {*NOISE.values()}.isdisjoint(config.inputs)
-        return UnrolledProximal(config.unet, config.proximal, *of(wanted), noise=noise)
+        return UnrolledProximal(config.unet, config.proximal, *of(scaled), noise=noise)
     if config.unrolled is not None:
         return UnrolledGradient(config.unet, config.unrolled, *of(config.outputs))
     return SinglePass(config.unet, *of(config.inputs), *of(config.outputs))

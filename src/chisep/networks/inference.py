@@ -1,4 +1,4 @@
-"""Apply trained networks to whole volumes of any shape."""
+"""Inference: trained networks on whole volumes of any shape."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def intermediate_estimates(
     precision: Precision = "auto",
     last_only: bool = False,
 ) -> list[Tensor]:
-    """Apply a network to a whole volume and return what it makes in every iteration.
+    """Apply a network to a whole volume; return its estimate after each cascade.
 
     Parameters
     ----------
     trained
         On the device of the maps.
     channels
-        Maps in ppm, at least those that go in, shape (i, j, k).
+        Maps in ppm, at least the inputs, shape (i, j, k).
     mask
         Brain.
     grid
@@ -54,18 +54,18 @@ def intermediate_estimates(
     precision
         Of convolutions.
     last_only
-        Keep the last iteration only, for memory.
+        Keep the final estimate only, to save memory.
 
     Returns
     -------
     list of Tensor
-        One per iteration, shape (channel, i, j, k) in ppm, 0 outside the mask; one for a network of one pass.
+        One per cascade, shape (channel, i, j, k) in ppm, 0 outside the mask; one for a single pass.
 
     Notes
     -----
-    Only the box around the brain is computed on, turned until B0 is along its third axis for networks that
-    know no other direction. Sources lie within the mask, so Φ loses nothing but that its dipole is padded to
-    twice a smaller box (0.3 to 0.7 % of the field of a head).
+    Only the box around the brain is computed. For networks without an input for the B0 direction it is
+    rotated until B0 is along the third axis. Sources lie within the mask, so the only loss is the padding of
+    the dipole to twice a smaller box (0.3 to 0.7 % of the field of a head).
     """
     box = BrainBox(mask, grid, b0_along_z=trained.config.b0_along_z)
     y = torch.stack([box.cut(channels[name]) for name in trained.config.inputs]) * box.mask
@@ -74,14 +74,14 @@ def intermediate_estimates(
         if not isinstance(trained.network, SinglePass):
             dipole = Dipole(box.grid, padding=trained.config.padding(whole=True), device=mask.device)
             phi = Separation(dipole, ratio, box.mask[None])
-            found = trained.network.intermediate_estimates(y[None], box.mask[None, None], phi)
+            estimates = trained.network.intermediate_estimates(y[None], box.mask[None, None], phi)
         else:
-            found = [trained.network(y[None], box.mask[None, None])]
-    return [box.restore(x[0].float()) for x in (found[-1:] if last_only else found)]
+            estimates = [trained.network(y[None], box.mask[None, None])]
+    return [box.restore(x[0].float()) for x in (estimates[-1:] if last_only else estimates)]
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether convolutions in bfloat16 are faster than in single precision there.
+    """Whether a device computes convolutions faster in bfloat16 than in single precision.
 
     Notes
     -----
@@ -99,11 +99,11 @@ class NetworkOptions:
     """Settings of a network."""
 
     weights: str = ""
-    """File of other weights, or name of shipped ones; the method's own if left out."""
+    """File of other weights, or name of shipped ones; those of the method by default."""
     chi_weights: str = "qsmnet"
-    """Weights that make χ from the field where no χ map is given."""
+    """Weights of the network from field to χ, if no χ map is given."""
     rate_weights: str = "r2s"
-    """Weights that make R2' from R2*, where the method goes that way."""
+    """Weights of the network from R2* to R2', if the method uses one."""
     precision: Precision = "auto"
     """Of convolutions; auto: bfloat16 where the hardware has it."""
 
@@ -111,7 +111,7 @@ class NetworkOptions:
 def invert(
     maps: Maps, options: NetworkOptions, progress: Progress | None = None, *, weights: str
 ) -> Susceptibility:
-    """Make χ from the local field with a network of one pass.
+    """Dipole inversion (local field to χ) with a network.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def invert(
     Raises
     ------
     InputError
-        If the weights cannot be read, or are not of a network from field to χ.
+        If the weights cannot be read, or belong to another kind of network.
     """
     trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
     made, sigmas = _applied(trained, maps, options)
@@ -139,19 +139,19 @@ def invert(
 def separate(
     maps: Maps, options: NetworkOptions, progress: Progress | None = None, *, weights: str
 ) -> Sources:
-    """Make χ_pos and χ_neg with a network; what it makes below 0 becomes 0.
+    """χ-separation with a network; negative values become 0.
 
     Parameters
     ----------
     maps
-        Local field, mask, D_r, R2' or R2*, and a χ map if there is one; QSMnet makes one else.
+        Local field, mask, D_r, R2' or R2*, and optionally a χ map; without it, QSMnet computes one.
     options, progress, weights
         As of `invert`.
 
     Raises
     ------
     InputError
-        If the weights cannot be read or make no sources, or a map is missing that they need.
+        If the weights cannot be read or are not for χ-separation, or a map that they need is missing.
     """
     known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values()}
     trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
@@ -168,15 +168,15 @@ def separate(
 
 
 def _applied(trained: LoadedNetwork, maps: Maps, options: NetworkOptions) -> tuple[Tensor, dict[str, Volume]]:
-    """Return what a network makes of maps in the end, (output, i, j, k), and standard deviations by output.
+    """Apply a network; return its result, (output, i, j, k), and standard deviations by output.
 
-    The latter are none for a network that does not tell its error.
+    There are no standard deviations if the network has no predicted uncertainty.
     """
     channels = measured_channels(maps, trained.config.inputs, options)
     made = intermediate_estimates(
         trained,
         channels,
-        # Networks that know the noise of every voxel take sources where the field is lost.
+        # Networks with noise maps predict sources also in voxels without a valid field.
         maps.sources_mask if uses_noise_maps(trained.config) else maps.mask,
         maps.grid,
         ratio=1.0 if maps.relaxivity is None else maps.relaxivity.ratio,
@@ -195,21 +195,21 @@ def _applied(trained: LoadedNetwork, maps: Maps, options: NetworkOptions) -> tup
 
 
 def uses_noise_maps(config: NetworkConfig) -> bool:
-    """Whether a network wants to be told the noise of its inputs."""
+    """Whether the noise maps of the inputs are inputs too."""
     return not set(NOISE.values()).isdisjoint(config.inputs)
 
 
 def measured_channels(
-    maps: Maps, wanted: Sequence[Channel], options: NetworkOptions
+    maps: Maps, inputs: Sequence[Channel], options: NetworkOptions
 ) -> dict[Channel, Volume]:
-    """Bring maps to the units of the networks; χ and R2' are made by networks where they are not given.
+    """Convert maps to the units of the networks; networks compute missing χ and R2' maps.
 
     Parameters
     ----------
     maps
         Of one subject.
-    wanted
-        Which channels.
+    inputs
+        Channels to return.
     options
         Weights for χ from the field, and for R2' from R2*.
 
@@ -218,45 +218,47 @@ def measured_channels(
     InputError
         If a map is missing.
     """
-    found: dict[Channel, Volume] = {"field": maps.field_ppm}
-    rates: dict[Channel, Volume | None] = {"r2prime": maps.r2prime_hz, "r2star": maps.r2star_hz}
-    for channel, rate in rates.items():
+    channels: dict[Channel, Volume] = {"field": maps.field_ppm}
+    rate_maps: dict[Channel, Volume | None] = {"r2prime": maps.r2prime_hz, "r2star": maps.r2star_hz}
+    for channel, rate in rate_maps.items():
         if rate is not None and maps.relaxivity is not None:
-            found[channel] = rate / maps.relaxivity.pos_hz_per_ppm
-    if "r2prime" in wanted and "r2prime" not in found and "r2star" in found:
+            channels[channel] = rate / maps.relaxivity.pos_hz_per_ppm
+    if "r2prime" in inputs and "r2prime" not in channels and "r2star" in channels:
         trained = _loaded(options.rate_weights, maps, (("r2prime",),), {"r2star"})
-        found["r2prime"] = intermediate_estimates(
-            trained, found, maps.mask, maps.grid, precision=options.precision
+        channels["r2prime"] = intermediate_estimates(
+            trained, channels, maps.mask, maps.grid, precision=options.precision
         )[-1][0]
-        found["r2prime"].clamp_(min=0)
-    if "qsm" in wanted:
-        found["qsm"] = (
+        channels["r2prime"].clamp_(min=0)
+    if "qsm" in inputs:
+        channels["qsm"] = (
             invert(maps, replace(options, weights=options.chi_weights), weights="").chi_ppm
             if maps.chi_ppm is None
             else maps.chi_ppm
         )
-    if "field_sigma" in wanted:
-        found["field"] = maps.field_ppm * maps.mask
-        found["field_sigma"] = _noise_map(maps.field_sigma_ppm, maps.field_ppm, maps.mask)
-    if "r2prime_sigma" in wanted and "r2prime" in found and maps.relaxivity is not None:
+    if "field_sigma" in inputs:
+        channels["field"] = maps.field_ppm * maps.mask
+        channels["field_sigma"] = _noise_map(maps.field_sigma_ppm, maps.field_ppm, maps.mask)
+    if "r2prime_sigma" in inputs and "r2prime" in channels and maps.relaxivity is not None:
         of_rate = maps.r2prime_sigma_hz
         scaled = None if of_rate is None else of_rate / maps.relaxivity.pos_hz_per_ppm
-        found["r2prime_sigma"] = _noise_map(scaled, found["r2prime"], maps.sources_mask, nonnegative=True)
-    missing = [name for name in wanted if name not in found]
+        channels["r2prime_sigma"] = _noise_map(
+            scaled, channels["r2prime"], maps.sources_mask, nonnegative=True
+        )
+    missing = [name for name in inputs if name not in channels]
     if missing:
         raise InputError(
             "network",
             found=f"no map or no D_r for {', '.join(missing)}",
-            expected=f"{', '.join(wanted)}",
+            expected=f"{', '.join(inputs)}",
             fix="Give R2' (or R2* to the methods that take it) and D_r or the field strength.",
         )
-    return found
+    return channels
 
 
 def _noise_map(
     sigma: Volume | float | None, volume: Volume, mask: MaskVolume, *, nonnegative: bool = False
 ) -> Volume:
-    """Noise as a map, 0 outside the mask; estimated from the map it is of where it is not known."""
+    """Noise map, 0 outside the mask; estimated from the map itself if the noise is unknown."""
     from chisep.solvers.noise import noise_sigma  # listing methods imports no solver
 
     if isinstance(sigma, Tensor):
@@ -269,7 +271,7 @@ def _noise_map(
 def _loaded(
     weights: str, maps: Maps, outputs: Sequence[tuple[Channel, ...]], inputs: set[Channel]
 ) -> LoadedNetwork:
-    """Load weights that make what is wanted, on the device of the maps."""
+    """Load weights with the given outputs, on the device of the maps."""
     trained = load(weights)
     config = trained.config
     if config.outputs not in outputs or not inputs.issuperset(config.inputs):

@@ -1,7 +1,7 @@
-"""From the scale that a network tells of its error to a standard deviation, by how noisy the scan is.
+"""Convert the predicted Laplace scale to a standard deviation, by noise level (conformal calibration).
 
-How far a network is off what it says depends on that: one factor for all makes intervals too wide in scans of
-little noise, and too narrow in those of much.
+The ratio of error to predicted scale depends on the noise of the scan: with one factor for all scans,
+intervals are too wide at low noise and too narrow at high noise.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from chisep.networks.config import NOISE, Channel, NetworkConfig
 from chisep.networks.unrolled_proximal import UNKNOWN_PPM
 
 Factors = float | Sequence[Sequence[float]]
-"""One factor, or pairs of a scan's noise in ppm, rising, and the factor there: linear in the logarithm of the
-noise in between, the nearest beyond."""
+"""Conformal factors: one number, or pairs of noise level in ppm, rising, and factor. Between pairs
+is linear in the logarithm of the noise; beyond them it is that of the nearest pair."""
 
 
 def noise_of(config: NetworkConfig) -> Channel | None:
-    """Name the input that tells how noisy a scan is, the noise of the first map; None where there is none."""
+    """Name the noise map of the first input; None if the network has no noise inputs."""
     noise = NOISE.get(config.inputs[0])
     return noise if noise in config.inputs else None
 
 
 def noise_level(noise_ppm: Tensor) -> float:
-    """Compute the median where something was measured; 1 ppm where nothing was."""
+    """Median noise of measured voxels; 1 ppm if there is none."""
     known = noise_ppm[noise_ppm > 0]
     return float(known.median()) if known.numel() else UNKNOWN_PPM
 
 
 def factor_at(factors: Factors, level_ppm: float) -> float:
-    """Compute the factor of a scan whose noise is at that level."""
+    """Interpolate the conformal factor at the noise level of a scan."""
     if isinstance(factors, int | float):
         return float(factors)
     noise, values = zip(*factors, strict=True)

@@ -1,4 +1,4 @@
-"""The U-net that all networks here share (Ronneberger 2015; in 3-D as QSMnet and χ-sepnet have it)."""
+"""3-D U-net of all networks (Ronneberger 2015; in 3-D as in QSMnet and χ-sepnet)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Norm = Literal["batch", "instance", "none"]
 _SLAB_VOXELS = 400_000
 """Of a slab, at most but for its overlaps: 26 MB for 32 channels in half precision."""
 _REACH = 2
-"""Voxels that two convolutions of 3 × 3 × 3 reach; even, as what is half as fine is cut there too."""
+"""Reach in voxels of two convolutions of 3 × 3 × 3; even, so that slabs
+also divide the next level."""
 REFERENCE_WIDTHS = (32, 64, 128, 256, 512)
 """Channels of QSMnet and χ-sepnet as published: 22.6 million parameters."""
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Width, depth and normalisation of a U-net."""
+    """Channels per level and normalisation of a U-net."""
 
     widths: tuple[int, ...] = REFERENCE_WIDTHS
-    """Channels of each level, from full resolution down."""
+    """Channels per level, from full resolution down."""
     norm: Norm = "batch"
     """Normalisation after each convolution."""
 
@@ -50,28 +51,28 @@ class UNet(nn.Module):
     Parameters
     ----------
     inputs, outputs
-        Number of channels that come in and go out.
+        Number of input and output channels.
     config
         Width, depth, normalisation.
-    passes
-        How often the network is applied in turn: batch norm keeps running statistics of each pass.
+    cascades
+        Number of cascades that share this U-net: batch norm has running statistics for each.
     """
 
-    def __init__(self, inputs: int, outputs: int, config: UNetConfig, passes: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig, cascades: int = 1) -> None:
         super().__init__()
         widths = config.widths
         self.down = nn.ModuleList(
-            [_level(before, after, config, passes) for before, after in pairwise((inputs, *widths))]
+            [_level(before, after, config, cascades) for before, after in pairwise((inputs, *widths))]
         )
         steps = list(pairwise(reversed(widths)))
         self.enlarge = nn.ModuleList(
             [nn.ConvTranspose3d(deep, shallow, kernel_size=2, stride=2) for deep, shallow in steps]
         )
-        self.up = nn.ModuleList([_level(2 * shallow, shallow, config, passes) for _, shallow in steps])
+        self.up = nn.ModuleList([_level(2 * shallow, shallow, config, cascades) for _, shallow in steps])
         self.head = nn.Conv3d(widths[0], outputs, kernel_size=1)
         self.divisor = 2 ** len(steps)
         self.norm = config.norm
-        self._norms = [module for module in self.modules() if isinstance(module, PassBatchNorm)]
+        self._norms = [module for module in self.modules() if isinstance(module, CascadeBatchNorm)]
 
     def forward(self, x: Tensor, number: int = 0) -> Tensor:
         """Map (batch, inputs, i, j, k) to (batch, outputs, i, j, k), of any size: zeros fill up inside.
@@ -81,7 +82,7 @@ class UNet(nn.Module):
         x
             Of any precision.
         number
-            Which of the passes this is.
+            Index of the cascade.
         """
         for norm in self._norms:
             norm.number = number
@@ -115,7 +116,7 @@ class UNet(nn.Module):
         learning = self.training or torch.is_grad_enabled()
         if thickness >= size or learning or self.norm == "instance":
             return level(*map(_channels_last, inputs))
-        found = inputs[0]
+        output = inputs[0]
         for start in range(0, size, thickness):
             end = min(start + thickness, size)
             first, last = max(start - _REACH, 0), min(end + _REACH, size)
@@ -123,14 +124,14 @@ class UNet(nn.Module):
             slabs = [x[:, :, first * x.shape[2] // size : last * x.shape[2] // size] for x in inputs]
             made = level(*map(_channels_last, slabs))
             if start == 0:
-                found = torch.empty(
+                output = torch.empty(
                     (*made.shape[:2], *shape),
                     dtype=made.dtype,
                     device=made.device,
                     memory_format=torch.channels_last_3d,
                 )
-            found[:, :, start:end] = made[:, :, start - first : end - first]
-        return found
+            output[:, :, start:end] = made[:, :, start - first : end - first]
+        return output
 
     def fuse(self) -> None:
         """Fold batch norms into the convolutions before them: the same, faster, for evaluation only."""
@@ -154,8 +155,8 @@ def _enlarged(enlarge: nn.Module, level: nn.Module, shallow: Tensor, deep: Tenso
     return level(torch.cat((shallow, enlarge(deep)), dim=1))  # type: ignore[no-any-return]
 
 
-class PassBatchNorm(nn.Module):
-    """Batch norm of a network that is applied several times in turn, with running statistics of each pass.
+class CascadeBatchNorm(nn.Module):
+    """Batch norm of a U-net that several cascades share, with running statistics for each.
 
     What goes into the first pass has not the distribution of what goes into the last. In training each pass
     is normalised by its own batch; one set of running statistics for all would be another function (as
@@ -165,8 +166,8 @@ class PassBatchNorm(nn.Module):
     ----------
     channels
         Of the input.
-    passes
-        Number of passes.
+    cascades
+        Number of cascades.
 
     Attributes
     ----------
@@ -179,12 +180,12 @@ class PassBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, passes: int) -> None:
+    def __init__(self, channels: int, cascades: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(passes, channels))
-        self.register_buffer("running_var", torch.ones(passes, channels))
+        self.register_buffer("running_mean", torch.zeros(cascades, channels))
+        self.register_buffer("running_var", torch.ones(cascades, channels))
         self.momentum = 0.1
         self.number = 0
 
@@ -201,13 +202,13 @@ class PassBatchNorm(nn.Module):
         )
 
 
-def _level(before: int, after: int, config: UNetConfig, passes: int) -> nn.Sequential:
+def _level(before: int, after: int, config: UNetConfig, cascades: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs in (before, after):
         # A norm takes the mean off, and with it any bias.
         layers.append(nn.Conv3d(inputs, after, kernel_size=3, padding=1, bias=config.norm == "none"))
         if config.norm == "batch":
-            layers.append(nn.BatchNorm3d(after) if passes == 1 else PassBatchNorm(after, passes))
+            layers.append(nn.BatchNorm3d(after) if cascades == 1 else CascadeBatchNorm(after, cascades))
         elif config.norm == "instance":
             layers.append(nn.InstanceNorm3d(after, affine=True))
         layers.append(nn.ReLU(inplace=True))

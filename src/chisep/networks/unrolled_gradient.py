@@ -1,4 +1,4 @@
-"""Unrolled χ-sepnet-R2': a physics step and one shared U-net in turn.
+"""Unrolled χ-sepnet-R2': gradient steps that alternate with one shared U-net.
 
     x̂₀ = 0,  x̂ᵢ₊₁ = P_θ(α Φᴴy + (I − α ΦᴴΦ) x̂ᵢ)
 
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chisep.errors import InputError
-from chisep.networks.unet import PassBatchNorm, Scale, UNet, UNetConfig
+from chisep.networks.unet import CascadeBatchNorm, Scale, UNet, UNetConfig
 from chisep.physics.separation import Separation
 
 
 @dataclass(frozen=True)
 class UnrolledGradientConfig:
-    """How often the two steps take turns, and how they are trained."""
+    """Number of cascades (unrolled iterations), and how they are trained."""
 
     iterations: int = 10
-    """Pairs of a physics step and a pass of the network."""
+    """Cascades: pairs of a gradient step and the U-net."""
     alpha: float = 4.0
-    """Step size α to start training from; a plain gradient step is stable below 9/13."""
+    """Initial step size α; a gradient step alone is stable below 9/13."""
     qsm_row: bool = True
-    """Whether the physics step sees χ_QSM, the first row of y."""
+    """Whether the gradient step uses χ_QSM, the first row of y."""
     checkpoint: bool = False
-    """Keep no activations: compute each iteration again in the backward pass, for memory."""
+    """Gradient checkpointing: recompute the activations in the backward pass, to save memory."""
     gradient_iterations: int | None = None
     """Iterations, counted from the last, that gradients flow through; all if None."""
 
@@ -109,15 +109,15 @@ class UnrolledGradient(nn.Module):
         config = self.config
         trained_from = config.iterations - (config.gradient_iterations or config.iterations)
         x = torch.zeros_like(y_ppm[:, :2])
-        found: list[Tensor] = []
+        estimates: list[Tensor] = []
         for number in range(config.iterations):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= trained_from):
                 if config.checkpoint and torch.is_grad_enabled():
                     x = checkpoint(step, x, number, use_reentrant=False, context_fn=self._checkpoint_contexts)
                 else:
                     x = step(x, number)
-            found.append(x)
-        return found
+            estimates.append(x)
+        return estimates
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _kept_statistics(self.unet)
@@ -126,7 +126,7 @@ class UnrolledGradient(nn.Module):
 @contextmanager
 def _kept_statistics(module: nn.Module) -> Iterator[None]:
     """Keep running statistics of batch norm while activations that they have seen are computed again."""
-    norms = [m for m in module.modules() if isinstance(m, PassBatchNorm | nn.BatchNorm3d)]
+    norms = [m for m in module.modules() if isinstance(m, CascadeBatchNorm | nn.BatchNorm3d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

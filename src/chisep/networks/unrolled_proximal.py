@@ -1,13 +1,14 @@
-"""Proximal χ-sepnet: exact data steps and U-nets in turn, weighed by the noise of the scan.
+"""Unrolled proximal χ-sepnet: exact data-consistency (DC) steps and U-nets, weighted by the scan's noise.
 
     xᵢ = argmin_x ½ ‖W^½ (Φx − y)‖² + ½ ‖Pᵢ₋₁^−½ (x − zᵢ₋₁)‖²,  zᵢ, Pᵢ = xᵢ + U(xᵢ, y, W), V(xᵢ, y, W)
 
-with the rows R2'/D_r and field of Φ. P is how uncertain each source is in each voxel, as the U-net before
-tells it: healthy tissue holds on to what is likely, a lesion gives way to what was measured. A gradient step
-of one learned size (Eq. 2.5 of the thesis) is stable below 9/13 only and weighs both rows alike, while the
-field is known ten times better than R2'; the exact step has a weight for each row and no such limit. W is the
-inverse variance of the noise: what the scan states of each voxel, and what is learned of all that no noise
-map holds (background field left over, registration, D_r). U and V are the two halves of what a U-net gives.
+with the rows R2'/D_r and field of Φ. P is the predicted variance of each source in each voxel, from the
+preceding U-net: where it is small (healthy tissue) the prior dominates, where it is large (a lesion) the
+measurement does. A gradient step of one learned size (Eq. 2.5 of the thesis) is stable below 9/13 only and
+weights both rows alike, although the field is ten times more precise than R2'. The exact DC step has a weight
+for each row and no such limit. W is the inverse variance of the noise: the noise map of the scan, plus a
+learned variance of errors that no noise map contains (residual background field, registration, D_r). U and V
+are the two halves of the output of a U-net.
 """
 
 from __future__ import annotations
@@ -25,48 +26,49 @@ from chisep.networks.unet import Scale, UNet, UNetConfig
 from chisep.physics.separation import Separation
 
 WHOLE_PADDING = 1.25
-"""Size of the grid of data steps over that of a whole volume. What a head does to itself across the edge is
-then 0.2 ppb, far below what a field is known to, and transforms have a quarter of the points of those at
-twice the size. A crop is full up to its edges and wants more."""
+"""Padded size of DC steps over the size of a whole volume. Wrap-around of the field is then 0.2 ppb, far
+below the noise of a field, and transforms have a quarter of the points of those at twice the size. A crop has
+sources up to its edges and needs more padding."""
 UNKNOWN_PPM = 1.0
-"""Noise of what was not measured: that of no map is as large."""
+"""Noise SD of voxels without a measurement; larger than in any map."""
 _LARGEST_LOG_SCALE = 6.0
 _LEAK = 0.1
-"""Slope of a log scale below the smallest: without, what once fell below it would learn no more."""
+"""Slope of the log scale below its minimum; with slope 0, values below it would get no gradient."""
 _SMALLEST_WEIGHT = 1e-12
 _NEIGHBOURS = 5
-"""Edge in voxels of the neighbourhood in which R2' tells how far off it is."""
+"""Edge in voxels of the neighbourhood from which the excess error of R2' is estimated."""
 
 
 @dataclass(frozen=True)
 class UnrolledProximalConfig:
-    """How often data steps and U-nets take turns, and what the steps start from."""
+    """Cascades of DC steps and U-nets, and the initial weights of the steps."""
 
     passes: int = 2
-    """Pairs of a data step and a U-net."""
+    """Cascades: pairs of a DC step and a U-net."""
     tied: bool = False
-    """One U-net for all passes instead of one each."""
+    """One U-net for all cascades instead of one each."""
     data_steps: bool = True
-    """Whether there are data steps; without, U-nets follow each other."""
+    """Whether cascades have a DC step; without, U-nets follow each other."""
     adaptive: bool = True
-    """Whether every voxel's prior is as wide as the U-net before tells its error to be, and in the first step
-    as R2' is off beyond its noise; else one for all."""
+    """Whether the prior variance of each voxel is that predicted by the preceding U-net (in the first step:
+    the error of R2' beyond its noise); otherwise one variance for all voxels."""
     inverse_steps: int = 3
-    """Field steps of the plain inversion of the field that U-nets are shown; 0 for none."""
+    """Field steps of the unregularised field inversion that is an input of the U-nets; 0 for none."""
     last_steps: int = 1
-    """Data steps after the last U-net, which relieve underestimation; further ones move only what is wide."""
+    """Final DC steps, which reduce underestimation; those after the first act on high-uncertainty voxels
+    only."""
     widest: float = 1.0
-    """Largest variance of a voxel's χ that the last steps know, over the usual one; 1 for one for all."""
+    """Maximum prior variance ratio of a voxel in the final DC steps; 1 for one variance in all voxels."""
     uncertainty: bool = True
-    """Whether U-nets tell how far off each source may be."""
+    """Whether U-nets predict the uncertainty of each source."""
     padding: float = 1.5
-    """Size of the grid of data steps over that of a crop."""
+    """Padded size of DC steps over the size of a crop."""
     prior_ppb: float = 30.0
-    """SD that U-nets are taken to leave sources uncertain by, to start training from."""
+    """Initial SD of the prior: the uncertainty of sources after a U-net."""
     r2prime_error_ppb: float = 5.0
-    """Error of R2'/D_r beyond its noise, to start training from."""
+    """Initial error of R2'/D_r beyond its noise."""
     field_error_ppb: float = 2.0
-    """Error of the field beyond its noise, to start training from."""
+    """Initial error of the field beyond its noise."""
 
     def __post_init__(self) -> None:
         sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb)
@@ -81,34 +83,34 @@ class UnrolledProximalConfig:
             raise InputError(
                 "proximal",
                 found=f"{self}",
-                expected="one pass or more, no number of steps below 0, a padding and a widest variance of 1 "
-                "or more, and a prior and errors above 0",
+                expected="one cascade (passes) or more, no number of steps below 0, a padding and a maximum "
+                "prior variance ratio (widest) of 1 or more, and a prior and errors above 0",
                 fix="Correct the options.",
             )
 
 
 class UnrolledProximal(nn.Module):
-    """The network; sources are in ppm, z-scores only inside the U-nets.
+    """Unrolled proximal network; sources are in ppm, z-scores only inside the U-nets.
 
     Parameters
     ----------
     unet
         Width, depth, normalisation of each U-net.
     config
-        Passes and where weights start.
+        Cascades and initial weights.
     mean_ppm, sd_ppm
-        Statistics in the training data of R2'/D_r, field, χ_pos and χ_neg; of field and χ for a network that
-        makes χ of the field alone.
+        Statistics in the training data of R2'/D_r, field, χ_pos and χ_neg; of field and χ for a network from
+        the field to χ.
     noise
-        Whether maps of the rows' noise come with them, weigh them and are shown to the U-nets.
+        Whether noise maps of the rows are inputs: they weight the rows, and the U-nets see them.
 
     Attributes
     ----------
     log_weights
-        Logarithms of factors on the weights of the rows in each data step, shape (steps, rows); the last
-        ones have one in common.
+        Logarithms of factors on the weights of the rows in each DC step, shape (steps, rows); the final steps
+        share one.
     log_errors
-        Logarithms of the errors in ppm that add to the noise of the rows, shape (rows,).
+        Logarithms of the errors in ppm that are added to the noise of the rows, shape (rows,).
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class UnrolledProximal(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.noise = config, noise
-        # As many sources come out as rows go in: χ_pos and χ_neg of R2' and field, or χ of the field.
+        # As many sources as rows: χ_pos and χ_neg from R2' and field, or χ from the field.
         rows = self.row_count = len(mean_ppm) // 2
         self.rows, self.scale = Scale(mean_ppm[:rows], sd_ppm[:rows]), Scale(mean_ppm[rows:], sd_ppm[rows:])
         inputs = (3 if noise else 2) * rows + (config.inverse_steps > 0)
@@ -134,11 +136,11 @@ class UnrolledProximal(nn.Module):
         self.log_errors = nn.Parameter(torch.tensor(errors).div(1000).log())
 
     def forward(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> Tensor:
-        """Return what the last pass makes; arguments as of `intermediate_estimates`."""
+        """Return the final estimate; arguments as of `intermediate_estimates`."""
         return self.intermediate_estimates(y_ppm, mask, phi)[-1]
 
     def intermediate_estimates(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> list[Tensor]:
-        """Return what each U-net makes, and then what the last data steps make of it.
+        """Return the estimate after each U-net, then that after the final DC steps.
 
         Parameters
         ----------
@@ -146,7 +148,7 @@ class UnrolledProximal(nn.Module):
             The rows [R2'/D_r,pos, field] or [field], then, with `noise`, their standard deviations, 0 where
             nothing was measured; shape (batch, channel, i, j, k).
         mask
-            Where sources may be, bool, shape (batch, 1, i, j, k).
+            Voxels that may have sources, bool, shape (batch, 1, i, j, k).
         phi
             Φ on this grid, measured within the mask.
 
@@ -154,8 +156,8 @@ class UnrolledProximal(nn.Module):
         -------
         list of Tensor
             Each of shape (batch, source, i, j, k) in ppm, 0 outside the mask. With `uncertainty` the last has
-            twice the channels: after the sources the scale b in ppm of the Laplace distribution of the
-            error of each.
+            twice the channels: the sources, then the predicted uncertainty of each, the scale b in ppm of a
+            Laplace distribution.
         """
         count = self.row_count
         measured = mask & (y_ppm[:, count:] > 0) if self.noise else mask
@@ -163,80 +165,90 @@ class UnrolledProximal(nn.Module):
         sd = self._errors_ppm(y_ppm, measured)
         # The prior's variance over that of the noise.
         weights = (self.config.prior_ppb / 1000 / sd).square() * measured
-        shown = [self.rows(rows, measured)]
+        unet_inputs = [self.rows(rows, measured)]
         if self.config.inverse_steps:
-            shown.append(self._inverse(y_ppm, measured, phi) * mask)
+            unet_inputs.append(self._inverse(y_ppm, measured, phi) * mask)
         if self.noise:
-            shown.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
+            unet_inputs.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
         z = self.scale.undo(torch.zeros_like(rows), mask)
-        found: list[Tensor] = []
-        told: Tensor | None = None
+        estimates: list[Tensor] = []
+        log_scale: Tensor | None = None
         for number in range(self.config.passes):
             if self.config.data_steps:
-                z = self._data_step(rows, z, weights, told, number, phi) * mask
+                z = self._dc_step(rows, z, weights, log_scale, number, phi) * mask
             x = self.scale(z, mask)
             tied = self.config.tied
-            made = self.unets[0 if tied else number](torch.cat((x, *shown), dim=1), number if tied else 0)
+            unet, cascade = (0, number) if tied else (number, 0)
+            made = self.unets[unet](torch.cat((x, *unet_inputs), dim=1), cascade)
             change = made[:, : self.row_count]
             z = self.scale.undo(x + change, mask)
-            found.append(z)
+            estimates.append(z)
             if self.config.uncertainty:
-                told = _bounded(made[:, count:].to(z.dtype))
+                log_scale = _bounded(made[:, count:].to(z.dtype))
         for step in range(self.config.last_steps):
-            z = self._data_step(rows, z, weights, told, self.config.passes, phi, step > 0) * mask
+            z = self._dc_step(rows, z, weights, log_scale, self.config.passes, phi, step > 0) * mask
         if self.config.last_steps:
-            found.append(z)
-        if told is not None:
-            found[-1] = torch.cat((found[-1], told.exp() * (0.1 * self.scale.sd) * mask), dim=1)
-        return found
+            estimates.append(z)
+        if log_scale is not None:
+            estimates[-1] = torch.cat((estimates[-1], log_scale.exp() * (0.1 * self.scale.sd) * mask), dim=1)
+        return estimates
 
     def _errors_ppm(self, y_ppm: Tensor, measured: Tensor) -> Tensor:
-        """SD of all that a row may be wrong by, shape (batch, row, i, j, k)."""
+        """SD of the total error of a row, shape (batch, row, i, j, k)."""
         beyond = self.log_errors.exp().reshape(-1, 1, 1, 1)
         if not self.noise:
             return beyond.expand_as(y_ppm[:, : self.row_count])
         return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), UNKNOWN_PPM)
 
-    def _data_step(
+    def _dc_step(
         self,
         rows: Tensor,
         z: Tensor,
         weights: Tensor,
-        told: Tensor | None,
+        log_scale: Tensor | None,
         number: int,
         phi: Separation,
-        further: bool = False,
+        high_uncertainty_only: bool = False,
     ) -> Tensor:
         factors = self.log_weights[number].exp()
         field_weights = weights[:, -1]
-        best = field_weights.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
-        weight_field, trust = factors[-1] * best, field_weights / best
+        max_weight = field_weights.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
+        weight_field, inverse_variance = factors[-1] * max_weight, field_weights / max_weight
         if self.row_count == 1:
-            return phi.field_step(rows[:, 0], z[:, 0], weight_field, trust).unsqueeze(1)
+            return phi.field_step(rows[:, 0], z[:, 0], weight_field, inverse_variance).unsqueeze(1)
         prior = None
         if self.config.adaptive:
-            prior = self._prior(told, z)
-            if told is None:
+            prior = self._prior(log_scale, z)
+            if log_scale is None:
                 prior = prior + self._excess(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
         weight = factors[0] * weights[:, 0]
-        widest = self.config.widest if prior is not None and number == self.config.passes else 1.0
+        max_ratio = self.config.widest if prior is not None and number == self.config.passes else 1.0
         return phi.data_step(
-            rows[:, 0], rows[:, 1], z, weight, weight_field, trust, prior, widest, only_wide=further
+            rows[:, 0],
+            rows[:, 1],
+            z,
+            weight,
+            weight_field,
+            inverse_variance,
+            prior,
+            max_ratio,
+            only_wide=high_uncertainty_only,
         )
 
-    def _prior(self, told: Tensor | None, z: Tensor) -> Tensor:
-        """Variance of each source over that which the weights are of.
+    def _prior(self, log_scale: Tensor | None, z: Tensor) -> Tensor:
+        """Prior variance of each source, relative to that in the weights.
 
-        As the U-net before tells, and before the first one that in the training data.
+        From the predicted uncertainty of the preceding U-net; before the first one, the variance in the
+        training data.
         """
         variance = (self.scale.sd * (1000 / self.config.prior_ppb)).square()
-        return variance.expand_as(z) if told is None else variance * (2 * told).exp()
+        return variance.expand_as(z) if log_scale is None else variance * (2 * log_scale).exp()
 
     def _excess(self, residual: Tensor, weight: Tensor, ratio: float | Tensor) -> Tensor:
-        """Variance by which R2' is off beyond its noise, in each source by its variance in the training data.
+        """Excess variance of R2' beyond its noise, divided among sources by their variance in training data.
 
-        As Lee's filter has it (1980, 10.1109/TPAMI.1980.4766994): the noise's variance is taken off the mean
-        square in a small neighbourhood, and what is left must be in the sources.
+        As in Lee's filter (1980, 10.1109/TPAMI.1980.4766994): the noise variance is subtracted from the mean
+        square in a small neighbourhood; the remainder is attributed to the sources.
         """
         unit = self.config.prior_ppb / 1000
         known = weight > 0
@@ -253,18 +265,18 @@ class UnrolledProximal(nn.Module):
 
     @torch.no_grad()
     def _inverse(self, y_ppm: Tensor, measured: Tensor, phi: Separation) -> Tensor:
-        """χ by a fixed number of field steps from 0, in units of the sources' SD; learns nothing."""
+        """χ by a fixed number of field steps from 0, in units of the sources' SD; no gradient."""
         last = self.row_count - 1
         sd = torch.full_like(y_ppm[:, last], self.config.field_error_ppb / 1000)
         if self.noise:
             sd = torch.hypot(y_ppm[:, last + self.row_count], sd)
         weight = (self.config.prior_ppb / 1000 / sd).square() * measured[:, -1]
-        best = weight.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
+        max_weight = weight.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
         field = y_ppm[:, last] * measured[:, -1]
-        trust = weight / best
-        chi = phi.field_step(field, None, best, trust)
+        inverse_variance = weight / max_weight
+        chi = phi.field_step(field, None, max_weight, inverse_variance)
         for _ in range(1, self.config.inverse_steps):
-            chi = phi.field_step(field, chi, best, trust)
+            chi = phi.field_step(field, chi, max_weight, inverse_variance)
         return chi.unsqueeze(1) / self.scale.sd.square().sum().sqrt()
 
 

@@ -16,26 +16,26 @@ import tyro
 from chisep.errors import InputError
 from chisep.io.weights import load_header, load_weights
 from chisep.networks.config import Network, NetworkConfig, Statistics, build
-from chisep.networks.unet import PassBatchNorm, UNet
+from chisep.networks.unet import CascadeBatchNorm, UNet
 
 _MOST_ENTRIES, _LARGEST_COUNT, _MOST_CASCADES = 12, 4096, 100
-"""Of a network that is worth building: levels or channels, their width or number, and iterations."""
+"""Limits of a header: levels or channels, channels per level or count, and cascades."""
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 _Factors = _Positive | Annotated[list[tuple[_Positive, _Positive]], msgspec.Meta(min_length=1)]
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedNetwork:
-    """A network with its weights, ready to be applied.
+    """A network with its weights, ready for inference.
 
     Parameters
     ----------
     network
         In evaluation mode.
     config
-        Channels that go in and come out.
+        Architecture and channels.
     header
-        All that is known of the weights.
+        Header of the weights file.
     """
 
     network: Network
@@ -44,7 +44,7 @@ class LoadedNetwork:
 
     @property
     def statistics(self) -> Statistics:
-        """Mean and SD in ppm of each channel in the data it was trained on."""
+        """Mean and SD in ppm of each channel in the training data."""
         return msgspec.convert(self.header["statistics"], dict[str, tuple[float, float]])
 
     def to(self, device: torch.device | str) -> LoadedNetwork:
@@ -53,7 +53,7 @@ class LoadedNetwork:
 
 
 class Header(msgspec.Struct):
-    """Schema of what is read from the header of weights; a header may hold more, for people.
+    """Schema of the header of a weights file; a header may have further entries, for people.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ class Header(msgspec.Struct):
 
 
 def read_header(header: Mapping[str, Any]) -> Header:
-    """Check the header of weights against its schema, and the size of the network that it describes.
+    """Validate the header of a weights file, and the size of the network that it describes.
 
     Raises
     ------
     InputError
         If a config refuses its settings.
     ValueError
-        If an entry is missing, of another type, unknown, or larger than any network that is worth building.
+        If an entry is missing, of another type, unknown, or larger than the limits.
     """
     _check_size(header.get("network"))
     known = msgspec.convert(header, Header)
@@ -100,7 +100,7 @@ def read_header(header: Mapping[str, Any]) -> Header:
 
 
 def _check_size(value: object) -> None:
-    """Refuse numbers and lists of a network's config that are too large to be meant."""
+    """Refuse numbers and lists of a network's config above the limits."""
     if isinstance(value, Mapping):
         for part in value.values():
             _check_size(part)
@@ -185,7 +185,7 @@ def load(weights: str | Path) -> LoadedNetwork:
 
 
 def fuse(network: Network) -> Network:
-    """Fold the batch norms of a network into its convolutions: the same in evaluation, faster."""
+    """Fold the batch norms of a network into its convolutions: same result, faster inference."""
     for module in network.modules():
         if isinstance(module, UNet):
             module.fuse()
@@ -193,7 +193,7 @@ def fuse(network: Network) -> Network:
 
 
 def without_norms(trained: LoadedNetwork) -> LoadedNetwork:
-    """Return a network without norms that makes the same, from one with batch norms.
+    """Return an equivalent network without norms, from one with batch norms.
 
     Parameters
     ----------
@@ -203,14 +203,14 @@ def without_norms(trained: LoadedNetwork) -> LoadedNetwork:
     Raises
     ------
     InputError
-        If one U-net makes several passes, each with norms of its own.
+        If several cascades share one U-net, each with norms of its own.
     """
-    if any(isinstance(module, PassBatchNorm) for module in trained.network.modules()):
+    if any(isinstance(module, CascadeBatchNorm) for module in trained.network.modules()):
         raise InputError(
             "network",
-            found="norms of each pass in one U-net",
-            expected="one U-net each",
-            fix="Start from weights of a network whose passes share no U-net, or keep the batch norm.",
+            found="norms of each cascade in one U-net",
+            expected="one U-net for each cascade",
+            fix="Start from weights of a network whose cascades share no U-net, or keep the batch norm.",
         )
     plain = replace(trained.config, unet=replace(trained.config.unet, norm="none"))
     network = build(plain, trained.statistics).eval()

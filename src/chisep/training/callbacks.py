@@ -15,14 +15,14 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQD
 BEST, LAST = "best.ckpt", "last.ckpt"
 """Checkpoints in the output folder: of the lowest validation loss, and of the last save."""
 _EXPECTED_WARNINGS = (
-    "Checkpoint directory .* exists and is not empty",  # a training that goes on
+    "Checkpoint directory .* exists and is not empty",  # a resumed training
     "The '.*_dataloader' does not have many workers",  # crops are cut in less time than a step takes
     ".*treespec.*is deprecated",  # Lightning's own code
 )
 
 
 class TimeLimit(pl.Callback):
-    """Stops at the end of Lightning's epoch, where a checkpoint is; its own timer counts all calls as one."""
+    """Stop at the end of an epoch of Lightning, after its checkpoint; Lightning's own timer adds up calls."""
 
     def __init__(self, minutes: float, started: float) -> None:
         self.deadline = started + 60 * minutes
@@ -34,12 +34,12 @@ class TimeLimit(pl.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the number of the log, which means nothing to who trains."""
+    """Lightning's progress bar without the number of the log."""
 
     def get_metrics(
         self, trainer: pl.Trainer, module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Leave out what means nothing."""
+        """Metrics to show, without the number of the log."""
         shown = super().get_metrics(trainer, module)
         shown.pop("v_num", None)
         return shown

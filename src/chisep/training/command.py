@@ -1,4 +1,4 @@
-"""The command that trains: a recipe by its name, χ maps where they are missing, then the training itself."""
+"""Command `chisep train`: look up the recipe, compute missing χ maps, train."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chisep.training.train import TrainConfig, TrainingResult, train
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(TrainConfig):
-    """A recipe, the data, the machine, and how missing χ maps are made."""
+    """Recipe, data and machine of a training, and the method of missing χ maps."""
 
     chi_method: str = "qsmnet"
-    """Method that makes the χ maps a network takes in, where the folder --data.qsm lacks them."""
+    """QSM method for χ maps that the network needs and the folder --data.qsm lacks."""
     chi_weights: str = ""
-    """For a network as that method: file of its weights; the shipped ones if left out."""
+    """If that method is a network: file of its weights; the shipped ones if left out."""
     chi_device: str = "cpu"
-    """Where these maps are made: cpu, cuda, cuda:1, …"""
+    """Device that computes these maps: cpu, cuda, cuda:1, …"""
 
     def __post_init__(self) -> None:
         methods.find(self.chi_method, "chi")
@@ -31,23 +31,23 @@ class TrainingConfig(TrainConfig):
 
     @property
     def chi_network(self) -> NetworkOptions:
-        """Options of the network that makes χ maps."""
+        """Options of the network for χ maps."""
         return NetworkOptions(weights=self.chi_weights)
 
 
 def config_of(recipe_name: str) -> type[TrainingConfig]:
-    """Class of the config of a training, with the recipe of that name and its options as defaults.
+    """Config class of a training, with the options of a recipe as defaults.
 
     Raises
     ------
     InputError
         If there is no such recipe.
     """
-    found = find(recipe_name)
+    default = find(recipe_name)
 
     @dataclass(frozen=True, kw_only=True)
     class RecipeConfig(TrainingConfig):
-        recipe: Recipe = found
+        recipe: Recipe = default
         name: str = recipe_name
 
     RecipeConfig.__doc__ = TrainingConfig.__doc__
@@ -57,12 +57,12 @@ def config_of(recipe_name: str) -> type[TrainingConfig]:
 def train_network(
     config: TrainingConfig, progress: Progress | None = None, *, bar: bool = False
 ) -> TrainingResult:
-    """Make the χ maps that are missing, then train; arguments and result as of `chisep.training.train.train`.
+    """Compute missing χ maps, then train; arguments and result as of `chisep.training.train.train`.
 
     Raises
     ------
     InputError
-        As `train`, and if χ maps are missing and cannot be made.
+        As `train`, and if missing χ maps cannot be computed.
     OutputError
         If a folder cannot be written.
     """
@@ -76,6 +76,6 @@ def train_network(
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks for all that train together."""
+    """Whether this is the first of the parallel processes of a training, which prints."""
     rank: int = getattr(rank_zero_only, "rank", 0)
     return rank == 0

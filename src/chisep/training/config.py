@@ -12,17 +12,17 @@ from chisep.training.recipes import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A recipe, the data, the machine."""
+    """Recipe, data and machine of a training."""
 
     out: Path
-    """Folder for checkpoints, logs and weights; a training that was interrupted there goes on."""
+    """Folder for checkpoints, logs and weights; an interrupted training in it is resumed."""
     data: FoldersConfig
-    """Labelled maps."""
+    """Labelled dataset."""
     recipe: Recipe
-    """What is trained, and how."""
+    """Network and training settings."""
     start: str = ""
-    """Weights to start from instead of random ones, of a network of the same shape: a file, or the name of
-    shipped ones. The channels keep their statistics."""
+    """Initial weights, of a network of the same shape: a file, or the name of shipped weights; random weights
+    if left out. The statistics of the channels are kept."""
     name: str = "network"
     """Name in the header of the weights."""
     licence: str = "not stated"
@@ -30,14 +30,14 @@ class TrainConfig:
     accelerator: str = "auto"
     """cpu, gpu or auto."""
     devices: int = 1
-    """Devices of this machine to train on."""
+    """Number of devices of this machine."""
     nodes: int = 1
-    """Machines to train on."""
+    """Number of machines."""
     precision: Precision = "auto"
-    """Of convolutions; auto: bfloat16 or half where the hardware has it, else single."""
+    """Precision of convolutions; auto: bfloat16 or half where the hardware has it, else single."""
     threads: int | None = None
-    """Threads of the CPU; all of them if not given."""
+    """CPU threads; all if not given."""
     workers: int = 0
-    """Processes that cut crops beside the training; 0 cuts them in it."""
+    """Worker processes that cut crops; 0 cuts them in the main process."""
     minutes: float | None = None
-    """Stop at the first checkpoint after so many minutes, to be resumed by the same command."""
+    """Stop at the first checkpoint after so many minutes; the same command resumes."""

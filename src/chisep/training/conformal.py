@@ -1,10 +1,9 @@
-"""How far off a network is, against what it says: factors from its scales to standard deviations.
+"""Conformal calibration of the predicted uncertainty: factors from Laplace scales to standard deviations.
 
-Conformal scaling (Angelopoulos 2021, arXiv 2107.07511): on examples that were not trained on, the 90 %
-quantile of |error| / scale is measured, so that 1.645 standard deviations hold the truth in 90 % of voxels,
-whatever the distribution of errors is. Scans of little and of much noise have factors of their own (Mondrian
-conformal prediction, Vovk 2003), else intervals hold it too often in good scans and not often enough in poor
-ones.
+Conformal scaling (Angelopoulos 2021, arXiv 2107.07511): the 90 % quantile of |error| / scale is measured on a
+calibration set, so that the interval of ±1.645 standard deviations has a coverage of 90 % of voxels for any
+distribution of errors. Noise levels have factors of their own (Mondrian conformal prediction, Vovk 2003);
+with one factor, coverage is too high in scans of low noise and too low in scans of high noise.
 """
 
 from __future__ import annotations
@@ -19,34 +18,34 @@ from chisep.networks.inference import has_fast_bfloat16
 from chisep.networks.uncertainty import Factors, noise_level, noise_of
 from chisep.training.data import Example
 
-HELD = 0.9
-"""Share of voxels whose truth the interval is to hold."""
+COVERAGE = 0.9
+"""Nominal coverage: share of voxels whose true value lies in the prediction interval."""
 SIGMAS = 1.6449
-"""Standard deviations of a normal distribution that hold this share."""
+"""Half-width of an interval of this coverage, in standard deviations of a normal distribution."""
 _VALUES_PER_CROP = 20_000
 _GROUPS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
-"""Quantiles of the noise of scans between which they have one factor."""
+"""Quantiles of the noise level that bound the groups of scans with one factor each."""
 
 
 @torch.no_grad()
 def sigma_factors(
     network: Network, config: NetworkConfig, crops: ConcatDataset[Example]
 ) -> dict[str, Factors]:
-    """Measure the factors from scales to standard deviations, by output and noise.
+    """Measure the conformal factors of each output, by noise level.
 
     Parameters
     ----------
     network
-        Trained; put into evaluation mode.
+        Trained network; is put into evaluation mode.
     config
-        What it is.
+        Its config.
     crops
-        Examples that were not trained on.
+        Calibration set.
 
     Returns
     -------
     dict
-        Empty for a network that says nothing of its error.
+        Empty for a network without predicted uncertainty.
     """
     network.eval()
     outputs, noise_name = config.outputs, noise_of(config)
@@ -61,7 +60,7 @@ def sigma_factors(
         if made.shape[0] == len(outputs):
             return {}
         inside = example.mask[0]
-        # Every crop counts by its size, and a large one need not be sorted whole.
+        # Every crop has a weight by its size; a subset of its voxels is enough.
         some = slice(None, None, max(1, int(inside.sum()) // _VALUES_PER_CROP))
         for channel, name in enumerate(outputs):
             error = (made[channel] - example.targets[channel]).abs()
@@ -75,14 +74,14 @@ def sigma_factors(
 
 
 def factors_of(ratio: Tensor, level_ppm: Tensor | None) -> Factors:
-    """Measure the factors of one output.
+    """Measure the conformal factors of one output.
 
     Parameters
     ----------
     ratio
         |error| / scale of some voxels.
     level_ppm
-        How noisy the scan of each is; None for one factor.
+        Noise level of the scan of each voxel; None for one factor.
     """
     if level_ppm is None:
         return _factor(ratio)
@@ -97,4 +96,4 @@ def factors_of(ratio: Tensor, level_ppm: Tensor | None) -> Factors:
 
 
 def _factor(ratio: Tensor) -> float:
-    return float(np.quantile(ratio.numpy(), HELD)) / SIGMAS
+    return float(np.quantile(ratio.numpy(), COVERAGE)) / SIGMAS

@@ -1,8 +1,7 @@
 """Training data: maps of scans and their labels from BIDS derivatives, and crops of them.
 
-The dipole is not local: the field in a crop has parts that sources outside the crop make. A network with a
-physics step on crops must not be asked to explain them, so they are taken off, D * (χ_label outside the
-crop), which is known where the label is known.
+The dipole kernel is not local: sources outside a crop contribute to its field. An unrolled network on crops
+has no such sources, so their field, D * (χ_label outside the crop), is subtracted.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ _FILES: Mapping[Channel, tuple[str, str, str | None]] = {
 }
 _RATES: tuple[Channel, ...] = ("r2prime", "r2star")
 _OF_THE_SCAN: tuple[Channel, ...] = ("field", "r2prime", "r2star", "qsm")
-"""Channels that each scan has of its own, but R2' maybe; the others are of the subject."""
+"""Channels with one map for each scan (R2' may be missing); the others have one for each subject."""
 
 
 @dataclass(frozen=True)
 class FoldersConfig:
-    """A dataset with labels, and who of it is for what."""
+    """Labelled dataset, with its subjects for training and validation."""
 
     dataset: Path
     """BIDS dataset whose derivatives hold maps and labels."""
     train: tuple[str, ...]
     """Subjects to train on, without `sub-`."""
     validation: tuple[str, ...]
-    """Subjects that choose the best epoch."""
+    """Subjects for validation, which select the best epoch."""
     maps: str = "maps"
     """Folder in derivatives with local field (ppm), R2' and R2* (1/s)."""
     labels: str = "labels"
@@ -61,7 +60,7 @@ class FoldersConfig:
     masks: str = "truth"
     """Folder with brain masks."""
     qsm: str = "qsmnet"
-    """Folder with the χ maps that go in beside the field."""
+    """Folder with the χ maps that are inputs beside the field."""
 
     def folder(self, name: str) -> Path:
         """Path of one of the four folders, by the name of its option."""
@@ -70,14 +69,14 @@ class FoldersConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """What one training example is."""
+    """Size and augmentation of crops."""
 
     size: int = 48
     """Edge of a crop in voxels."""
     outside_field: Literal["subtract", "keep"] = "subtract"
-    """What happens to the field of sources outside the crop."""
+    """Whether the field of sources outside the crop is subtracted."""
     flip: bool = True
-    """Mirror crops at random along each axis, B0 direction included."""
+    """Random mirroring of crops along each axis, together with the B0 direction."""
 
     def __post_init__(self) -> None:
         if self.size < 8:
@@ -85,15 +84,15 @@ class CropConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
-    """All maps of one scan in ppm, in the `BrainBox` of its brain, shape (i, j, k), 0 outside the mask."""
+class TrainingScan:
+    """Maps of one scan in ppm, in the `BrainBox` of its brain, shape (i, j, k), 0 outside the mask."""
 
     name: str
     grid: Grid
     mask: MaskVolume
     channels: Mapping[str, Volume]
     field_of_label: Volume | None = None
-    """D * (χ_pos − χ_neg) of the label, of the whole brain; None where nothing asks for it."""
+    """D * (χ_pos − χ_neg) of the label, of the whole brain; None if not needed."""
 
 
 class Example(NamedTuple):
@@ -110,10 +109,10 @@ class Example(NamedTuple):
     voxel_mm: Tensor
     """(3,)."""
     ratio: Tensor
-    """D_r,neg / D_r,pos, a number."""
+    """D_r,neg / D_r,pos, a scalar."""
 
     def dipole(self, padding: float = 2.0) -> Dipole:
-        """Dipole operator of a batch, padded to so many times its size."""
+        """Dipole operator of a batch; `padding` is the padded size over the size of a crop."""
         shape = tuple(int(n) for n in self.mask.shape[-3:])
         grids = [
             Grid((shape[0], shape[1], shape[2]), tuple(voxel), tuple(b0))
@@ -122,11 +121,11 @@ class Example(NamedTuple):
         return Dipole.of_batch(grids, padding=padding, device=self.inputs.device)
 
     def phi(self, dipole: Dipole) -> Separation:
-        """Φ of a batch, measured within its masks, of its dipole operator."""
+        """Operator Φ of a batch within its masks."""
         return Separation(dipole, self.ratio.reshape(-1, 1, 1, 1), self.mask.squeeze(1))
 
     def as_batch(self) -> Example:
-        """Batch of this one crop."""
+        """Batch of this crop only."""
         return Example(*(part[None] for part in self))
 
 
@@ -137,25 +136,25 @@ def load_scans(
     *,
     field_of_label: bool = True,
     progress: Progress | None = None,
-) -> list[Scan]:
+) -> list[TrainingScan]:
     """Read every scan of some subjects.
 
     Parameters
     ----------
     folders
-        Where maps, labels, masks are.
+        Folders of maps, labels and masks.
     subjects
         Labels without `sub-`.
     network
-        Which channels are wanted.
+        Selects the channels.
     field_of_label
-        Whether to compute the field of the label, which crops take the field of outside sources from.
+        Whether to compute the field of the label, to subtract the field of sources outside of crops.
     progress
-        Told which scan is being read.
+        Receives the scan that is being read.
 
     Returns
     -------
-    list of Scan
+    list of TrainingScan
         One per subject and acquisition.
 
     Raises
@@ -163,15 +162,15 @@ def load_scans(
     InputError
         If a subject has no field maps, or a map is missing, unreadable or on another grid.
     """
-    found: list[Scan] = []
+    scans: list[TrainingScan] = []
     todo = [(subject, path) for subject in subjects for path in field_maps(folders, subject)]
     for done, (subject, path) in enumerate(todo):
         if progress is not None:
             progress(path.name.split("_desc")[0], done, len(todo))
-        found.append(_load(folders, subject, path, network, field_of_label))
+        scans.append(_load(folders, subject, path, network, field_of_label))
     if progress is not None:
         progress("scans", len(todo), len(todo))
-    return found
+    return scans
 
 
 def field_maps(folders: FoldersConfig, subject: str) -> list[Path]:
@@ -202,11 +201,11 @@ def acquisition_path(folders: FoldersConfig, channel: Channel, subject: str, fie
     folders
         The dataset.
     channel
-        Which map.
+        Name of the map.
     subject
         Label without `sub-`.
     field_path
-        The scan's local field, whose name says which acquisition it is.
+        Local field of the scan; its name has the acquisition.
     """
     folder, suffix, desc = _FILES[channel]
     path = bids.derivative_path(folders.folder(folder), subject, suffix, desc=desc)
@@ -220,7 +219,7 @@ def acquisition_path(folders: FoldersConfig, channel: Channel, subject: str, fie
 
 def _load(
     folders: FoldersConfig, subject: str, field_path: Path, network: NetworkConfig, field_of_label: bool
-) -> Scan:
+) -> TrainingScan:
     facts = bids.read_sidecar(field_path, folders.dataset)
     mask_image = nifti.load_mask(bids.derivative_path(folders.folder("masks"), subject, "mask", desc="brain"))
     reference = nifti.load(field_path)
@@ -242,17 +241,17 @@ def _load(
         volume = box.cut(torch.from_numpy(image.data)) * box.mask
         return volume / d_r if channel in _RATES else volume
 
-    wanted = dict.fromkeys((*network.inputs, *network.outputs))
-    channels: dict[str, Volume] = {channel: read(channel) for channel in wanted}
-    scan = Scan(field_path.name.split("_desc")[0], box.grid, box.mask, channels)
-    if "field" not in wanted or not field_of_label:
+    names = dict.fromkeys((*network.inputs, *network.outputs))
+    channels: dict[str, Volume] = {channel: read(channel) for channel in names}
+    scan = TrainingScan(field_path.name.split("_desc")[0], box.grid, box.mask, channels)
+    if "field" not in names or not field_of_label:
         return scan
     sources = {name: channels[name] if name in channels else read(name) for name in ("chi_pos", "chi_neg")}
     chi = sources["chi_pos"] - sources["chi_neg"]
     return replace(scan, channels=channels | sources, field_of_label=Dipole(box.grid).apply(chi))
 
 
-def statistics(scans: Sequence[Scan]) -> dict[str, tuple[float, float]]:
+def statistics(scans: Sequence[TrainingScan]) -> dict[str, tuple[float, float]]:
     """Mean and SD in ppm of each channel over all brain voxels."""
     return {
         name: _mean_and_sd([scan.channels[name][scan.mask] for scan in scans]) for name in scans[0].channels
@@ -264,12 +263,12 @@ def statistics_of_crops(
 ) -> dict[str, tuple[float, float]]:
     """Mean and SD in ppm of each channel over the brain voxels of the first `count` crops."""
     examples = [crops[number] for number in range(count)]
-    found: dict[str, tuple[float, float]] = {}
+    statistics_ppm: dict[str, tuple[float, float]] = {}
     for names, part in ((network.inputs, "inputs"), (network.outputs, "targets")):
         for channel, name in enumerate(names):
             values = [getattr(example, part)[channel][example.mask[0]] for example in examples]
-            found[name] = _mean_and_sd(values)
-    return found
+            statistics_ppm[name] = _mean_and_sd(values)
+    return statistics_ppm
 
 
 def _mean_and_sd(parts: Sequence[Tensor]) -> tuple[float, float]:
@@ -281,35 +280,35 @@ def _mean_and_sd(parts: Sequence[Tensor]) -> tuple[float, float]:
 
 
 class RandomCrops(Dataset[Example], ABC):
-    """Examples around random voxels of brains: number n is the same whenever it is asked for.
+    """Crops around random brain voxels; crop n depends on n and the seed only.
 
     Parameters
     ----------
     scans
-        To cut from.
+        Scans to crop.
     network
-        Which channels go in and come out.
+        Selects inputs and outputs.
     count
-        How many there are.
+        Number of crops.
     seed
-        Of all that is random.
+        Seed of all random numbers.
     """
 
-    def __init__(self, scans: Sequence[Scan], network: NetworkConfig, count: int, seed: int) -> None:
+    def __init__(self, scans: Sequence[TrainingScan], network: NetworkConfig, count: int, seed: int) -> None:
         self.scans, self.network, self.count, self.seed = scans, network, count, seed
         self._inside = [torch.nonzero(scan.mask.flatten()).squeeze(1).int() for scan in scans]
 
     def __len__(self) -> int:
-        """Count of examples."""
+        """Return the number of crops."""
         return self.count
 
     def __getitem__(self, number: int) -> Example:
-        """Make an example.
+        """Cut a crop.
 
         Parameters
         ----------
         number
-            Which one; all about it depends on this number and the seed only.
+            Its index; the crop depends on this index and the seed only.
         """
         if not 0 <= number < self.count:
             raise IndexError(number)
@@ -320,8 +319,8 @@ class RandomCrops(Dataset[Example], ABC):
         return self._around(scan, (int(i), int(j), int(k)), rng)
 
     @abstractmethod
-    def _around(self, scan: Scan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
-        """Make an example around a voxel."""
+    def _around(self, scan: TrainingScan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
+        """Cut a crop around a voxel."""
 
 
 class Crops(RandomCrops):
@@ -332,16 +331,16 @@ class Crops(RandomCrops):
     scans, network, count, seed
         As of `RandomCrops`.
     config
-        What a crop is.
+        Size and augmentation.
     """
 
     def __init__(
-        self, scans: Sequence[Scan], network: NetworkConfig, config: CropConfig, count: int, seed: int
+        self, scans: Sequence[TrainingScan], network: NetworkConfig, config: CropConfig, count: int, seed: int
     ) -> None:
         super().__init__(scans, network, count, seed)
         self.config = config
 
-    def _around(self, scan: Scan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
+    def _around(self, scan: TrainingScan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
         spans = [
             slice(start, start + min(self.config.size, n))
             for c, n in zip(centre, scan.mask.shape, strict=True)
@@ -350,7 +349,7 @@ class Crops(RandomCrops):
         example = self._cut(scan, (spans[0], spans[1], spans[2]))
         return mirrored(example, (rng.random(3) < 0.5).tolist()) if self.config.flip else example
 
-    def _cut(self, scan: Scan, box: tuple[slice, slice, slice]) -> Example:
+    def _cut(self, scan: TrainingScan, box: tuple[slice, slice, slice]) -> Example:
         size = self.config.size
 
         def cut(volume: Tensor) -> Tensor:
@@ -378,7 +377,7 @@ class Crops(RandomCrops):
 
 
 def mirrored(example: Example, axes: Sequence[bool]) -> Example:
-    """Mirror a crop along some of its axes; the B0 direction is mirrored with it.
+    """Mirror a crop and its B0 direction along some axes.
 
     Parameters
     ----------
@@ -398,16 +397,17 @@ def mirrored(example: Example, axes: Sequence[bool]) -> Example:
 
 
 class BatchSampler:
-    """Batches of crop numbers: each process of several takes its share of the same batches.
+    """Sampler of crop indices; each process takes its share of the same batches.
 
     Parameters
     ----------
     first
-        Returns the number of the first batch, asked at every pass: an interrupted training goes on there.
+        Returns the index of the first batch, at every epoch of Lightning: an interrupted
+        training continues there.
     batches
-        Number of batches in a pass.
+        Number of batches in an epoch of Lightning.
     batch_size
-        Crops of a batch, over all processes.
+        Crops in a batch, over all processes.
     rank, world_size
         Of this process.
     """
@@ -426,11 +426,11 @@ class BatchSampler:
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Return the number of batches."""
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the numbers of each batch's crops."""
+        """Yield the crop indices of each batch."""
         first = self.first()
         for batch in range(first, first + self.batches):
             numbers = range(batch * self.batch_size, (batch + 1) * self.batch_size)

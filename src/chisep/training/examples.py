@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch.utils.data import ConcatDataset
 
 from chisep.progress import Progress
-from chisep.training.data import Crops, Example, FoldersConfig, Scan, load_scans
+from chisep.training.data import Crops, Example, FoldersConfig, TrainingScan, load_scans
 from chisep.training.protocols import ProtocolCrops, load_heads
 from chisep.training.recipes import Recipe
 
-ScansOfTraining = tuple[list[Scan], list[Scan]]
+ScansOfTraining = tuple[list[TrainingScan], list[TrainingScan]]
 """Scans to train on, and scans that choose the best epoch."""
 _CALIBRATION_SEED = 0x5CA1E
 
@@ -42,14 +42,14 @@ def read_scans(data: FoldersConfig, recipe: Recipe, progress: Progress | None = 
     return train_scans, validation_scans
 
 
-def crops_of(recipe: Recipe, scans: list[Scan], count: int, seed: int) -> Crops | ProtocolCrops:
+def crops_of(recipe: Recipe, scans: list[TrainingScan], count: int, seed: int) -> Crops | ProtocolCrops:
     """Cut crops of scans, or scan crops of heads by random protocols, as the recipe says."""
     if recipe.protocol is None:
         return Crops(scans, recipe.network, recipe.crops, count, seed)
     return ProtocolCrops(scans, recipe.network, recipe.protocol, recipe.crops.size, count, seed)
 
 
-def calibration_crops(recipe: Recipe, scans: list[Scan]) -> ConcatDataset[Example]:
+def calibration_crops(recipe: Recipe, scans: list[TrainingScan]) -> ConcatDataset[Example]:
     """Cut the calibration set of the predicted uncertainty: crops as near to whole scans as possible.
 
     Sources outside a crop are missing at its faces, so these crops have twice the edge of training crops. The

@@ -28,22 +28,22 @@ WEIGHTS = "weights.safetensors"
 
 def export(
     config: TrainConfig,
-    found: Mapping[str, tuple[float, float]],
+    statistics: Mapping[str, tuple[float, float]],
     best_loss: float,
-    scaling: ConcatDataset[Example],
+    calibration: ConcatDataset[Example],
 ) -> Path:
-    """Write the best weights of a training as safetensors with all that is known of them.
+    """Write the best weights of a training as safetensors, with their header.
 
     Parameters
     ----------
     config
         The training.
-    found
-        Statistics of the channels.
+    statistics
+        Mean and SD in ppm of each channel.
     best_loss
         Lowest validation loss.
-    scaling
-        Crops of the validation subjects that scale what the network says of its error.
+    calibration
+        Calibration set of the predicted uncertainty.
     """
     checkpoint = torch.load(config.out / BEST, map_location="cpu", weights_only=True)
     prefix = "network."
@@ -57,13 +57,13 @@ def export(
         "summary": config.recipe.summary,
         "reference": config.recipe.reference,
         "network": asdict(config.recipe.network),
-        "statistics": {name: list(pair) for name, pair in found.items()},
+        "statistics": {name: list(pair) for name, pair in statistics.items()},
         "recipe": {name: value for name, value in asdict(config.recipe).items() if name != "network"},
         "training_data": described_data(config.data),
         **described_start(config),
         "licence_of_data": config.licence,
         "best_step": int(checkpoint["global_step"]),
-        **_sigma_factors(config.recipe, found, tensors, scaling),
+        **_sigma_factors(config.recipe, statistics, tensors, calibration),
         "metrics": {"validation_loss": best_loss},
         "made_by": {"chisep": chisep.__version__, "commit": _commit()},
     }
@@ -71,22 +71,22 @@ def export(
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """Halve the space of kernels, whose rounding by 2⁻¹¹ is lost among them; norms and physics stay whole."""
+    """Convert kernels to half precision, whose rounding error of 2⁻¹¹ is negligible; keep other tensors."""
     return tensor.half() if tensor.ndim == 5 else tensor
 
 
 def _sigma_factors(
     recipe: Recipe,
-    found: Mapping[str, tuple[float, float]],
+    statistics: Mapping[str, tuple[float, float]],
     tensors: Mapping[str, Tensor],
-    scaling: ConcatDataset[Example],
+    calibration: ConcatDataset[Example],
 ) -> dict[str, dict[str, Factors]]:
     proximal = recipe.network.proximal
     if proximal is None or not proximal.uncertainty:
         return {}
-    network = build(recipe.network, found)
+    network = build(recipe.network, statistics)
     network.load_state_dict(tensors)
-    return {"sigma_factors": sigma_factors(network, recipe.network, scaling)}
+    return {"sigma_factors": sigma_factors(network, recipe.network, calibration)}
 
 
 def _commit() -> str | None:

@@ -21,13 +21,13 @@ def history(out: Path, quantity: str) -> list[tuple[int, float]]:
 
     Notes
     -----
-    Every call of `train` logs into a folder of its own; where a call did steps again that an earlier one
-    had lost, the later counts.
+    Every call of `train` has its own log folder. If a call repeats steps of an earlier one, the later values
+    count.
     """
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     for log in sorted((out / LOGS).glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])):
         with log.open(encoding="utf-8", newline="") as file:
-            found |= {
+            values |= {
                 int(row["step"]): float(row[quantity]) for row in csv.DictReader(file) if row.get(quantity)
             }
-    return sorted(found.items())
+    return sorted(values.items())

@@ -1,4 +1,4 @@
-"""χ maps of a training dataset: what a QSM method makes of every local field, written beside the maps."""
+"""Input χ maps of a training dataset: dipole inversion of every local field by a QSM method."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_chi_maps(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Invert the local fields of some subjects; maps that are there are kept.
+    """Dipole inversion of the local fields of subjects; existing maps are kept.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ def make_chi_maps(
     subjects
         Labels without `sub-`.
     method
-        A method that makes χ.
+        A QSM method.
     options
-        Weights, if it is a network.
+        Weights, for a network.
     device
-        Where to compute.
+        Device to compute on.
     progress
         Receives the map that is being made.
 
@@ -52,8 +52,8 @@ def make_chi_maps(
     Raises
     ------
     InputError
-        If a map is missing or unreadable, there is no such method or weights, or the folder holds maps that
-        were made by others.
+        If a map is missing or unreadable, there is no such method or weights, or the folder has maps of
+        another method.
     OutputError
         If a map cannot be written.
     """
@@ -95,7 +95,7 @@ def _local_field(folders: FoldersConfig, subject: str, path: Path) -> tuple[Maps
 
 
 def missing_chi_maps(folders: FoldersConfig, subjects: tuple[str, ...]) -> list[Path]:
-    """List the χ maps that are not there.
+    """List the missing χ maps.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def missing_chi_maps(folders: FoldersConfig, subjects: tuple[str, ...]) -> list[
 
 
 def _refuse_others(target: Path, made_by: dict[str, Any], dataset: Path) -> None:
-    """One network must not be trained on a mixture of χ maps; of maps made elsewhere nothing is known."""
+    """Refuse χ maps of another method or weights; maps of other software are accepted."""
     known = bids.read_sidecar(target, dataset)
     if "Method" in known and any(known.get(fact) != value for fact, value in made_by.items()):
         raise InputError(

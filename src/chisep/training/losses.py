@@ -1,6 +1,6 @@
-"""Losses: label, its gradients, and what both mean for the measurements, all as mean |·| in the brain.
+"""Losses: label, its gradients, and its forward-modelled measurements, all as mean |·| in the brain.
 
-All terms are in ppm: R2' is divided by D_r, so that no term outweighs the others by its unit.
+All terms are in ppm: R2' is divided by D_r, so that units do not weight the terms.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from chisep.networks.config import SOURCES, Channel
 from chisep.physics.dipole import Dipole
 
 UNIT_PPM = 0.03
-"""Losses are told in units of this: about the SD of χ_pos and χ_neg in a brain."""
+"""Unit of the losses: about the SD of χ_pos and χ_neg in a brain."""
 _SMALLEST_SCALE_PPM = 1e-5
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms."""
+    """Weights of the loss terms."""
 
     label: float = 1.0
-    """|x̂ − x| of what comes out."""
+    """|x̂ − x| of the outputs."""
     gradient: float = 0.1
     """|∇(x̂ − x)| between neighbouring voxels."""
     field: float = 0.5
-    """|D * (χ̂ − χ)|, the local field; only where χ comes out."""
+    """|D * (χ̂ − χ)|, the local field; only for networks with output χ or sources."""
     chi: float = 0.5
-    """|χ̂ − χ| of χ = χ_pos − χ_neg; only where sources come out."""
+    """|χ̂ − χ| of χ = χ_pos − χ_neg; only for networks with output sources."""
     r2prime: float = 0.5
-    """|s − ŝ| of s = χ_pos + χ_neg, that is R2'/D_r; only where sources come out."""
+    """|s − ŝ| of s = χ_pos + χ_neg, that is R2'/D_r; only for networks with output sources."""
     passes: float | None = None
-    """|x̂ − x| of what earlier passes make, on average; only for networks of several."""
+    """Mean |x̂ − x| of the intermediate estimates of earlier cascades; only for unrolled networks."""
     uncertainty: float | None = None
-    """What the network says of its own error, as the likelihood of a Laplace distribution; only for networks
-    that say it. What it says of the sources is not moved by this term."""
+    """Negative log-likelihood of the predicted uncertainty (Laplace distribution); only for networks that
+    predict it. The term has no gradient with respect to the sources."""
 
     def __post_init__(self) -> None:
         weights = [weight or 0.0 for weight in vars(self).values()]
@@ -67,17 +67,17 @@ def loss_terms(
     mask
         Brain, bool, shape (batch, 1, i, j, k).
     outputs
-        What the channels are.
+        Names of the channels.
     dipole
-        Of the batch.
+        Dipole operator of the batch.
     config
-        Terms of weight 0 are left out.
+        Terms of weight 0 are omitted.
 
     Returns
     -------
     dict
-        Mean over the brain of each volume, then over the volumes: a batch that is split over devices has
-        the same loss.
+        Mean over the brain of each volume, then over the volumes, so that the loss does not change when a
+        batch is split over devices.
     """
     error = (predicted_ppm - label_ppm) * mask
     terms = {}
@@ -101,7 +101,7 @@ def loss_terms(
 
 
 def label_loss(predicted_ppm: Tensor, label_ppm: Tensor, mask: Tensor) -> Tensor:
-    """Compute the term of the label alone; arguments as of `loss_terms`."""
+    """Compute the label term; arguments as of `loss_terms`."""
     return _mean((predicted_ppm - label_ppm) * mask, mask)
 
 
@@ -111,7 +111,7 @@ def laplace_loss(predicted_ppm: Tensor, scale_ppm: Tensor, label_ppm: Tensor, ma
     Parameters
     ----------
     predicted_ppm, label_ppm, mask
-        As of `loss_terms`; no gradient flows into what is predicted.
+        As of `loss_terms`; there is no gradient with respect to the prediction.
     scale_ppm
         Scale b of each voxel's distribution, shape (batch, channel, i, j, k).
     """
@@ -121,7 +121,7 @@ def laplace_loss(predicted_ppm: Tensor, scale_ppm: Tensor, label_ppm: Tensor, ma
 
 
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
-    """Weigh and add the terms."""
+    """Weighted sum of the terms."""
     return sum(
         (getattr(config, name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0
     )
@@ -138,7 +138,7 @@ def _over_brain(each: Tensor, mask: Tensor) -> Tensor:
 
 
 def _gradient(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of |differences to the next voxel| where both are in the brain, over the three axes."""
+    """Mean |difference of neighbours| within the brain, over the three axes."""
     total = error.new_zeros(())
     for axis in (-3, -2, -1):
         n = error.shape[axis]

@@ -1,4 +1,4 @@
-"""The Lightning module: a step of training and of validation, optimiser and schedule."""
+"""Lightning module: training and validation steps, optimiser, learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from chisep.training.data import Example
 from chisep.training.losses import LossConfig, label_loss, laplace_loss, loss_terms, total_loss
 
 _PHYSICS = ("alpha", "log_weights", "log_errors")
-"""Parameters of physics steps."""
+"""Parameters of gradient and DC steps."""
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """RMSprop with a learning rate that falls in steps."""
+    """RMSprop with a stepwise decay of the learning rate."""
 
     learning_rate: float = 3e-4
-    """Of the network's weights at the start."""
+    """Initial learning rate of the network's weights."""
     alpha_learning_rate: float = 1e-2
-    """Of the step size α, or of the weights of data steps, a parameter group of its own: they hardly move at
-    the network's rate."""
+    """Initial learning rate of the step size α, or of the weights of DC steps, which form their own parameter
+    group: they hardly change at the rate of the network."""
     decay: float = 0.98
-    """Factor on both rates after every `decay_steps` steps."""
+    """Decay factor of both learning rates after every `decay_steps` steps."""
     decay_steps: int = 1000
-    """Steps between two such factors."""
+    """Steps between two decays."""
     warm_up_steps: int | None = None
-    """Steps over which both rates rise to their start. RMSprop's first steps are up to ten times as long as
-    later ones, which random weights bear and trained ones do not."""
+    """Warm-up: steps over which both learning rates rise to their initial value. The first steps of RMSprop
+    are up to ten times as long as later ones, which harms weights that are already trained."""
     average_steps: int | None = None
-    """About so many of the last steps are averaged, exponentially, in weights and norms: the average is what
-    is validated and kept."""
+    """Exponential moving average of weights and norms over about so many of the last steps; the average is
+    evaluated and saved."""
 
     def __post_init__(self) -> None:
         if min(value for value in vars(self).values() if value is not None) <= 0:
@@ -49,12 +49,12 @@ class OptimiserConfig:
 
 
 class TrainingModule(pl.LightningModule):
-    """A network in training.
+    """Train a network.
 
     Parameters
     ----------
     network
-        What it is; built here with random weights.
+        Config; the network is built here with random weights.
     statistics
         Mean and SD in ppm of its channels.
     loss
@@ -71,7 +71,7 @@ class TrainingModule(pl.LightningModule):
         self.network = build(network, statistics)
 
     def training_step(self, batch: Example, _: int) -> Tensor:
-        """Loss of a batch."""
+        """Compute the loss of a batch."""
         terms = self._terms(batch)
         loss = total_loss(terms, self.loss_config)
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.mask))
@@ -81,7 +81,7 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Example, _: int) -> None:
-        """Loss of a batch that is not trained on."""
+        """Compute the loss of a validation batch."""
         loss = total_loss(self._terms(batch), self.loss_config)
         self.log("val_loss", loss, prog_bar=True, batch_size=len(batch.mask), sync_dist=True)
 
@@ -100,7 +100,7 @@ class TrainingModule(pl.LightningModule):
         return terms
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """RMSprop, parameters of the physics apart; both rates rise, if so wanted, and fall in steps."""
+        """RMSprop with a group for the parameters of DC steps; warm-up, if any, then stepwise decay."""
         alpha = [p for name, p in self.network.named_parameters() if name in _PHYSICS]
         rest = [p for name, p in self.network.named_parameters() if name not in _PHYSICS]
         groups: list[dict[str, Any]] = [{"params": rest, "lr": self.optimiser.learning_rate}]

@@ -1,8 +1,8 @@
-"""Crops of digital heads, each scanned by a protocol of its own: field strength, voxels, echoes, D_r, errors.
+"""Map-level simulation of crops of digital phantoms under random protocols: B0, voxels, echoes, D_r.
 
-Only the sources and R2 of the heads are read; field, R2' and the noise of both are made for every crop anew,
-as `chisep.simulation.measured` makes them for a whole head. The field is that of the crop's own sources, so
-nothing outside has to be explained, and heads of any make will do.
+Only the sources and R2 of the phantoms are read. Field, R2' and their noise are simulated for every crop, as
+`chisep.simulation.measured` does for a whole head. The field is that of the sources in the crop, so no source
+outside of the crop has an effect, and label maps of any origin can be used.
 """
 
 from __future__ import annotations
@@ -27,58 +27,58 @@ from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sou
 from chisep.progress import Progress
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.solvers import tikhonov
-from chisep.training.data import Example, FoldersConfig, RandomCrops, Scan
+from chisep.training.data import Example, FoldersConfig, RandomCrops, TrainingScan
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
-"""Channels of the heads: sources in ppm, R2 in 1/s at 3 T."""
+"""Channels of a phantom: sources in ppm, R2 in 1/s at 3 T."""
 _THICKEST_SLICE_MM = 3.2
 _FEWEST_VOXELS = 8
-"""Of a brain in a crop, below which errors are not scaled by their SD in it."""
+"""Smallest brain in a crop that field errors are scaled for."""
 _SMOOTH_MM = 4.0
-"""Between the values that smooth errors are drawn at."""
+"""Spacing of the random values that smooth errors are interpolated from."""
 
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """Ranges that the protocol of every crop is drawn from, evenly, or evenly in their logarithms."""
+    """Ranges of a uniform or log-uniform distribution that the protocol of every crop is drawn from."""
 
     b0_t: tuple[float, float] = (1.5, 7.0)
     """Field strength."""
     tilt_deg: float = 45.0
-    """Largest angle between B0 and the head's long axis."""
+    """Largest angle between B0 and the long axis of the head."""
     voxel_mm: tuple[float, float] = (0.6, 2.0)
-    """Edge of a voxel in its plane."""
+    """In-plane voxel edge."""
     slice_ratio: float = 3.0
-    """Largest thickness of a slice over the edge in its plane, 3.2 mm at most."""
+    """Largest ratio of slice thickness to in-plane edge; slices are 3.2 mm thick at most."""
     axial_share: float | None = None
-    """Share of crops whose slices lie across the head's long axis, as in most scans; those of others lie
-    across any axis, as all do if None."""
+    """Share of crops with axial slices, as in most scans; slices of other crops have a random orientation. If
+    None, all slices have a random orientation."""
     dr_hz_per_ppm: tuple[float, float] = (90.0, 330.0)
-    """D_r,pos at 3 T; it grows with the field."""
+    """D_r,pos at 3 T; proportional to B0."""
     dr_ratio: tuple[float, float] = (0.3, 1.3)
     """D_r,neg over D_r,pos."""
     dr_error: float = 0.15
-    """Largest relative error of the D_r that the network is told, of each source."""
+    """Largest relative error of the assumed D_r of each source, which the network receives."""
     snr: tuple[float, float] = (20.0, 150.0)
-    """Mean magnitude of the first echo over the noise."""
+    """Mean magnitude of the first echo over the noise SD."""
     standard_share: float = 0.3
-    """Share of crops with the standard protocol instead: 3 T, 1 mm, B0 along the head, D_r = 114 for both,
-    told without error; SNR and all other errors are drawn."""
+    """Share of crops with the standard protocol: 3 T, 1 mm, B0 along the head, D_r = 114 for both sources and
+    assumed without error; SNR and all other errors are random."""
     erosion_mm: float = 8.0
-    """Largest depth of a rim in which the field is not known."""
+    """Largest depth of a rim without a valid field."""
     holes: int = 2
-    """Most holes in the field's mask."""
+    """Largest number of holes in the valid-field mask."""
     background_ppb: float = 4.0
-    """Largest SD of the background field that is left over."""
+    """Largest SD of the residual background field."""
     unexplained_ppb: float = 3.0
-    """Largest SD of a smooth error of the field: anisotropy, motion."""
+    """Largest SD of a smooth field error: anisotropy, motion."""
     shift_voxels: float = 0.5
-    """Largest shift of the spin echo along each axis."""
+    """Largest misregistration of the spin echo along each axis."""
     r2_error: float = 0.06
-    """SD of the relative error of R2 by its fit, the same in the whole crop."""
+    """SD of the relative error of the R2 fit, constant in a crop."""
     gre_only_share: float = 0.2
-    """Share of crops without spin echo, where R2' is R2* minus one R2 for all tissue."""
+    """Share of crops without spin echo, with a pseudo-R2' (R2* minus a constant R2)."""
 
     def __post_init__(self) -> None:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
@@ -92,14 +92,14 @@ class ProtocolConfig:
             )
 
     def with_good_r2prime(self) -> ProtocolConfig:
-        """Return the same without what spoils R2' beside its noise: registration, and the fit of R2."""
+        """Return the same without errors of R2' beyond its noise: registration and R2 fit."""
         return replace(self, shift_voxels=0.0, r2_error=0.0)
 
 
 def load_heads(
     folders: FoldersConfig, subjects: Sequence[str], progress: Progress | None = None
-) -> list[Scan]:
-    """Read sources and R2 of some heads.
+) -> list[TrainingScan]:
+    """Read sources and R2 of digital phantoms.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def load_heads(
     subjects
         Labels without `sub-`.
     progress
-        Told which head is being read.
+        Receives the subject that is being read.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def load_heads(
         "chi_neg": ("Chimap", "diamagnetic"),
         "r2": ("R2map", None),
     }
-    found = []
+    heads = []
     for done, subject in enumerate(subjects):
         if progress is not None:
             progress(f"sub-{subject}", done, len(subjects))
@@ -131,19 +131,19 @@ def load_heads(
             image = nifti.load(bids.derivative_path(folders.folder("labels"), subject, suffix, desc=desc))
             nifti.require_same_grid(brain, image)
             channels[name] = box.cut(torch.from_numpy(image.data)) * box.mask
-        found.append(Scan(f"sub-{subject}", box.grid, box.mask, channels))
+        heads.append(TrainingScan(f"sub-{subject}", box.grid, box.mask, channels))
     if progress is not None:
         progress("heads", len(subjects), len(subjects))
-    return found
+    return heads
 
 
 class _Protocol(NamedTuple):
-    """One protocol."""
+    """Protocol of one crop."""
 
     grid: Grid
     b0_t: float
     relaxivity: Relaxivity
-    stated: Relaxivity
+    assumed: Relaxivity
     te_gre_s: Sequence[float]
     te_se_s: Sequence[float]
     snr: float
@@ -151,12 +151,12 @@ class _Protocol(NamedTuple):
 
 
 class ProtocolCrops(RandomCrops):
-    """Crops of heads, each under a random protocol.
+    """Crops of digital phantoms, each under a random protocol.
 
     Parameters
     ----------
     scans
-        Heads with the channels `SOURCES_AND_R2`.
+        Phantoms with the channels `SOURCES_AND_R2`.
     network, count, seed
         As of `RandomCrops`.
     config
@@ -167,7 +167,7 @@ class ProtocolCrops(RandomCrops):
 
     def __init__(
         self,
-        scans: Sequence[Scan],
+        scans: Sequence[TrainingScan],
         network: NetworkConfig,
         config: ProtocolConfig,
         size: int,
@@ -177,11 +177,11 @@ class ProtocolCrops(RandomCrops):
         super().__init__(scans, network, count, seed)
         self.config, self.size = config, size
 
-    def _around(self, scan: Scan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
+    def _around(self, scan: TrainingScan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
         protocol = _drawn(rng, self.config, self.size)
         head = _resampled(scan, centre, protocol.grid)
         flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
-        return _scanned(head.flip(flips), protocol, self.network, self.config, rng)
+        return _simulated(head.flip(flips), protocol, self.network, self.config, rng)
 
 
 def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Protocol:
@@ -192,21 +192,23 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
     snr = log_uniform(*config.snr)
     gre_only = bool(rng.random() < config.gre_only_share)
     if rng.random() < config.standard_share:
-        known = default_relaxivity(3.0)
+        relaxivity = default_relaxivity(3.0)
         echoes = [0.005 + 0.006 * n for n in range(5)]
         spin_echoes = [0.015 * n for n in range(1, 7)]
-        return _Protocol(Grid(shape, (1.0, 1.0, 1.0)), 3.0, known, known, echoes, spin_echoes, snr, gre_only)
+        return _Protocol(
+            Grid(shape, (1.0, 1.0, 1.0)), 3.0, relaxivity, relaxivity, echoes, spin_echoes, snr, gre_only
+        )
     b0_t = log_uniform(*config.b0_t)
     edge = log_uniform(*config.voxel_mm)
     slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, _THICKEST_SLICE_MM))
     edges = [edge, edge, edge]
     axial = config.axial_share is not None and rng.random() < config.axial_share
     edges[2 if axial else int(rng.integers(3))] = slice_mm
-    tilt, turn = math.radians(rng.uniform(0, config.tilt_deg)), rng.uniform(0, 2 * math.pi)
-    b0 = (math.sin(tilt) * math.cos(turn), math.sin(tilt) * math.sin(turn), math.cos(tilt))
+    tilt, azimuth = math.radians(rng.uniform(0, config.tilt_deg)), rng.uniform(0, 2 * math.pi)
+    b0 = (math.sin(tilt) * math.cos(azimuth), math.sin(tilt) * math.sin(azimuth), math.cos(tilt))
     pos = log_uniform(*config.dr_hz_per_ppm) * b0_t / 3
     neg = pos * log_uniform(*config.dr_ratio)
-    told = [dr * (1 + rng.uniform(-config.dr_error, config.dr_error)) for dr in (pos, neg)]
+    assumed = [dr * (1 + rng.uniform(-config.dr_error, config.dr_error)) for dr in (pos, neg)]
     # Echo times are chosen by T2*, which falls with the field.
     scale = math.sqrt(3.0 / b0_t)
     first, step = scale * rng.uniform(0.003, 0.007), scale * rng.uniform(0.003, 0.007)
@@ -217,7 +219,7 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
         Grid(shape, (edges[0], edges[1], edges[2]), b0),
         b0_t,
         Relaxivity(pos, neg),
-        Relaxivity(*told),
+        Relaxivity(*assumed),
         echoes,
         spin_echoes,
         snr,
@@ -225,7 +227,7 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
     )
 
 
-def _resampled(scan: Scan, centre: Sequence[int], grid: Grid) -> Tensor:
+def _resampled(scan: TrainingScan, centre: Sequence[int], grid: Grid) -> Tensor:
     """Cut a box of the grid's extent and average it to the grid's voxels: (mask, χ_pos, χ_neg, R2)."""
     size = [
         max(1, round(n * edge / own))
@@ -247,14 +249,14 @@ def _resampled(scan: Scan, centre: Sequence[int], grid: Grid) -> Tensor:
     return box
 
 
-def _scanned(
+def _simulated(
     head: Tensor,
     protocol: _Protocol,
     network: NetworkConfig,
     config: ProtocolConfig,
     rng: np.random.Generator,
 ) -> Example:
-    """Make field and R2' of (mask, χ_pos, χ_neg, R2) with their noise, as the network is told of them."""
+    """Map-level simulation of field and R2' with noise maps, from (mask, χ_pos, χ_neg, R2)."""
     mask = head[0] > 0.5
     pos, neg, r2 = head[1:] * mask
     grid, dipole = protocol.grid, Dipole(protocol.grid)
@@ -264,21 +266,21 @@ def _scanned(
     field_sigma = gre_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
     field = dipole.apply(pos - neg) + field_sigma * _noise(rng, mask)
     field += _field_errors(mask, grid, dipole, config, rng)
-    known = _known(mask, grid, config, rng)
+    valid = _valid_field(mask, grid, config, rng)
     r2star = r2star + gre_sigma * _noise(rng, mask)
-    r2_found, r2_sigma = _measured_r2(r2, mask, protocol, config, rng)
-    stated = protocol.stated.pos_hz_per_ppm
+    fitted_r2, r2_sigma = _measured_r2(r2, mask, protocol, config, rng)
+    assumed_hz_per_ppm = protocol.assumed.pos_hz_per_ppm
     channels = {
-        "field": field * known,
-        "field_sigma": field_sigma * known,
-        "r2prime": (r2star - r2_found).clamp_min(0) * mask / stated,
-        "r2prime_sigma": torch.hypot(gre_sigma, r2_sigma) * mask / stated,
+        "field": field * valid,
+        "field_sigma": field_sigma * valid,
+        "r2prime": (r2star - fitted_r2).clamp_min(0) * mask / assumed_hz_per_ppm,
+        "r2prime_sigma": torch.hypot(gre_sigma, r2_sigma) * mask / assumed_hz_per_ppm,
         "chi_pos": pos,
         "chi_neg": neg,
         "chi": pos - neg,
     }
-    if "qsm" in network.inputs and bool(known.any()):
-        maps = Maps(field_ppm=channels["field"], mask=known, grid=grid)
+    if "qsm" in network.inputs and bool(valid.any()):
+        maps = Maps(field_ppm=channels["field"], mask=valid, grid=grid)
         channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig()).chi_ppm
     nothing = torch.zeros(mask.shape)
     return Example(
@@ -287,7 +289,7 @@ def _scanned(
         mask[None],
         torch.tensor(grid.b0_direction),
         torch.tensor(grid.voxel_mm),
-        torch.tensor(protocol.stated.ratio),
+        torch.tensor(protocol.assumed.ratio),
     )
 
 
@@ -296,7 +298,7 @@ def _noise(rng: np.random.Generator, mask: MaskVolume) -> Volume:
 
 
 def _rate_sigma_hz(rate_hz: Volume, mask: MaskVolume, te_s: Sequence[float], snr: float) -> Volume:
-    """Noise of a rate by its echoes, as of tissue with equal signal at TE 0."""
+    """Noise SD of a relaxation rate map by its echo times, for tissue of uniform signal at TE 0."""
     if not bool(mask.any()):
         return torch.zeros(mask.shape)
     return rate_sigma_hz(se_signal(torch.ones(mask.shape), rate_hz, te_s), mask, te_s, snr)
@@ -305,19 +307,19 @@ def _rate_sigma_hz(rate_hz: Volume, mask: MaskVolume, te_s: Sequence[float], snr
 def _measured_r2(
     r2: Volume, mask: MaskVolume, protocol: _Protocol, config: ProtocolConfig, rng: np.random.Generator
 ) -> tuple[Volume, Volume]:
-    """R2 by a spin echo that lies a little beside, or one R2 for all tissue; and its noise."""
+    """R2 of a misregistered spin echo, or a constant R2; and its noise SD."""
     if protocol.gre_only:
         pseudo = torch.full(mask.shape, pseudo_r2_hz(protocol.b0_t))
         return pseudo, PSEUDO_R2_SD * pseudo
     sigma = _rate_sigma_hz(r2, mask, protocol.te_se_s, protocol.snr)
-    beside = _shifted(r2, rng.uniform(-config.shift_voxels, config.shift_voxels, 3).tolist())
-    return beside * (1 + config.r2_error * rng.standard_normal()) + sigma * _noise(rng, mask), sigma
+    shifted = _shifted(r2, rng.uniform(-config.shift_voxels, config.shift_voxels, 3).tolist())
+    return shifted * (1 + config.r2_error * rng.standard_normal()) + sigma * _noise(rng, mask), sigma
 
 
 def _field_errors(
     mask: MaskVolume, grid: Grid, dipole: Dipole, config: ProtocolConfig, rng: np.random.Generator
 ) -> Volume:
-    """Background left over, harmonic in the brain, and a smooth error that no source explains."""
+    """Residual background field, harmonic in the brain, plus a smooth error without a source."""
     background, unexplained, outside = _harmonic(grid, rng), _smooth(grid, rng), _smooth(grid, rng) * ~mask
     errors = torch.zeros(mask.shape)
     if int(mask.sum()) < _FEWEST_VOXELS:
@@ -331,7 +333,7 @@ def _field_errors(
 
 
 def _harmonic(grid: Grid, rng: np.random.Generator) -> Volume:
-    """Random harmonic polynomials up to the third degree: what far sources make."""
+    """Random harmonic polynomials up to the third degree: the field of distant sources."""
     extent = max(n * edge for n, edge in zip(grid.shape, grid.voxel_mm, strict=True))
     x, y, z = (
         (torch.linspace(-1, 1, n) * (n * edge / extent)).reshape([-1 if a == axis else 1 for a in range(3)])
@@ -349,14 +351,16 @@ def _harmonic(grid: Grid, rng: np.random.Generator) -> Volume:
 
 
 def _smooth(grid: Grid, rng: np.random.Generator) -> Volume:
-    """Noise that is smooth over a few millimetres."""
+    """Random field that is smooth over a few millimetres."""
     coarse = [max(2, round(n * edge / _SMOOTH_MM)) for n, edge in zip(grid.shape, grid.voxel_mm, strict=True)]
     values = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32))
     return functional.interpolate(values[None, None], grid.shape, mode="trilinear", align_corners=True)[0, 0]
 
 
-def _known(mask: MaskVolume, grid: Grid, config: ProtocolConfig, rng: np.random.Generator) -> MaskVolume:
-    """Where the field is known: the brain without a rim and holes."""
+def _valid_field(
+    mask: MaskVolume, grid: Grid, config: ProtocolConfig, rng: np.random.Generator
+) -> MaskVolume:
+    """Valid-field mask: the brain without a rim and holes."""
     depth_mm = rng.uniform(0, config.erosion_mm)
     outside = (~mask).float()[None, None]
     for axis, edge in enumerate(grid.voxel_mm):
@@ -364,20 +368,20 @@ def _known(mask: MaskVolume, grid: Grid, config: ProtocolConfig, rng: np.random.
         kernel, padding = [1, 1, 1], [0, 0, 0]
         kernel[axis], padding[axis] = 2 * reach + 1, reach
         outside = functional.max_pool3d(outside, kernel, 1, padding)
-    known = mask & (outside[0, 0] == 0)
+    valid = mask & (outside[0, 0] == 0)
     for _ in range(int(rng.integers(config.holes + 1))):
         centre, radius_mm = [rng.integers(n) for n in grid.shape], rng.uniform(1, 8)
         square = torch.zeros(())
         for axis, (n, edge) in enumerate(zip(grid.shape, grid.voxel_mm, strict=True)):
             distance = (torch.arange(n) - int(centre[axis])) * edge
             square = square + (distance**2).reshape([-1 if a == axis else 1 for a in range(3)])
-        known &= square > radius_mm**2
-    return known
+        valid &= square > radius_mm**2
+    return valid
 
 
 def _shifted(volume: Volume, voxels: Sequence[float]) -> Volume:
-    """Move a volume by a part of a voxel along each axis, linearly interpolated."""
+    """Shift a volume by a fraction of a voxel along each axis, with linear interpolation."""
     for axis, shift in enumerate(voxels):
-        part = abs(float(shift))
-        volume = (1 - part) * volume + part * volume.roll(1 if shift > 0 else -1, axis)
+        fraction = abs(float(shift))
+        volume = (1 - fraction) * volume + fraction * volume.roll(1 if shift > 0 else -1, axis)
     return volume

@@ -9,10 +9,10 @@ from chisep.training.recipes import Recipe
 
 
 def starting_network(weights: str, recipe: Recipe) -> network_weights.LoadedNetwork:
-    """Load the weights that a training starts from, if they are of a network like its own.
+    """Load the initial weights of a training, if the networks have the same shape.
 
-    Batch norms are folded for a network without norms: in training a batch norm divides by how strong the
-    lesions of its crops are, and so hides it from the network.
+    Batch norms are folded for a network without norms: in training, a batch norm divides by the strength
+    of the lesions in a batch, so the network could not learn it.
     """
     start = network_weights.load(weights)
     if recipe.network.unet.norm == "none" and start.config.unet.norm == "batch":

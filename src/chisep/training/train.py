@@ -18,7 +18,7 @@ from chisep.networks.weights import LoadedNetwork
 from chisep.progress import Progress
 from chisep.training.callbacks import LAST, ProgressBar, TimeLimit, checkpoints, quiet, weight_average
 from chisep.training.config import TrainConfig
-from chisep.training.data import BatchSampler, RandomCrops, Scan, statistics, statistics_of_crops
+from chisep.training.data import BatchSampler, RandomCrops, TrainingScan, statistics, statistics_of_crops
 from chisep.training.examples import ScansOfTraining, calibration_crops, crops_of, read_scans
 from chisep.training.export import export
 from chisep.training.hardware import choose_accelerator, choose_precision, choose_strategy
@@ -30,23 +30,23 @@ from chisep.training.start import starting_network
 
 _VALIDATION_SEED = 0x5EED
 _STATISTICS_CROPS = 64
-"""Crops that means and SDs are taken from where each is scanned by a protocol of its own."""
+"""Crops that means and SDs are computed from, if protocols are random."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left.
+    """Result of a training.
 
     Parameters
     ----------
     weights
-        File of the best weights; None where the training is not finished.
+        File of the best weights; None if the training is not finished.
     epochs
-        Epochs done.
+        Number of epochs done.
     best_loss
         Lowest validation loss.
     seconds
-        Time of this call.
+        Duration of this call.
     """
 
     weights: Path | None
@@ -69,19 +69,19 @@ def train(
     Parameters
     ----------
     config
-        Recipe, data, machine.
+        Recipe, data and machine.
     progress
-        Told which scans are being read.
+        Receives the scan that is being read.
     bar
         Whether Lightning shows a progress bar.
     read
-        Returns scans that many trainings share, of the data and the `BrainBox` of this one and with the
-        channels of its network at least; they are read here if left out.
+        Returns scans that several trainings share, from the same data and `BrainBox` and with at least the
+        channels of this network; the scans are read here if left out.
 
     Returns
     -------
     TrainingResult
-        Weights lie in `out` once all epochs are done.
+        The weights are in `out` once all epochs are done.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def train(
 
     Notes
     -----
-    Checkpoints hold weights, optimiser, schedule and step; crop n is a function of the seed and n. So a run
-    that was killed goes on from its last checkpoint as if it had not been.
+    Checkpoints contain weights, optimiser, schedule and step, and crop n depends on the seed and n only. So
+    an interrupted training that resumes from its last checkpoint equals one without interruption.
     """
     started = time.monotonic()
     recipe, out = config.recipe, make_directory(config.out)
@@ -107,8 +107,8 @@ def train(
     crops = crops_of(recipe, scans, count, recipe.seed)
     validation_crops = crops_of(recipe, validation, recipe.validation_crops, _VALIDATION_SEED)
     pl.seed_everything(recipe.seed, verbose=False)
-    found = _statistics(recipe, start, scans, crops)
-    module = TrainingModule(recipe.network, found, recipe.loss, recipe.optimiser)
+    channel_statistics = _statistics(recipe, start, scans, crops)
+    module = TrainingModule(recipe.network, channel_statistics, recipe.loss, recipe.optimiser)
     if start is not None:
         module.network.load_state_dict(start.network.state_dict())
     best, last = checkpoints(out)
@@ -127,11 +127,13 @@ def train(
     if done < recipe.epochs:
         return TrainingResult(None, done, best_loss, seconds)
     calibration = calibration_crops(recipe, validation)
-    return TrainingResult(export(config, found, best_loss, calibration), done, best_loss, seconds)
+    return TrainingResult(
+        export(config, channel_statistics, best_loss, calibration), done, best_loss, seconds
+    )
 
 
 def _statistics(
-    recipe: Recipe, start: LoadedNetwork | None, scans: list[Scan], crops: RandomCrops
+    recipe: Recipe, start: LoadedNetwork | None, scans: list[TrainingScan], crops: RandomCrops
 ) -> Statistics:
     """Mean and SD of each channel: of the weights that the training starts from, else of its data."""
     if start is not None:

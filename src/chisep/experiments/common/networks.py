@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from chisep.networks import inference
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions, Precision
 from chisep.progress import Progress
-from chisep.training.record import plain
+from chisep.training.export import WEIGHTS
+from chisep.training.recipes import Recipe
+from chisep.training.record import same_recipe
 from chisep.training.train import ScansOfTraining, TrainConfig, train
 from chisep.types import Maps, Sources
 
-WEIGHTS_FILE = "weights.safetensors"
 PRECISION: Precision = "single"
 """Precision of networks under test: the same on all hardware."""
 
@@ -70,8 +71,8 @@ def trained_weights(
     Path or None
         The weights; None if the time was up before they were done.
     """
-    weights = config.out / WEIGHTS_FILE
-    if weights.is_file() and _recipe_in(load_header(weights)) == plain(asdict(config.recipe)):
+    weights = config.out / WEIGHTS
+    if weights.is_file() and _has_recipe(load_header(weights), config.recipe):
         return weights
     left = clock.minutes_left()
     if left is not None and left <= 0:
@@ -79,8 +80,8 @@ def trained_weights(
     return train(replace(config, minutes=left), progress, read=read).weights
 
 
-def _recipe_in(header: dict[str, Any]) -> dict[str, Any]:
-    return plain({"network": header.get("network"), **header.get("recipe", {})})
+def _has_recipe(header: dict[str, Any], recipe: Recipe) -> bool:
+    return same_recipe(recipe, {"network": header.get("network"), **header.get("recipe", {})})
 
 
 def described_weights(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from chisep.networks.unet import Norm
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.progress import Progress
 from chisep.report import figures
-from chisep.training.data import FoldersConfig, Scan
+from chisep.training.data import FoldersConfig, TrainingScan
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import ScansOfTraining, TrainConfig, read_scans
@@ -198,7 +198,7 @@ def _judged(config: NetworkAblationsConfig, run: Run, weights: Path, heads: _Hea
 
 
 def _crops(
-    heads: list[Scan], run: Run, protocol: ProtocolConfig, config: NetworkAblationsConfig
+    heads: list[TrainingScan], run: Run, protocol: ProtocolConfig, config: NetworkAblationsConfig
 ) -> ProtocolCrops:
     return ProtocolCrops(heads, run.recipe.network, protocol, config.crop, config.test_crops, _TEST_SEED)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from chisep.errors import InputError
-from chisep.experiments.common.networks import PRECISION, WEIGHTS_FILE, Clock, trained_weights
+from chisep.experiments.common.networks import PRECISION, Clock, trained_weights
 from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
 from chisep.experiments.thesis.rows import RECIPES, described
 from chisep.io.files import make_directory, write_json
 from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
 from chisep.training.data import FoldersConfig
+from chisep.training.export import WEIGHTS
 from chisep.training.input_qsm import make_chi_maps, missing_chi_maps
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import TrainConfig
@@ -112,7 +113,7 @@ def train_networks(config: NetworksConfig, progress: Progress | None = None) -> 
 
 def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Progress | None) -> None:
     """χ maps of all scans by the QSMnet trained here."""
-    weights = config.out / RECIPES["qsmnet"] / WEIGHTS_FILE
+    weights = config.out / RECIPES["qsmnet"] / WEIGHTS
     if weights.is_file():
         make_chi_maps(
             where,
@@ -134,9 +135,9 @@ def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Pr
 
 def _record(config: NetworksConfig) -> list[Path]:
     """Write what is trained so far."""
-    done = [name for name in RECIPES if (config.out / RECIPES[name] / WEIGHTS_FILE).is_file()]
+    done = [name for name in RECIPES if (config.out / RECIPES[name] / WEIGHTS).is_file()]
     record = {**provenance(config), "Networks": described(done, config.out)}
     return [
         write_json(config.out / "networks.json", record),
-        *(config.out / RECIPES[name] / WEIGHTS_FILE for name in done),
+        *(config.out / RECIPES[name] / WEIGHTS for name in done),
     ]

@@ -9,10 +9,11 @@ from typing import Any
 
 from chisep import methods
 from chisep.errors import InputError
-from chisep.experiments.common.networks import PRECISION, WEIGHTS_FILE, described_weights, estimates_of
+from chisep.experiments.common.networks import PRECISION, described_weights, estimates_of
 from chisep.io.files import checksum
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
+from chisep.training.export import WEIGHTS
 from chisep.types import Maps, Sources, Volume
 
 RECIPES: Mapping[str, str] = {
@@ -99,7 +100,7 @@ def weights_path(name: str, folder: Path | None) -> Path:
     """
     if folder is None:
         return network_weights.find_weights(name)
-    path = folder / RECIPES[name] / WEIGHTS_FILE
+    path = folder / RECIPES[name] / WEIGHTS
     if not path.is_file():
         raise InputError(
             path,

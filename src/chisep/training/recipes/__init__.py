@@ -13,44 +13,45 @@ from chisep.training.module import OptimiserConfig
 from chisep.training.protocols import ProtocolConfig
 
 SMALL_WIDTHS = (8, 16, 32, 64)
-"""Channels that two CPU cores can train: 351 thousand parameters, a receptive field of 92 voxels."""
+"""Channels per level for training on two CPU cores: 351 thousand parameters, receptive field of 92 voxels."""
 PROXIMAL_WIDTHS = (16, 32, 48, 64)
-"""The same for networks whose data steps see what is far: at equal cost more channels where details are."""
+"""The same for networks with DC steps, whose U-nets need a smaller receptive field: at equal cost, more
+channels at high resolution."""
 FIELD_WIDTHS = (16, 24, 32, 48)
-"""The same for networks that make χ of the field alone."""
+"""The same for networks from the field to χ."""
 _HIGHER, _ANNEALING = 3.0, 20.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that makes a training run, but for the data."""
+    """Settings of a training, except for the data."""
 
     network: NetworkConfig
-    """What is trained."""
+    """Network to train."""
     summary: str = ""
-    """What it is for."""
+    """Purpose, for the header of the weights."""
     reference: str = ""
-    """The paper."""
+    """Paper."""
     crops: CropConfig = field(default_factory=CropConfig)
-    """What an example is."""
+    """Size and augmentation of crops."""
     protocol: ProtocolConfig | None = None
-    """Protocols by which crops of digital heads are scanned; crops of the dataset's own scans if None."""
+    """Random protocols for scans of digital phantoms; crops of the scans of the dataset if None."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """What is made small."""
+    """Loss."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """How."""
+    """Optimiser and learning-rate schedule."""
     epochs: int = 20
-    """Epochs; the one with the lowest validation loss is kept."""
+    """Epochs; the weights are those of the epoch with the lowest validation loss."""
     steps_per_epoch: int = 1000
-    """Batches of an epoch."""
+    """Batches in an epoch."""
     saves_per_epoch: int = 4
-    """Checkpoints of an epoch, to resume from."""
+    """Checkpoints in an epoch, to resume from."""
     batch_size: int = 12
-    """Crops of a batch, over all devices."""
+    """Crops in a batch, over all devices."""
     validation_crops: int = 96
-    """Crops of the validation subjects, the same after every epoch."""
+    """Number of crops of the validation subjects, the same crops after every epoch."""
     seed: int = 0
-    """Of weights and crops."""
+    """Seed of weights and crops."""
 
     def __post_init__(self) -> None:
         counts = (self.epochs, self.steps_per_epoch, self.saves_per_epoch, self.batch_size)
@@ -64,7 +65,7 @@ class Recipe:
 
 
 def small(recipe: Recipe, *, steps_per_epoch: int = 200, validation_crops: int = 16) -> Recipe:
-    """Return the same for a machine with two cores: narrow, crops of 48³, batches of 2, 4000 steps in all."""
+    """Return a small version for two CPU cores: fewer channels, crops of 48³, batches of 2, 4000 steps."""
     widths = SMALL_WIDTHS if recipe.network.proximal is None else PROXIMAL_WIDTHS
     return annealed(
         replace(
@@ -79,10 +80,10 @@ def small(recipe: Recipe, *, steps_per_epoch: int = 200, validation_crops: int =
 
 
 def annealed(recipe: Recipe) -> Recipe:
-    """Return the same with a learning rate that starts three times as high and falls by a factor of 20.
+    """Return the recipe with a learning rate that starts three times as high and decays by a factor of 20.
 
-    So few steps go as far as at the published rate, which is nearly constant over them, and do not end in the
-    noise of the last ones.
+    A short training then progresses as far as at the published rate, which is nearly constant over so few
+    steps, and its last steps are less noisy.
     """
     own = recipe.optimiser
     steps = recipe.epochs * recipe.steps_per_epoch
@@ -93,16 +94,16 @@ def annealed(recipe: Recipe) -> Recipe:
 
 
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name."""
+    """List all recipes by name."""
     from chisep.training.recipes import chisepnet, qsmnet, unrolled
 
     published = {**qsmnet.RECIPES, **chisepnet.RECIPES, **unrolled.RECIPES}
     narrow = {f"{name}-small": small(recipe) for name, recipe in published.items()}
-    # The validation loss of QSMnet stands still after half as many steps; those of ten iterations take long.
+    # The validation loss of QSMnet is constant after half as many steps; steps of ten iterations are slow.
     for name in ("qsmnet", "unrolled-gradient"):
         narrow[f"{name}-small"] = small(published[name], steps_per_epoch=100, validation_crops=32)
     for name in ("unrolled", "unrolled-baseline"):
-        # Crops under any protocol differ so much that more of them have to be seen.
+        # Crops under random protocols vary more, so training needs more of them.
         narrow[f"{name}-small"] = small(replace(published[name], epochs=40), validation_crops=32)
     qsm = small(published["unrolled-qsm"], validation_crops=32)
     unet = replace(qsm.network.unet, widths=FIELD_WIDTHS)
@@ -111,12 +112,12 @@ def recipes() -> dict[str, Recipe]:
 
 
 def find(name: str) -> Recipe:
-    """Look a recipe up.
+    """Look up a recipe.
 
     Raises
     ------
     InputError
-        If there is none of that name; names those there are.
+        If there is none of that name; the message lists all names.
     """
     known = recipes()
     if name in known:

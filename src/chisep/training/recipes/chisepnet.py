@@ -1,4 +1,4 @@
-"""χ-sepnet and R2PRIMEnet (Kim M. et al., Human Brain Mapping 2025): from maps to sources in one pass."""
+"""χ-sepnet and R2PRIMEnet (Kim M. et al., Human Brain Mapping 2025): maps to sources in a single pass."""
 
 from chisep.networks.config import PHI_ROWS, SOURCES, NetworkConfig
 from chisep.training.data import CropConfig

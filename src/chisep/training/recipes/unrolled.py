@@ -9,7 +9,7 @@ from chisep.training.protocols import ProtocolConfig
 from chisep.training.recipes import Recipe
 
 WITH_NOISE = MEASURED_ROWS + tuple(NOISE[row] for row in MEASURED_ROWS)
-"""Rows that proximal networks take, and the noise of each."""
+"""Rows of the proximal networks, with the noise map of each."""
 
 RECIPES = {
     "thesis-unrolled": Recipe(
