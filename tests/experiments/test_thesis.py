@@ -32,7 +32,7 @@ from chisep.experiments.thesis.data import (
     first_scan,
     folders,
     load_case,
-    recipe_of,
+    record_of,
 )
 from chisep.experiments.thesis.networks import NetworksConfig, train_networks
 from chisep.experiments.thesis.patients import (
@@ -132,9 +132,19 @@ def test_a_dataset_that_is_given_must_be_whole(thesis, tmp_path):
     with pytest.raises(InputError, match="no local field"):
         dataset_of(empty)
     with pytest.raises(InputError, match="no such file"):
-        recipe_of(tmp_path, "06")
+        record_of(tmp_path, "06")
     with pytest.raises(InputError, match="voxel"):
         ThesisConfig(out=tmp_path, voxel_mm=-1.0)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"Head": 1}'])
+def test_a_damaged_record_is_refused(content, tmp_path):
+    path = tmp_path / TRUTH / "sub-06" / "sub-06_simulation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match="no record of a simulated subject") as raised:
+        record_of(tmp_path, "06")
+    assert str(path) in str(raised.value)
 
 
 def test_a_head_can_be_made_again(thesis):

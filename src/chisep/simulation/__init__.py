@@ -1,1 +1,1 @@
-"""Digital heads: anatomy, tissue, a scanner, and the BIDS dataset they make."""
+"""Digital phantoms: anatomy, tissue, scanner and BIDS datasets."""

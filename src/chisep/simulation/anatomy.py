@@ -1,4 +1,4 @@
-"""Anatomy of a digital head: a label map of the whole head, with small structures added."""
+"""Anatomy of a digital phantom: a label map of the whole head, with small structures added."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def with_structures(head: LabelMap, rng: np.random.Generator) -> LabelMap:
     Parameters
     ----------
     head
-        Any head; one with too few deep nuclei to tell positions by is returned as it is, with a warning.
+        Any head; one with too few deep nuclei for registration is returned unchanged, with a warning.
     rng
         Shifts and scales every structure a little, and grows the veins.
 
@@ -201,7 +201,7 @@ class _Structure:
     radii_mm: tuple[float, float, float]
     inside: tuple[int, ...]
     turn_deg: float = 0.0
-    """Turn of the first axis from lateral towards anterior."""
+    """Rotation of the first axis from lateral towards anterior, in degrees."""
     sheet: float = 0.0
     """Thickness as a part of the radius of a folded sheet that is open to its medial side; 0: a solid."""
 

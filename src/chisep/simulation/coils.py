@@ -1,4 +1,4 @@
-"""RF coils of the scanner: how evenly they excite, how they receive, and their noise.
+"""RF coils of the scanner: transmit field, receive sensitivity and noise.
 
 Coordinates are millimetres along the voxel axes from the centre of the brain.
 """
@@ -31,7 +31,7 @@ _COIL_PHASE_RAD = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Coils:
-    """What the coils of a session do, each map of shape (i, j, k).
+    """Transmit and receive maps of a session, each of shape (i, j, k).
 
     Parameters
     ----------
@@ -110,11 +110,11 @@ def coil_sensitivities(
     width_mm = radius_mm * min(1.0, 2.0 / math.sqrt(count))
     start = rng.uniform(0, 2 * math.pi)
     for n in range(count):
-        # A spiral from pole to pole spaces the coils evenly.
+        # A spiral from pole to pole spaces the coils uniformly.
         height = 1 - (2 * n + 1) / count
-        turn = start + math.pi * (1 + math.sqrt(5)) * n
+        azimuth = start + math.pi * (1 + math.sqrt(5)) * n
         ring = math.sqrt(1 - height**2)
-        direction = np.array([ring * math.cos(turn), ring * math.sin(turn), height])
+        direction = np.array([ring * math.cos(azimuth), ring * math.sin(azimuth), height])
         steepness = _COIL_PHASE_RAD / radius_mm * (direction + rng.normal(0, 0.2, 3))
         ratio = _distance_mm(axes, direction * radius_mm) / width_mm
         magnitude = (1 + ratio**2) ** -1.5
@@ -122,7 +122,7 @@ def coil_sensitivities(
 
 
 def combined_sensitivity(grid: Grid, mask: MaskVolume, count: int, rng: np.random.Generator) -> ComplexVolume:
-    """Sensitivity of all coils as one: √Σ|S|², with the phase of a virtual reference coil.
+    """Sensitivity of the combined coils: √Σ|S|², with the phase of a virtual reference coil.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def combined_sensitivity(grid: Grid, mask: MaskVolume, count: int, rng: np.rando
 def with_noise(
     signal: ComplexEchoes, sigma: float, rng: np.random.Generator, *, more_coils: int = 0
 ) -> ComplexEchoes:
-    """Add what the noise of the coils makes of the combined image, in place.
+    """Add the noise of the combined coil image, in place.
 
     Parameters
     ----------

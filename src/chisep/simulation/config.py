@@ -16,28 +16,28 @@ from chisep.simulation.warps import WarpConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig(ScannerConfig):
-    """Simulated scan sessions, and the scanner that makes them."""
+    """Simulated scan sessions of digital phantoms."""
 
     out: tyro.conf.Positional[Path]
     """Folder of the BIDS dataset to write."""
     subjects: int = 1
-    """Number of people."""
+    """Number of subjects."""
     labels: tuple[Path, ...] = ()
-    """Label maps with FreeSurfer numbers, one a subject, used again when they run out; none: MNI head."""
+    """Label maps with FreeSurfer numbers, one for each subject, reused in turn; MNI152 head if none."""
     seed: int = 0
-    """Seed of all that is random; a subject does not depend on how many there are."""
+    """Seed of all random numbers; a subject does not depend on the number of subjects."""
     megre_only: bool = False
     """Leave out the spin-echo scan."""
     maps: bool = False
-    """Write fields and R2' with their noise too, in derivatives/maps, as perfect processing would give."""
+    """Also write fields and R2' with noise to derivatives/maps, as ideal processing would compute them."""
     maps_only: bool = False
-    """Write these maps and no scans (fast, for training)."""
+    """Map-level simulation: write these maps and no scans (fast, for training)."""
     jobs: int = 1
-    """Subjects made at the same time, each in a process of its own."""
+    """Number of subjects that are simulated in parallel, each in its own process."""
     warp: WarpConfig = field(default_factory=WarpConfig)
-    """How the head differs from its label map."""
+    """Anatomical variation of the head."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
-    """How people and voxels differ."""
+    """Variation of tissue between subjects and voxels."""
     patient: PatientConfig = field(default_factory=PatientConfig)
     """Lesions."""
 

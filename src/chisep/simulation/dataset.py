@@ -10,8 +10,9 @@ from chisep.progress import Progress
 from chisep.simulation.config import SimulateConfig
 from chisep.simulation.heads import first_maps, healthy_tissue, load_head
 from chisep.simulation.parallel import write_in_parallel, write_in_turn
+from chisep.simulation.record import read_record
 from chisep.simulation.session import MAPS, TRUTH, acquired
-from chisep.simulation.subject import Subject, read_recipe
+from chisep.simulation.subject import Subject
 from chisep.simulation.tissue_properties import REGIONS
 
 _README = """Simulated multi-echo gradient-echo and spin-echo scans
@@ -29,18 +30,18 @@ Lesions of a patient, if there are any, are in `desc-lesion_dseg` of the truth a
 def simulate(
     config: SimulateConfig, progress: Progress | None = None, *, paint_mm: float | None = None
 ) -> list[str]:
-    """Write a simulated dataset; subjects that are there from equal options are kept.
+    """Simulate a BIDS dataset; existing subjects with the same options are kept.
 
     Parameters
     ----------
     config
-        What to simulate, and where.
+        Options of the dataset.
     progress
-        Called with the subject that is being simulated (or was, where several run in parallel), and with how
-        many are done.
+        Receives the subject that is being simulated (in parallel runs, the finished subject), and the number
+        of finished subjects.
     paint_mm
-        Paint tissue on label voxels of this size instead of the label map's own, divided to `refine_mm`: a
-        quick look. At 4 mm a subject takes 2 s rather than 13 s, but thin structures are coarse.
+        For a quick look: edge of the label voxels that tissue is painted on, instead of those of the label
+        map divided to `refine_mm`. At 4 mm a subject takes 2 s rather than 13 s; thin structures are coarse.
 
     Returns
     -------
@@ -50,8 +51,8 @@ def simulate(
     Raises
     ------
     InputError
-        If a label map cannot be used, or a participant is there that chisep did not simulate; nothing is
-        written then.
+        If a label map cannot be used, or the folder has a participant that chisep did not simulate; nothing
+        is written then.
     OutputError
         If the dataset cannot be written.
     """
@@ -87,14 +88,14 @@ def _write_dataset_files(config: SimulateConfig) -> None:
 
 
 def _write_participants(out: Path) -> None:
-    """List everyone who is there, those of earlier runs too: all in the truth, who has scans in the root."""
+    """List all participants, also of earlier runs: in the truth all, in the root those with scans."""
     names = sorted(folder.name.removeprefix("sub-") for folder in (out / TRUTH).glob("sub-*"))
-    recipes = {name: recipe for name in names if (recipe := read_recipe(out, name)) is not None}
+    records = {name: record for name in names if (record := read_record(out, name)) is not None}
     for root in (out, out / TRUTH):
-        here = {f"sub-{name}": recipe for name, recipe in recipes.items() if (root / f"sub-{name}").is_dir()}
+        here = {f"sub-{name}": record for name, record in records.items() if (root / f"sub-{name}").is_dir()}
         # BIDS allows no table without people.
         if here:
-            rows = [f"{name}\tn/a\t{recipe['Head']}" for name, recipe in here.items()]
+            rows = [f"{name}\tn/a\t{record.head}" for name, record in here.items()]
             table = ["participant_id\tspecies\thead", *rows]
             write_json(root / "participants.json", {"head": {"Description": "Label map of the head"}})
             write_text(root / "participants.tsv", "\n".join(table) + "\n")

@@ -1,4 +1,4 @@
-"""The magnetic field of a digital head, and what its gradients do to a voxel."""
+"""Magnetic field of a digital phantom, and dephasing by its gradients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Fields:
 
     @property
     def total_ppm(self) -> Volume:
-        """What the scanner sees."""
+        """Total field after shimming."""
         return self.local_ppm + self.background_ppm
 
 
@@ -83,7 +83,7 @@ def total_field(tissue: Tissue, implants_mm: Points | None = None) -> Fields:
 
 
 def residual_background(tissue: Tissue, sd_ppb: float, rng: np.random.Generator) -> Volume:
-    """Field in ppm that background removal might leave: of random sources just outside the brain.
+    """Residual background field in ppm: of random sources just outside the brain.
 
     Parameters
     ----------
@@ -117,13 +117,13 @@ def dental_implants(
     Parameters
     ----------
     tissue
-        Whose brain tells where the mouth is: the arches of an average head, in front and below.
+        Its brain mask determines the position of the dental arches of an average head.
     count
         Number of implants.
     rng
-        Draws the places.
+        Draws the positions.
     tilt_deg
-        How the head is turned in the scanner.
+        Rotation of the head in the scanner.
     """
     along, jaw = rng.uniform(-math.pi / 2, math.pi / 2, count), rng.choice([-70.0, -80.0], count)
     arch = np.stack([25 * np.sin(along), 50 + 36 * np.cos(along), jaw], axis=1)
@@ -131,7 +131,7 @@ def dental_implants(
 
 
 def dephasing(field_ppm: Volume, te_s: float, b0_t: float) -> Volume:
-    """Part of a gradient echo that is left when the field changes linearly across each voxel.
+    """Attenuation of a gradient echo by a linear field gradient across each voxel.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def dephasing(field_ppm: Volume, te_s: float, b0_t: float) -> Volume:
     Returns
     -------
     Volume
-        Π sin(πg)/(πg) over the three axes, g the turns of phase across the voxel (Fernandez-Seara and
+        Π sin(πg)/(πg) over the three axes, g the 2π wraps of phase across the voxel (Fernandez-Seara and
         Wehrli 2000, Magnetic Resonance in Medicine 44:358).
     """
     left = torch.ones_like(field_ppm)
@@ -188,7 +188,7 @@ def _cut_faces(tissue: Tissue) -> tuple[list[int], list[int]]:
 
 
 def _harmonics(grid: Grid) -> Iterator[Tensor]:
-    """Yield what shim coils can make: solid harmonics up to second order, broadcastable to the grid.
+    """Yield the fields of shim coils: solid harmonics up to second order, broadcastable to the grid.
 
     Only harmonic fields arise from outside of the head; any other would be a field that no background
     removal could take off.
@@ -203,7 +203,7 @@ def _harmonics(grid: Grid) -> Iterator[Tensor]:
 
 
 def _shim(field_ppm: Volume, mask: MaskVolume, grid: Grid) -> Volume:
-    """Field of shim coils that fits a field best in the mask."""
+    """Least-squares fit of shim fields to a field in the mask."""
     columns = torch.stack([term.expand(grid.shape)[mask] for term in _harmonics(grid)]).double()
     right = columns @ field_ppm[mask].double()
     weights = torch.linalg.lstsq(columns @ columns.T, right).solution

@@ -1,4 +1,4 @@
-"""Digital head of one subject, from its label map and the seed of the dataset."""
+"""Digital phantom of one subject, from its label map and the seed of the dataset."""
 
 from __future__ import annotations
 

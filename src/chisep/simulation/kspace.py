@@ -1,4 +1,4 @@
-"""Resolution as a scanner has it: the middle of k-space of something finer."""
+"""Acquisition resolution: cropped k-space of a finer image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chisep.simulation.coils import ComplexVolume
 from chisep.types import Volume
 
 Window = Literal["none", "tukey", "hamming"]
-"""How k-space is weighted before the inverse transform."""
+"""Window of k-space before the inverse transform."""
 
 CoarseComplex = Complex[Tensor, "i2 j2 k2"]
 """One complex map on a coarser grid."""
@@ -21,11 +21,11 @@ CoarseVolume = Float[Tensor, "i2 j2 k2"]
 """One real map on a coarser grid."""
 
 _TUKEY_SHARE = 0.5
-"""Part of the width of k-space over which a Tukey window falls off."""
+"""Fraction of k-space over which a Tukey window tapers."""
 
 
 def crop_kspace(image: ComplexVolume, factor: int, window: Window = "none") -> CoarseComplex:
-    """Image of lower resolution from the middle of k-space.
+    """Reduce the resolution of an image by cropping its k-space.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def crop_kspace(image: ComplexVolume, factor: int, window: Window = "none") -> C
 
 
 def block_mean(volume: Volume, factor: int) -> CoarseVolume:
-    """Mean over blocks of voxels, on the grid of `crop_kspace`; the last values go on beyond the volume."""
+    """Mean over blocks of voxels, on the grid of `crop_kspace`; border values continue beyond the volume."""
     widths = [w for n in reversed(volume.shape) for w in (0, -n % factor)]
     padded = pad(volume[None, None], widths, mode="replicate")
     return avg_pool3d(padded, factor)[0, 0]

@@ -1,4 +1,4 @@
-"""A label map of a head: numbers, coordinates, and what is found by position.
+"""Label map of a head: label numbers, coordinates, positions.
 
 Labels are FreeSurfer's numbers; 502–530 outside the brain are those of the public SynthSeg label maps;
 numbers above 20000 are chisep's own, for structures that FreeSurfer does not number. World coordinates
@@ -24,9 +24,9 @@ Labels = Int16[np.ndarray, "i j k"]
 Mask = Bool[np.ndarray, "i j k"]
 """One flag per voxel."""
 Points = Float[np.ndarray, "point 3"]
-"""Places, one a row."""
-Course = Float[np.ndarray, " point"]
-"""One number per place."""
+"""Points, one a row."""
+PerPoint = Float[np.ndarray, " point"]
+"""One number per point."""
 
 CEREBRAL_WHITE, CEREBRAL_CORTEX = (2, 41), (3, 42)
 CSF, BRAIN_STEM, SKULL, VEIN, SOFT_TISSUE = 24, 16, 165, 514, 258
@@ -80,8 +80,8 @@ class Veins:
     """
 
     at_voxel: Points
-    radius_mm: Course
-    length_mm: Course
+    radius_mm: PerPoint
+    length_mm: PerPoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class LabelMap:
 
 
 def tilted(head: LabelMap, tilt_deg: Sequence[float]) -> LabelMap:
-    """Turn a head in the scanner: the voxels stay, their affine turns about the centre.
+    """Rotate a head in the scanner: the voxels stay, their affine rotates about the centre.
 
     Parameters
     ----------
@@ -125,17 +125,17 @@ def tilted(head: LabelMap, tilt_deg: Sequence[float]) -> LabelMap:
     tilt_deg
         Rotation about the world's x, y and z axis in degrees, in this order.
     """
-    turn = np.eye(3)
+    matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(np.asarray(tilt_deg, dtype=np.float64))):
         a, b = (axis + 1) % 3, (axis + 2) % 3
         step = np.eye(3)
         step[[a, b], [a, b]] = np.cos(angle)
         step[b, a], step[a, b] = np.sin(angle), -np.sin(angle)
-        turn = step @ turn
+        matrix = step @ matrix
     centre = apply_affine(head.affine, (np.array(head.labels.shape) - 1) / 2)
     affine = head.affine.copy()
-    affine[:3, :3] = turn @ head.affine[:3, :3]
-    affine[:3, 3] = turn @ (head.affine[:3, 3] - centre) + centre
+    affine[:3, :3] = matrix @ head.affine[:3, :3]
+    affine[:3, 3] = matrix @ (head.affine[:3, 3] - centre) + centre
     return replace(head, affine=affine)
 
 

@@ -1,4 +1,4 @@
-"""The fast path: fields and R2' with the noise of a scan session, without its signals."""
+"""Map-level simulation: fields and R2' with the noise of a scan session, without its signals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from chisep.simulation.tissue import Tissue
 from chisep.types import Echoes, MaskVolume, Volume
 
 _NO_PHASE_SD_RAD = math.pi / math.sqrt(3)
-"""Standard deviation of a phase that nothing is known of."""
+"""Standard deviation of a random phase."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredMaps:
-    """Maps as a session would give them, of shape (i, j, k) and 0 outside the mask.
+    """Simulated measured maps of a session, of shape (i, j, k) and 0 outside the mask.
 
     Parameters
     ----------
@@ -51,14 +51,14 @@ class MeasuredMaps:
 def measured_maps(
     tissue: Tissue, config: ScannerConfig, rng: np.random.Generator, implants_mm: Points | None = None
 ) -> MeasuredMaps:
-    """Make fields and R2' with the noise of a session, without its signals: the fast path for training.
+    """Map-level simulation of fields and R2' with the noise of a session, without its signals.
 
     Parameters
     ----------
     tissue
         Sources and relaxation, on the grid of the scan.
     config
-        Echo and repetition times, flip angle, SNR, whether voxels dephase, residual background.
+        Echo and repetition times, flip angle, SNR, dephasing, residual background.
     rng
         Draws the noise.
     implants_mm
@@ -67,7 +67,7 @@ def measured_maps(
     Returns
     -------
     MeasuredMaps
-        Neither coils, pulses, motion nor k-space act on them.
+        Without effects of coils, pulses, motion and k-space.
 
     Notes
     -----
@@ -111,7 +111,7 @@ def measured_maps(
 
 
 def rate_sigma_hz(magnitude: Echoes, mask: MaskVolume, te_s: Sequence[float], snr: float) -> Volume:
-    """Noise of a rate (of decay, or of phase in radians) fitted to echoes, as `measured_maps` says.
+    """Noise SD of a fitted rate (decay in 1/s, or phase in rad/s), by the equation in `measured_maps`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Poses of the head: how it is turned between scans, and images of a head that moved."""
+"""Head orientation and motion between scans."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ORIENTATION_TILTS_DEG = (
     (0.0, -30.0, 0.0),
     (21.0, -21.0, 0.0),
 )
-"""Rotation of the head about the scanner's x, y and z axis, in degrees, in up to six scans: as far as
-volunteers can turn in a head coil. The first three determine χ; all six do so with two thirds of their noise.
+"""Rotation of the head about the scanner's x, y and z axis, in degrees, in up to six scans: the range
+of volunteers in a head coil. The first three determine χ; all six do so with two thirds of their noise.
 """
 
 Point = Float[np.ndarray, "3"]
@@ -32,15 +32,15 @@ Rotation = Float[np.ndarray, "3 3"]
 
 
 def rotation(angles_deg: Sequence[float]) -> Rotation:
-    """Rotate about the world's x, then y, then z axis by angles in degrees."""
-    turn = np.eye(3)
+    """Rotation matrix about the world's x, then y, then z axis by angles in degrees."""
+    matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(np.asarray(angles_deg, dtype=np.float64))):
         a, b = (axis + 1) % 3, (axis + 2) % 3
         step = np.eye(3)
         step[[a, b], [a, b]] = np.cos(angle)
         step[b, a], step[a, b] = np.sin(angle), -np.sin(angle)
-        turn = step @ turn
-    return turn
+        matrix = step @ matrix
+    return matrix
 
 
 def rigid(shift_mm: Sequence[float], angles_deg: Sequence[float], centre_mm: Sequence[float]) -> Affine:
@@ -66,21 +66,21 @@ def brain_centre_mm(tissue: Tissue) -> Point:
 
 
 def moved(volume: Volume, affine: Affine, transform: Affine) -> Volume:
-    """Image of what a volume shows after it moved, on the same grid.
+    """Resample a volume after a rigid motion of its content, on the same grid.
 
     Parameters
     ----------
     volume
-        Before the move.
+        Before the motion.
     affine
         Voxel index to world mm, shape (4, 4).
     transform
-        Where each point of the world goes, in mm, shape (4, 4).
+        World coordinates in mm before the motion to those after it, shape (4, 4).
 
     Returns
     -------
     Volume
-        By cubic splines; the last values go on beyond the volume.
+        By cubic splines; values beyond the volume are those of its border.
     """
     if np.array_equal(transform, np.eye(4)):
         return volume
@@ -90,12 +90,12 @@ def moved(volume: Volume, affine: Affine, transform: Affine) -> Volume:
 
 
 def reoriented(tissue: Tissue, tilt_deg: Sequence[float]) -> Tissue:
-    """Turn the head against B0 and keep its voxels: only the B0 direction of the grid changes.
+    """Rotate the head relative to B0; voxels stay, only the B0 direction of the grid changes.
 
     Parameters
     ----------
     tissue
-        In the pose of the first scan, whose affine it keeps.
+        In the head orientation of the first scan, whose affine it keeps.
     tilt_deg
         Rotation of the head about the scanner's x, y and z axis in degrees, in this order.
 

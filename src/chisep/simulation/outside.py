@@ -1,4 +1,4 @@
-"""Outside of heads whose label map is of the brain alone: CSF, skull, scalp, face, neck, air spaces."""
+"""Synthetic surroundings of a brain-only label map: CSF, skull, scalp, face, neck, air spaces."""
 
 from __future__ import annotations
 

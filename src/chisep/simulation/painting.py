@@ -21,7 +21,7 @@ _MOST_FINE = 4
 
 
 class Painter:
-    """Paints values on labels and averages them over the voxels of a grid.
+    """Paint tissue values on labels and average them over the voxels of a grid.
 
     The box of the brain is painted on fine labels, the rest of the head on those of the label map.
     """

@@ -1,4 +1,4 @@
-"""From coarse labels to fine ones, and from fine maps to voxels of a scan."""
+"""Refinement of labels to finer voxels, and averaging of maps over the voxels of a scan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chisep.simulation.labelmap import Labels
 from chisep.types import Volume
 
 Weights = Float[Tensor, "new old"]
-"""What each old voxel along one axis gives to each new one."""
+"""Weight of each old voxel along one axis in each new one."""
 NewLabels = Int16[np.ndarray, "i2 j2 k2"]
 """One label per voxel of the new grid."""
 NewVolume = Float[Tensor, "i2 j2 k2"]
@@ -98,7 +98,7 @@ def overlaps(
 
 
 def pool(volume: Volume, weights: Sequence[Tensor]) -> NewVolume:
-    """Weigh a volume along one axis after the other."""
+    """Apply weights along each axis of a volume."""
     along_i, along_j, along_k = weights
     partly = torch.matmul(along_j, torch.tensordot(volume, along_k.T, dims=1))
     pooled: Tensor = torch.tensordot(along_i, partly, dims=1)
@@ -112,7 +112,7 @@ def _linear(n: int, factor: int) -> Weights:
 
 
 def _smoothing(n: int, factor: int) -> Weights:
-    """Smooth and interpolate in one: the rows add up to 1, at the edges too."""
+    """Smoothing and interpolation weights in one matrix; every row has sum 1."""
     distance = torch.arange(n)[:, None] - torch.arange(n)[None]
     gaussian = torch.exp(-0.5 * (distance / _SIGMA_VOXELS) ** 2) * (distance.abs() <= _REACH)
     return _linear(n, factor) @ (gaussian / gaussian.sum(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""A scanner for digital heads: the scans of a session as complex signals."""
+"""Signal-level simulation: the scans of a session of a digital phantom, as complex signals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Images = Complex[Tensor, "echo i2 j2 k2"]
 """One complex image per echo, of voxels that are coarser than those of the maps where k-space is cropped."""
 
 _SLICE_POSITIONS = 8
-_EVEN_TE = 0.01
+_UNIFORM_TE = 0.01
 _BIPOLAR_OFFSET_RAD, _BIPOLAR_EDGE_RAD = 0.4, 1.5
 
 
@@ -55,17 +55,17 @@ class ScannerConfig:
     tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Rotation of the head about the scanner's x, y and z axis in degrees: an oblique B0 direction."""
     orientations: int = 1
-    """Gradient-echo scans of the head in as many poses, up to six, registered to the first: for COSMOS."""
+    """Head orientations of the gradient-echo scan, up to six, registered to the first: for COSMOS."""
     phase_units: Literal["rad", "arbitrary"] = "rad"
     """Phase images in radians, or as whole numbers 0 to 4095 as scanners write them."""
     simple: bool = False
-    """Even coils, ideal pulses, no dephasing, no motion: overrides the options after `receiver_phase`."""
+    """Uniform coils, ideal pulses, no dephasing, no motion: overrides the options after `receiver_phase`."""
     receiver_phase: bool = True
     """Whether the receiver adds a smooth phase to all gradient echoes."""
     coils: int = 8
-    """Number of receive coils; 0 for an even sensitivity."""
+    """Number of receive coils; 0 for a uniform sensitivity."""
     combination: Literal["adaptive", "sum-of-squares"] = "adaptive"
-    """How their images become one: matched filter (Gaussian noise), or root of the sum of squares."""
+    """Coil combination: matched filter (Gaussian noise), or root of the sum of squares."""
     b1_spread: float = 0.1
     """Standard deviation of the transmit field in the brain at 3 T, relative to nominal; grows with B0."""
     stimulated_echoes: bool = True
@@ -73,31 +73,31 @@ class ScannerConfig:
     refocusing_deg: float = 180.0
     """Nominal flip angle of the refocusing pulses in degrees."""
     pulse: Literal["ideal", "sinc", "gaussian"] = "sinc"
-    """Slice profile of the spin echo: even across the slice, or that of a sinc or Gaussian pulse."""
+    """Slice profile of the spin echo: uniform across the slice, or that of a sinc or Gaussian pulse."""
     refocusing_width: float = 2.0
-    """Thickness of the refocused over that of the excited slice; near 1, stimulated echoes are strong."""
+    """Thickness of the refocused slice over that of the excited one; near 1, stimulated echoes are strong."""
     dephasing: bool = True
-    """Whether the field's gradient across a voxel weakens gradient echoes."""
+    """Whether the field gradient across a voxel dephases gradient echoes."""
     bipolar: bool = False
-    """Read odd and even gradient echoes in opposite directions: a phase between them, linear in position."""
+    """Bipolar readout: odd and even gradient echoes have a phase difference that is linear in position."""
     read_axis: Literal[0, 1, 2] = 1
-    """Voxel axis that is read out."""
+    """Voxel axis of the readout."""
     dental_implants: int = 0
     """Number of titanium implants in the mouth."""
     motion_mm: float = 0.0
-    """SD of the head's shift between gradient echo and spin echo along each axis in mm."""
+    """SD of head translation between gradient echo and spin echo along each axis in mm."""
     motion_deg: float = 0.0
-    """SD of its turn about each axis in degrees."""
+    """SD of head rotation between gradient echo and spin echo about each axis in degrees."""
     misregistration_mm: float = 0.0
-    """SD of what is left of the shift after further orientations were registered to the first, in mm."""
+    """SD of the residual translation after registration of other orientations to the first, in mm."""
     misregistration_deg: float = 0.0
-    """SD of what is left of the turn, in degrees."""
+    """SD of the residual rotation after this registration, in degrees."""
     residual_background_ppb: float = 0.0
-    """In derivatives/maps: SD in the brain of a field that background removal left."""
+    """In derivatives/maps: SD in the brain of the residual background field."""
     oversampling: int = 1
-    """Signals are made on voxels so many times finer, and k-space is cropped; time and memory grow cubed."""
+    """Factor of finer voxels for signals, before k-space is cropped; cost grows with its third power."""
     kspace_window: Window = "none"
-    """Weighting of cropped k-space against ringing."""
+    """Window of the cropped k-space, against ringing."""
 
     def __post_init__(self) -> None:
         if self.simple:
@@ -126,7 +126,7 @@ class ScannerConfig:
                     fix="Times are in seconds: 5 ms is 0.005.",
                 )
         if self.stimulated_echoes and any(
-            abs(after - before - self.te_se_s[0]) > _EVEN_TE * self.te_se_s[0]
+            abs(after - before - self.te_se_s[0]) > _UNIFORM_TE * self.te_se_s[0]
             for before, after in pairwise(self.te_se_s)
         ):
             raise InputError(
@@ -145,12 +145,12 @@ class ScannerConfig:
 
     @property
     def voxel_edges_mm(self) -> tuple[float, float, float]:
-        """Voxel edges, always three."""
+        """Voxel edges in mm, always three."""
         return self.voxel_mm if isinstance(self.voxel_mm, tuple) else (self.voxel_mm,) * 3
 
     @property
     def fine_voxel_edges_mm(self) -> tuple[float, float, float]:
-        """Edges of the voxels that signals are made on."""
+        """Edges in mm of the voxels that signals are computed on."""
         i, j, k = (edge / self.oversampling for edge in self.voxel_edges_mm)
         return i, j, k
 
@@ -195,7 +195,7 @@ _SIMPLE = {
 
 
 def session_coils(tissue: Tissue, config: ScannerConfig, rng: np.random.Generator) -> Coils:
-    """Make the transmit field and the receive sensitivity of a session.
+    """Simulate the transmit field and the receive sensitivity of a session.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def scan_gre(
     *,
     transform: Affine | None = None,
 ) -> Images:
-    """Scan with a spoiled multi-echo gradient echo.
+    """Simulate a spoiled multi-echo gradient-echo scan.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def scan_se(
     *,
     transform: Affine | None = None,
 ) -> Echoes:
-    """Scan with a multi-echo spin echo.
+    """Simulate a multi-echo spin-echo scan.
 
     Parameters
     ----------
@@ -323,7 +323,7 @@ def scan_se(
 
 
 def stored_phase(signal: Tensor, units: Literal["rad", "arbitrary"]) -> Tensor:
-    """Wrap the phase as it is stored: radians in [−π, π], or whole numbers 0 to 4095."""
+    """Convert phase to stored units: radians in [−π, π], or whole numbers 0 to 4095."""
     phase = signal.angle()
     if units == "rad":
         return phase
@@ -338,7 +338,7 @@ def steady_state(tissue: Tissue, config: ScannerConfig, b1: Volume) -> Volume:
 
 
 def recovered(tissue: Tissue, config: ScannerConfig) -> Volume:
-    """Magnetisation that the spin echo's excitation finds."""
+    """Recovered longitudinal magnetisation at the excitation of the spin echo."""
     return tissue.m0 * (1 - torch.exp(-config.tr_se_s / tissue.t1_s))
 
 
@@ -349,7 +349,7 @@ def _profile(config: ScannerConfig) -> SliceProfile | None:
 
 
 def _at_resolution(signal: ComplexVolume, config: ScannerConfig) -> CoarseComplex:
-    """Image of the wanted voxels from the middle of k-space of finer ones."""
+    """Crop k-space to the voxels of the scan."""
     if config.oversampling == 1:
         return signal
     return crop_kspace(signal, config.oversampling, config.kspace_window)
@@ -358,7 +358,7 @@ def _at_resolution(signal: ComplexVolume, config: ScannerConfig) -> CoarseComple
 def _noisy(
     signal: ComplexEchoes, tissue: Tissue, config: ScannerConfig, rng: np.random.Generator
 ) -> ComplexEchoes:
-    """Add noise, in place; its SD comes from the first echo in the brain."""
+    """Add noise in place, with an SD from the mean magnitude of the first echo in the brain."""
     if math.isinf(config.snr):
         return signal
     mask = tissue.mask

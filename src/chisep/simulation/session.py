@@ -39,7 +39,7 @@ class SessionWriter:
     Parameters
     ----------
     config
-        Head and scanner.
+        Options of head and scanner.
     root
         Folder to write into as if it were the dataset.
     name
@@ -48,7 +48,7 @@ class SessionWriter:
     Attributes
     ----------
     affine
-        Of all images; known when the tissue is made.
+        Affine of all images, set by `make`.
     """
 
     affine: Affine
@@ -57,9 +57,9 @@ class SessionWriter:
         self.config, self.root, self.name = config, root, name
 
     def make(self, head: LabelMap, rng: np.random.Generator) -> None:
-        """Make the head, scan it, write all."""
+        """Simulate the head and its scans, and write all files."""
         config = self.config
-        # Each part draws from a stream of its own, so that changing one leaves the others as they were.
+        # Each part has its own random stream, so that a change of one does not change the others.
         anatomy_rng, tissue_rng, gre_rng, se_rng, coils_rng, motion_rng, implant_rng, *more = rng.spawn(10)
         warp_rng, lesion_rng, maps_rng = more
         tissue_of = head_maker(config, head, anatomy_rng, tissue_rng, warp_rng)
@@ -69,7 +69,7 @@ class SessionWriter:
         self.affine = tissue.grid.matrix()
         self._write_truth(tissue)
         self._write_lesions(patient)
-        # Voxels that signals are made on; the same head where they are finer.
+        # Signals are computed on these voxels: of the same head, maybe finer.
         fine = tissue
         if config.oversampling > 1 and not config.maps_only:
             fine = same_lesions(patient, tissue_of(config.fine_voxel_edges_mm)).tissue
@@ -85,21 +85,21 @@ class SessionWriter:
                 )
             misregistration = {"ResidualMisregistrationWorldMm": rest.tolist()}
             if config.maps:
-                posed = reoriented(tissue, tilt_deg) if number else tissue
-                maps = measured_maps(posed, config, maps_rngs[number], implants_mm)
-                # As of people, the spin echo is acquired in one pose.
+                oriented = reoriented(tissue, tilt_deg) if number else tissue
+                maps = measured_maps(oriented, config, maps_rngs[number], implants_mm)
+                # As in vivo, the spin echo is acquired in one head orientation.
                 self._write_maps(
-                    posed, _misregistered(maps, posed, rest), acq, misregistration, spin_echo=not number
+                    oriented, _misregistered(maps, oriented, rest), acq, misregistration, spin_echo=not number
                 )
                 if coils is None:
-                    self._write_field(posed, maps.fields.local_ppm * posed.mask, acq, {})
+                    self._write_field(oriented, maps.fields.local_ppm * oriented.mask, acq, {})
             if coils is not None:
-                posed = reoriented(fine, tilt_deg) if number else fine
-                field = total_field(posed, implants_mm)
+                oriented = reoriented(fine, tilt_deg) if number else fine
+                field = total_field(oriented, implants_mm)
                 local = block_mean(field.local_ppm, config.oversampling) * tissue.mask
-                self._write_field(posed, local, acq, misregistration)
-                scan = scan_gre(posed, field.total_ppm, coils, config, gre_rngs[number], transform=rest)
-                self._write_gre(posed, scan, acq)
+                self._write_field(oriented, local, acq, misregistration)
+                scan = scan_gre(oriented, field.total_ppm, coils, config, gre_rngs[number], transform=rest)
+                self._write_gre(oriented, scan, acq)
         if coils is not None and not config.megre_only:
             motion = random_rigid(fine, config.motion_mm, config.motion_deg, motion_rng)
             self._write_motion(motion)
@@ -172,7 +172,7 @@ class SessionWriter:
         self._write(labels, tissue.labels, {"Description": "Names in dseg.tsv"}, np.int16)
 
     def _write_lesions(self, patient: Patient) -> None:
-        """Write where lesions are, and a table of them beside; nothing for a healthy head."""
+        """Write label map and table of the lesions; nothing for a healthy head."""
         if not patient.lesions:
             return
         image = self._derived(TRUTH, "lesion", "dseg")
@@ -185,7 +185,7 @@ class SessionWriter:
         self._write_derived(TRUTH, "local", "fieldmap", local_ppm, tissue, facts, acq)
 
     def _write_motion(self, transform: Affine) -> None:
-        """Say where the head went between gradient echo and spin echo."""
+        """Write the motion between gradient echo and spin echo."""
         facts = {"Description": "Where points of the head in the MEGRE lie in the MESE, in world mm"}
         path = self._derived(TRUTH, "motion", "xfm").with_suffix("").with_suffix(".json")
         write_json(path, facts | {"MegreToMeseWorldMm": transform.tolist()})
@@ -245,7 +245,7 @@ class SessionWriter:
 
 
 def _misregistered(maps: MeasuredMaps, tissue: Tissue, rest: Affine) -> MeasuredMaps:
-    """Move maps by what a registration left; their noise stays that of the scan."""
+    """Move maps by the residual misregistration; their noise does not move."""
     if np.array_equal(rest, np.eye(4)):
         return maps
 
@@ -264,6 +264,6 @@ def _misregistered(maps: MeasuredMaps, tissue: Tissue, rest: Affine) -> Measured
 
 
 def acquired(path: Path, acq: str | None) -> Path:
-    """Path of an image of one of several acquisitions; as it is where `acq` is None."""
+    """Path of an image with the entity acq; unchanged if `acq` is None."""
     subject, rest = path.name.split("_", 1)
     return path if acq is None else path.with_name(f"{subject}_acq-{acq}_{rest}")

@@ -1,4 +1,4 @@
-"""One simulated subject on disk: complete or absent, with the recipe that made it."""
+"""One simulated subject on disk: complete or absent, with its record."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 import chisep
@@ -17,9 +17,10 @@ from chisep.simulation.anatomy import LabelMap
 from chisep.simulation.config import SimulateConfig
 from chisep.simulation.heads import label_map_path
 from chisep.simulation.labelmap import coarsened
+from chisep.simulation.record import SimulationRecord, read_record, record_path
 from chisep.simulation.session import MAPS, TRUTH, SessionWriter
 
-_NOT_IN_RECIPE = ("out", "subjects", "labels", "jobs")
+_NOT_IN_RECORD = ("out", "subjects", "labels", "jobs")
 
 
 class Subject:
@@ -40,34 +41,32 @@ class Subject:
         self.paint_mm = paint_mm
         self.labels = label_map_path(config, index)
         subject = Path(f"sub-{self.name}")
-        # The truth holds the recipe, so it is written first and removed last.
+        # The ground truth has the record, so it is written first and removed last.
         maps, scans = [MAPS / subject] * config.maps, [subject] * (not config.maps_only)
         self.folders = (TRUTH / subject, *maps, *scans)
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def record(self) -> SimulationRecord:
         """Everything that determines the files, as stored beside the ground truth."""
         # A config may be a subclass, whose further options do not change what is made here.
-        names = {f.name for f in fields(SimulateConfig)}.difference(_NOT_IN_RECIPE)
+        names = {f.name for f in fields(SimulateConfig)}.difference(_NOT_IN_RECORD)
         options = {k: v for k, v in asdict(self.config).items() if k in names}
         head, sha256 = "packaged MNI152 head", None
         if self.labels is not None and self.labels.is_file():
             head, sha256 = self.labels.name, checksum(self.labels)
-        facts: dict[str, Any] = {
-            "GeneratedBy": f"chisep {chisep.__version__}",
-            "Head": head,
-            "HeadSha256": sha256,
-        }
-        if self.paint_mm is not None:
-            facts["PaintMm"] = self.paint_mm
-        # As it is read back: JSON has no tuples, paths or infinity.
-        recipe = json.dumps(facts | {"Options": options}, default=str)
-        return dict(json.loads(recipe, parse_constant=str))
+        return SimulationRecord(
+            generated_by=f"chisep {chisep.__version__}",
+            head=head,
+            head_sha256=sha256,
+            paint_mm=msgspec.UNSET if self.paint_mm is None else self.paint_mm,
+            # As it is read back: JSON has no tuples, paths or infinity.
+            options=json.loads(json.dumps(options, default=str), parse_constant=str),
+        )
 
     def is_complete(self) -> bool:
-        """Whether all folders exist and come from the same recipe."""
+        """Whether all folders exist and come from the same options."""
         out = self.config.out
-        return all((out / f).is_dir() for f in self.folders) and read_recipe(out, self.name) == self.recipe
+        return all((out / f).is_dir() for f in self.folders) and read_record(out, self.name) == self.record
 
     def refuse_others(self) -> None:
         """Check that only files that chisep simulated would be replaced.
@@ -78,7 +77,7 @@ class Subject:
             If another file would be replaced.
         """
         for folder in self.folders:
-            if (self.config.out / folder).exists() and read_recipe(self.config.out, self.name) is None:
+            if (self.config.out / folder).exists() and read_record(self.config.out, self.name) is None:
                 raise InputError(
                     self.config.out / folder,
                     found="a participant that chisep did not simulate",
@@ -99,7 +98,7 @@ class Subject:
                 refine_mm = max(config.tissue.refine_mm, self.paint_mm)
                 config = replace(config, tissue=replace(config.tissue, refine_mm=refine_mm))
             SessionWriter(config, temporary, self.name).make(head, rng)
-            write_json(_recipe_path(temporary, self.name), self.recipe)
+            write_json(record_path(temporary, self.name), msgspec.to_builtins(self.record))
             for number, folder in enumerate(reversed(self.folders)):
                 if (out / folder).exists():
                     (out / folder).replace(make_directory(temporary / "old") / str(number))
@@ -108,13 +107,3 @@ class Subject:
                 (temporary / folder).replace(out / folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _recipe_path(root: Path, name: str) -> Path:
-    return root / TRUTH / f"sub-{name}" / f"sub-{name}_simulation.json"
-
-
-def read_recipe(root: Path, name: str) -> dict[str, Any] | None:
-    """Read the recipe of a subject; None if chisep did not simulate it."""
-    path = _recipe_path(root, name)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

@@ -24,9 +24,9 @@ from chisep.simulation.labelmap import (
     PUTAMEN,
     THALAMUS,
     WHITE_MATTER,
-    Course,
     Labels,
     Mask,
+    PerPoint,
     coordinates_of,
 )
 from chisep.types import Affine, Volume
@@ -176,7 +176,7 @@ def with_mean_one(factor: Volume, labels: Labels) -> Volume:
     return factor / mean.float()[where].reshape(factor.shape)
 
 
-def _distance(to: Mask, voxel_mm: Sequence[float], at: Mask) -> Course:
+def _distance(to: Mask, voxel_mm: Sequence[float], at: Mask) -> PerPoint:
     """Distance in mm from voxels of one mask to the surface of another."""
     distance = ndimage.distance_transform_edt(~to, sampling=tuple(voxel_mm))[at]
     # From the voxel's centre to the surface of the other voxel, not to its centre.

@@ -1,4 +1,4 @@
-"""Tissue of a digital head: maps of sources, relaxation and proton density from labels.
+"""Tissue of a digital phantom: maps of sources, relaxation and proton density from labels.
 
 Iron follows age (`chisep.simulation.iron`). The torque on spinal cord gives an anisotropy of white matter of
 13.6 to 19.2 ppb (van Gelderen 2015, Magnetic Resonance in Medicine, PMC4431960).
@@ -39,24 +39,24 @@ _COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 @dataclass(frozen=True)
 class TissueConfig:
-    """How people and voxels differ from the regional means."""
+    """Variation of tissue between subjects and between voxels, around the regional means."""
 
     age_years: float = ATLAS_AGE_YEARS
-    """Age: sets the iron of grey and white matter."""
+    """Age in years, which determines the iron of grey and white matter."""
     person_sd: float = 0.1
-    """Standard deviation of a region's χ between people, relative to its mean; published: 0.06 to 0.25."""
+    """Standard deviation of regional χ between subjects, relative to the mean; published: 0.06 to 0.25."""
     texture_sd: float = 0.55
-    """Standard deviation in white matter of the logarithm of χ_pos, shared by χ_neg; nuclei have half."""
+    """Texture: SD in white matter of the logarithm of χ_pos, shared by χ_neg; nuclei have half."""
     opposed_sd: float = 0.22
-    """The same of what raises the one and lowers the other."""
+    """The same of a texture with opposite sign in χ_pos and χ_neg."""
     layered: bool = True
-    """Whether χ follows depth in the cortex and below it, and gradients within nuclei."""
+    """Whether χ varies with depth in the cortex and below it, and within nuclei."""
     refine_mm: float = 0.5
-    """Labels are divided into voxels of this size or less, but not below a quarter of the scan's voxel."""
+    """Largest edge of refined label voxels in mm, but not below a quarter of the voxel of the scan."""
     orientation_effect: bool = False
     """Whether D_r,neg in white matter is 3/2·sin²θ times its value, θ between fibres and B0."""
     anisotropy_ppb: float = 0.0
-    """χ along fibres less χ across them in white matter; 14 to 19 by torque (van Gelderen 2015)."""
+    """Anisotropy: χ along minus χ across fibres in white matter; 14 to 19 by torque (van Gelderen 2015)."""
     dr_pos_hz_per_ppm: float | None = None
     """D_r of paramagnetic sources in 1/s/ppm; 114·B0/3 if not given."""
     dr_neg_hz_per_ppm: float | None = None
@@ -97,7 +97,7 @@ class TissueConfig:
 
 @dataclass(frozen=True, eq=False)
 class Tissue:
-    """Maps of a digital head on one grid, each of shape (i, j, k).
+    """Maps of a digital phantom on one grid, each of shape (i, j, k).
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Tissue:
     b0_t
         Field strength that the relaxation rates are for, in tesla.
     relaxivity
-        D_r that made R2'.
+        D_r of the simulated R2'.
     chi_pos_ppm, chi_neg_ppm
         Sources, ≥ 0, 0 outside the mask.
     r2_hz, r2prime_hz
@@ -145,7 +145,7 @@ class Tissue:
 
     @property
     def chi_ppm(self) -> Volume:
-        """χ_pos − χ_neg, and what anisotropy adds to it as B0 sees it from its direction."""
+        """Compute χ_pos − χ_neg plus the anisotropic part along B0."""
         chi = self.chi_pos_ppm - self.chi_neg_ppm
         if self.anisotropy_ppm is not None:
             b0 = self.grid.b0_direction
@@ -163,10 +163,10 @@ def make_tissue(
     voxel_mm: tuple[float, float, float],
     b0_t: float,
 ) -> Tissue:
-    """Fill a label map with tissue.
+    """Simulate tissue maps from a label map.
 
-    In the brain, labels are refined to half a millimetre, painted there and averaged over the wanted voxels,
-    so that voxels at borders hold a part of each side and no source is lost.
+    In the brain, labels are refined to half a millimetre, painted there and averaged over the voxels of
+    the scan, so that voxels at borders have partial volumes and the sum of sources is preserved.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def make_tissue(
     rng
         Draws regional means (between people), texture (within regions) and fibre directions.
     config
-        How much these vary, age, and D_r.
+        Size of these variations, age, and D_r.
     voxel_mm
         Voxel edges of the result.
     b0_t
@@ -244,7 +244,7 @@ def _factors(
     config: TissueConfig,
     rng: np.random.Generator,
 ) -> dict[str, Volume]:
-    """Inhomogeneity of one person's sources, R2 and proton density, each of mean 1 in every label."""
+    """Draw the inhomogeneity of sources, R2 and proton density, each of mean 1 in every label."""
     labels = painter.labels
     common_rng, opposed_rng = rng.spawn(2)
     common, opposed = torch.zeros(labels.shape), torch.zeros(labels.shape)
@@ -273,7 +273,7 @@ _OPPOSED_SCALES_MM = (2.0, 8.0)
 _MYELIN_GAIN = 1.25
 """Texture of χ_neg relative to that of χ_pos: of the two, myelin differs more from bundle to bundle."""
 _DEEP_GREY_GAIN, _CORTEX_GAIN = 0.5, 0.8
-"""Texture relative to white matter's: nuclei are more even, the cortex has its layers."""
+"""Texture relative to white matter's: nuclei are more uniform, the cortex has its layers."""
 _DEEP_GREY = (
     *labelmap.THALAMUS,
     *labelmap.PULVINAR,
@@ -289,7 +289,7 @@ _DEEP_GREY = (
 
 
 def _texture_gain(labels: Labels) -> NDArray[np.float32]:
-    """How much texture a voxel has relative to white matter."""
+    """Strength of texture in a voxel relative to white matter."""
     gain = np.ones(labels.shape, dtype=np.float32)
     gain[np.isin(labels, _DEEP_GREY)] = _DEEP_GREY_GAIN
     gain[np.isin(labels, (*labelmap.CEREBRAL_CORTEX, *labelmap.CEREBELLAR_CORTEX))] = _CORTEX_GAIN
@@ -315,7 +315,7 @@ def _nearest(labels: Tensor, pooling: Sequence[Tensor]) -> Tensor:
 
 
 def _tables(labels: Labels, rng: np.random.Generator, config: TissueConfig) -> dict[str, NDArray[np.float32]]:
-    """Value of every label for each parameter, of one person."""
+    """Draw the value of every label for each parameter, of one subject."""
     size = max(int(labels.max()), *(max(region.labels) for region in REGIONS)) + 1
     columns = ("chi_pos", "chi_neg", "r2", "t1", "m0", "chi_outside")
     tables = {column: np.zeros(size, dtype=np.float32) for column in columns}
@@ -324,7 +324,7 @@ def _tables(labels: Labels, rng: np.random.Generator, config: TissueConfig) -> d
     for curve, followers in IRON_CURVES.items():
         iron[list(followers)] = iron_of_age(curve, config.age_years)
     for region in REGIONS:
-        # Two sides of one person are alike, so one draw serves both.
+        # Both sides of a subject have the same value.
         sd = np.array([1, 1, 0.3]) * config.person_sd
         pos, neg, r2 = np.clip(1 + sd * rng.standard_normal(3), 0.2, None)
         numbers = list(region.labels)

@@ -23,7 +23,7 @@ BONE_PPM = -2.0
 
 @dataclass(frozen=True)
 class Region:
-    """What one kind of tissue is made of.
+    """Properties of one kind of tissue.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Region:
     m0
         Proton density relative to CSF.
     brain
-        Whether the brain mask is drawn around it.
+        Whether the brain mask contains it.
     chi_outside_ppm
         χ relative to soft tissue of what is not brain.
     """
@@ -128,10 +128,10 @@ REGIONS = (
     Region("optic nerve", (530,), 0.0, 0.0, 12.0, 1.10, 0.75, brain=False),
     Region("air", (0,), 0.0, 0.0, 1000.0, 1.0, 0.0, brain=False, chi_outside_ppm=AIR_PPM),
 )
-"""Every label that has a meaning; what a map holds beyond them counts as cerebrospinal fluid.
+"""All known labels; others count as cerebrospinal fluid.
 
-Values are those of pure tissue: means over a label's voxels of 1 mm, which hold veins and a part of their
-neighbours, come to the published means.
+Values are those of pure tissue: with veins and partial volumes, means over the 1 mm voxels of a label agree
+with the published means.
 """
 
 BRAIN_LABELS = tuple(label for region in REGIONS if region.brain for label in region.labels)

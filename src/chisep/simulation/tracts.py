@@ -163,13 +163,13 @@ def fibre_directions(
 def _to_voxel_axes(
     vectors: NDArray[np.float64], to_mni: Affine, voxel_mm: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Turn MNI directions, shape (n, 3), to unit vectors in voxel axes."""
-    turned = vectors @ np.linalg.inv(to_mni[:3, :3]).T * np.array(voxel_mm)
-    return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=-1, keepdims=True), 1e-12))
+    """Convert MNI directions, shape (n, 3), to unit vectors in voxel axes."""
+    rotated = vectors @ np.linalg.inv(to_mni[:3, :3]).T * np.array(voxel_mm)
+    return np.asarray(rotated / np.maximum(np.linalg.norm(rotated, axis=-1, keepdims=True), 1e-12))
 
 
 def _mirrored(knots_mm: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """Knots on the wanted side: 0 left, 1 right."""
+    """Knots on one side: 0 left, 1 right."""
     return knots_mm * ((-1.0, 1.0)[side], 1.0, 1.0)
 
 

@@ -29,10 +29,10 @@ from chisep.simulation.labelmap import (
     THALAMIC_RADIATION,
     THALAMUS,
     VEIN,
-    Course,
     LabelMap,
     Labels,
     Mask,
+    PerPoint,
     Points,
     Veins,
     apply_affine,
@@ -61,7 +61,7 @@ _DRAINED = (
     *PUTAMEN,
     *PALLIDUM,
 )
-"""What deep veins drain; none of note runs in the corpus callosum and the internal capsule."""
+"""Tissue that deep veins drain; the corpus callosum and the internal capsule have no relevant veins."""
 _EASY = 0.35
 """Cost of a step along the ventricle's wall, relative to one through tissue: medullary veins end there."""
 
@@ -106,7 +106,7 @@ def vein_fraction(
     veins
         Veins in voxels of the label map.
     shape, voxel_mm
-        Of the wanted grid.
+        Of the new grid.
     start_voxel
         Voxel of the label map at which the grid starts (its corner).
     factors
@@ -146,18 +146,18 @@ def draw_sinuses(labels: Labels, to_mni: Affine) -> None:
 
 
 def _sunflower(n: int) -> NDArray[np.float64]:
-    """Spread points over a ball of radius 1 so that many such balls in a row fill a tube evenly.
+    """Spread points over a ball of radius 1 so that many such balls in a row fill a tube uniformly.
 
     That is so where the density is 1/√(1 − r²): seen from any side, it is the same all over the disc.
     """
     at = np.arange(n) + 0.5
-    height, turn = 1 - 2 * at / n, np.pi * (1 + 5**0.5) * at
+    height, azimuth = 1 - 2 * at / n, np.pi * (1 + 5**0.5) * at
     ring = np.sqrt(1 - height**2)
     angle = np.linspace(0, np.pi / 2, 1000)
     below = (angle - np.sin(angle) * np.cos(angle)) * (2 / np.pi)
-    # Steps of √2, so that the radius does not follow height and turn.
+    # Steps of √2, so that the radius does not follow height and azimuth.
     radius = np.sin(np.interp(np.sqrt(2) * at % 1.0, below, angle))
-    ball = np.stack((ring * np.cos(turn), ring * np.sin(turn), height), axis=-1)
+    ball = np.stack((ring * np.cos(azimuth), ring * np.sin(azimuth), height), axis=-1)
     return np.asarray(radius[:, None] * ball)
 
 
@@ -213,7 +213,7 @@ def _deep(head: LabelMap, to_mni: Affine, rng: np.random.Generator) -> Veins:
 
 
 def _sample(where: Mask, n: int, rng: np.random.Generator) -> Points:
-    """Draw up to n random places within the voxels of a mask, in voxel coordinates."""
+    """Draw up to n random points within the voxels of a mask, in voxel coordinates."""
     flat = np.flatnonzero(where)
     chosen = rng.choice(flat, min(n, len(flat)), replace=False)
     index = np.stack(np.unravel_index(chosen, where.shape), axis=-1)
@@ -223,7 +223,7 @@ def _sample(where: Mask, n: int, rng: np.random.Generator) -> Points:
 def _tree(
     points: Points,
     head: LabelMap,
-    cost: Course,
+    cost: PerPoint,
     roots: int,
     power: float,
     leaf_mm: float,
@@ -265,7 +265,7 @@ def _pieces(
     place_mm: Points,
     child: NDArray[np.int64],
     parent: NDArray[np.int32],
-    radius_mm: Course,
+    radius_mm: PerPoint,
     voxel_mm: Sequence[float],
     rng: np.random.Generator,
 ) -> Veins:
@@ -294,9 +294,9 @@ def _polyline(knots: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.
 def _surface(
     brain: Mask, to_mni: Affine, lateral: NDArray[np.float64], front: NDArray[np.float64], spread: float
 ) -> NDArray[np.float64]:
-    """Follow the brain surface, bridging sulci: MNI points, shape (n, 3), of a course given by two angles.
+    """Follow the brain surface, bridging sulci: MNI points, shape (n, 3), of a path given by two angles.
 
-    `spread` (degrees) also looks to both sides and takes the outermost surface, for a course over a fissure.
+    `spread` (degrees) also looks to both sides and takes the outermost surface, for a path over a fissure.
     """
     radius_mm = np.arange(110.0, 20.0, -0.5)
     from_mni = np.linalg.inv(to_mni)
@@ -317,7 +317,7 @@ def _surface(
 
 
 def _draw_tube(labels: Labels, to_mni: Affine, course_mm: NDArray[np.float64], radius_mm: float) -> None:
-    """Label as vein what lies within a radius of a course, but neither skull, soft tissue nor air."""
+    """Label as vein what lies within a radius of a path, but neither skull, soft tissue nor air."""
     ticks = np.arange(-radius_mm, radius_mm + 0.2, 0.4)
     ball = np.stack(np.meshgrid(ticks, ticks, ticks), axis=-1).reshape(-1, 3)
     ball = ball[np.linalg.norm(ball, axis=-1) <= radius_mm]

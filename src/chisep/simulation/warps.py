@@ -1,4 +1,4 @@
-"""Many people from one label map: smooth invertible warps, other ventricles, other cortical thickness.
+"""Anatomical variation: smooth invertible warps of a label map, size of ventricles, cortical thickness.
 
 A warp is the flow of a velocity field that does not change with time, computed by scaling and squaring
 (Arsigny 2006, 10.1007/11866565_113).
@@ -44,16 +44,16 @@ _SIGMA_VOXELS = 0.6
 
 @dataclass(frozen=True)
 class WarpConfig:
-    """How a head differs from its label map."""
+    """Anatomical variation of a head relative to its label map."""
 
     warp_mm: float = 0.0
-    """SD of the displacement along each axis in mm; typical between people after affine alignment: 3."""
+    """SD of the displacement along each axis in mm; typical between subjects after affine alignment: 3."""
     smoothness_mm: float = 18.0
-    """Width (σ) over which displacements are alike."""
+    """Smoothness of the displacement: σ of a Gaussian in mm."""
     ventricle_mm: float = 0.0
-    """How far the walls of the ventricles move outward in mm; negative makes ventricles smaller."""
+    """Outward displacement of the ventricle walls in mm; negative makes ventricles smaller."""
     cortex_mm: float = 0.0
-    """How much the cortex becomes thicker in mm; negative makes it thinner."""
+    """Increase of the cortical thickness in mm; negative makes the cortex thinner."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -80,7 +80,7 @@ class WarpConfig:
 
 
 def warped(head: LabelMap, config: WarpConfig, rng: np.random.Generator) -> LabelMap:
-    """Make another person of a label map.
+    """Warp a label map to the anatomy of another subject.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def warped(head: LabelMap, config: WarpConfig, rng: np.random.Generator) -> Labe
 
 
 def flow(velocity_mm: VectorField, voxel_mm: Sequence[float]) -> VectorField:
-    """Displacement in mm after following a velocity field for a unit of time.
+    """Integrate a velocity field to a displacement in mm (scaling and squaring).
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _inward(mask: Mask, coarse_mm: Sequence[float], shape: Sequence[int], smooth
 
 
 def _sampled(volume: Tensor, shift_mm: VectorField, voxel_mm: Sequence[float]) -> Tensor:
-    """Trilinear samples of channels at x + shift; the outer values go on for ever."""
+    """Trilinear samples of channels at x + shift; border values continue outside."""
     sampled: Tensor = grid_sample(
         volume[None], _positions(shift_mm, voxel_mm), align_corners=True, padding_mode="border"
     )[0]
@@ -179,7 +179,7 @@ def _sampled(volume: Tensor, shift_mm: VectorField, voxel_mm: Sequence[float]) -
 
 
 def _positions(shift_mm: VectorField, voxel_mm: Sequence[float]) -> Tensor:
-    """X + shift as grid_sample wants it: from −1 to 1, last axis first."""
+    """Coordinates x + shift for grid_sample: from −1 to 1, last axis first."""
     axes = []
     for axis, (n, edge) in enumerate(zip(shift_mm.shape[1:], voxel_mm, strict=True)):
         index = torch.arange(n, dtype=torch.float32).reshape([-1 if a == axis else 1 for a in range(3)])

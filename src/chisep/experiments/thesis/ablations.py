@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from matplotlib.figure import Figure
 
 import chisep
@@ -32,7 +33,7 @@ from chisep.experiments.thesis.data import (
     folders,
     load_case,
     provenance,
-    recipe_of,
+    record_of,
 )
 from chisep.experiments.thesis.patients import GradedPatient, graded_patient, read_lesions
 from chisep.experiments.thesis.patients import summarised as lesion_summary
@@ -292,7 +293,7 @@ def _key(config: ThesisAblationsConfig, weights: Path) -> dict[str, Any]:
     return {
         "GeneratedBy": f"chisep {chisep.__version__}",
         "Weights": {"own": checksum(weights), **checksums(("qsmnet",), config.weights_folder)},
-        "Dataset": {subject: recipe_of(config.root, subject) for subject in TEST},
+        "Dataset": {subject: msgspec.to_builtins(record_of(config.root, subject)) for subject in TEST},
         "Lesions": lesion_options(config),
     }
 

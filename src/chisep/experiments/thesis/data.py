@@ -19,6 +19,7 @@ from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 from chisep.progress import Progress
 from chisep.simulation.dataset import TRUTH, first_maps
 from chisep.simulation.measured import MeasuredMaps
+from chisep.simulation.record import SimulationRecord, read_record, record_path
 from chisep.simulation.tissue import Tissue, TissueConfig
 from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.types import Maps, Sources, Volume
@@ -112,7 +113,7 @@ def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
         simulate_labelled(config.simulation(), progress)
     for subject in SUBJECTS:
         field_maps(folders(config.root), subject)
-        for path in (_label(config.root, subject, "paramagnetic"), _recipe_path(config.root, subject)):
+        for path in (_label(config.root, subject, "paramagnetic"), record_path(config.root, subject)):
             if not path.is_file():
                 raise InputError(
                     path,
@@ -128,27 +129,23 @@ def folders(root: Path, qsm: str = "qsmnet") -> FoldersConfig:
     return FoldersConfig(dataset=root, train=TRAIN, validation=VALIDATION, qsm=qsm)
 
 
-def recipe_of(root: Path, subject: str) -> dict[str, Any]:
-    """Read what a subject was made by.
+def record_of(root: Path, subject: str) -> SimulationRecord:
+    """Read the record of a simulated subject.
 
     Raises
     ------
     InputError
-        If chisep did not simulate it.
+        If chisep did not simulate it, or the record is damaged.
     """
-    path = _recipe_path(root, subject)
-    if not path.is_file():
+    record = read_record(root, subject)
+    if record is None:
         raise InputError(
-            path,
+            record_path(root, subject),
             found="no such file",
             expected="a subject that `chisep simulate` made",
             fix="Check the dataset and the subject.",
         )
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _recipe_path(root: Path, subject: str) -> Path:
-    return root / TRUTH / f"sub-{subject}" / f"sub-{subject}_simulation.json"
+    return record
 
 
 def _label(root: Path, subject: str, desc: str) -> Path:
@@ -250,7 +247,7 @@ def scanned(tissue: Tissue, measured: MeasuredMaps) -> Case:
 
 def provenance(config: ThesisConfig) -> dict[str, Any]:
     """Version, dataset and options that numbers depend on, for the JSON file of a result."""
-    recipes = {subject: recipe_of(config.root, subject) for subject in SUBJECTS}
+    records = {subject: record_of(config.root, subject) for subject in SUBJECTS}
     own = {f.name for f in fields(config)}.difference(f.name for f in fields(ThesisConfig))
     options = {name: value for name, value in asdict(config).items() if name in own - _NO_OPTIONS}
     return {
@@ -258,8 +255,8 @@ def provenance(config: ThesisConfig) -> dict[str, Any]:
         "Options": json.loads(json.dumps(options)),
         "Split": {"train": TRAIN, "validation": VALIDATION, "test": TEST},
         "Dataset": {
-            "GeneratedBy": recipes[SUBJECTS[0]]["GeneratedBy"],
-            "Options": recipes[SUBJECTS[0]]["Options"],
-            "Heads": {s: [recipe["Head"], recipe["HeadSha256"]] for s, recipe in recipes.items()},
+            "GeneratedBy": records[SUBJECTS[0]].generated_by,
+            "Options": records[SUBJECTS[0]].options,
+            "Heads": {s: [record.head, record.head_sha256] for s, record in records.items()},
         },
     }

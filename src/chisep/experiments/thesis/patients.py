@@ -35,7 +35,7 @@ from chisep.experiments.thesis.data import (
     dataset_of,
     load_case,
     provenance,
-    recipe_of,
+    record_of,
     scanned,
 )
 from chisep.experiments.thesis.rows import (
@@ -154,7 +154,7 @@ class _LesionSubject:
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(ROWS[name].needed, self.config.weights_folder),
-            "Dataset": recipe_of(root, self.subject),
+            "Dataset": record_of(root, self.subject),
             "Lesions": lesion_options(self.config),
         }
 
@@ -221,7 +221,7 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
 def _check_options(thesis: ThesisConfig, config: SimulateConfig, subject: str) -> None:
     """Refuse a dataset that was made by other options than the patient would be."""
     own = json.loads(json.dumps(asdict(config), default=str), parse_constant=str)
-    known = recipe_of(thesis.root, subject)["Options"]
+    known = record_of(thesis.root, subject).options
     different = [name for name, value in known.items() if own.get(name) != value]
     if different:
         raise InputError(

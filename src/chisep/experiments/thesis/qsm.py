@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ from chisep.experiments.common.lesions import (
 from chisep.experiments.common.results import cached_result
 from chisep.experiments.common.scores import CHI_METRICS, chi_scores, mean_and_sd
 from chisep.experiments.common.texts import markdown, number, plus_minus
-from chisep.experiments.thesis.data import TEST, dataset_of, folders, load_case, provenance, recipe_of
+from chisep.experiments.thesis.data import TEST, dataset_of, folders, load_case, provenance, record_of
 from chisep.experiments.thesis.patients import GradedPatient, PatientsConfig, graded_patient
 from chisep.experiments.thesis.rows import checksums, described, qsmnet_chi
 from chisep.io import bids, nifti
@@ -111,7 +112,7 @@ class _QsmSubject:
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(["qsmnet"] if name == "qsmnet" else [], self.config.weights_folder),
-            "Dataset": recipe_of(root, self.subject),
+            "Dataset": msgspec.to_builtins(record_of(root, self.subject)),
             "Lesions": lesion_options(self.config),
         }
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ from chisep.experiments.thesis.data import (
     dataset_of,
     load_case,
     provenance,
-    recipe_of,
+    record_of,
 )
 from chisep.experiments.thesis.rows import (
     RECIPES,
@@ -133,7 +134,7 @@ class _TableSubject:
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(row_of(name).needed, self.folder),
-            "Dataset": recipe_of(self.root, self.subject),
+            "Dataset": msgspec.to_builtins(record_of(self.root, self.subject)),
         }
 
     def make(self, name: str) -> dict[str, Any]:

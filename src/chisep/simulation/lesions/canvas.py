@@ -1,4 +1,4 @@
-"""Lesions blended into the maps of a digital subject, and the search for room for them."""
+"""Lesions blended into the maps of a digital phantom, and the search for free positions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _R2_OF_IRON_HZ_PER_PPM = 60.0
 """R2 that 1 ppm of χ_pos adds at 3 T: half of what deep grey matter shows, since the iron of blood is
 clumped, which dephases more than it relaxes."""
 _MOST_TRIES = 200
-"""Centres that are tried before a lesion is left out."""
+"""Number of centres to try before a lesion is left out."""
 _DRAWN_VOXELS = 8192
-"""Voxels that are looked at for centres."""
+"""Number of random voxels that are candidates for centres."""
 _BESIDE_MM = 3.0
 """Gap to the ventricle up to which a plaque counts as periventricular."""
 
@@ -141,14 +141,14 @@ class Canvas:
         self._bodies: list[Body | ParkinsonConfig] = []
 
     def patient(self) -> Patient:
-        """Sum up."""
+        """Return the patient."""
         tissue = replace(self._tissue, **self._maps)
         return Patient(tissue, self._labels, tuple(self._rows), tuple(self._bodies))
 
     # -- shaped lesions --
 
     def placed(self, config: LesionConfig, rng: np.random.Generator) -> Body | None:
-        """Draw a lesion and find a place for it; None if there is no room."""
+        """Draw a lesion and find a free position; None if there is none."""
         shape_rng, place_rng, texture_rng = rng.spawn(3)
         found = self._place(config, Shape.drawn(config, shape_rng), place_rng)
         if found is None:
@@ -161,7 +161,7 @@ class Canvas:
         config, parts = body.config, body.config.parts()
         centre = self._voxel(body.centre_mm)
         raster = rasterise(body.shape, parts, centre, self._to_world, self._labels.shape)
-        # The few voxels that the points of the test for room have missed stay as they were.
+        # A few voxels can overlap another lesion or leave the brain: these do not change.
         anatomy_there = self._anatomy[raster.box]
         allowed = torch.from_numpy(self._mask[raster.box] & ~_FLUID[anatomy_there])
         fractions = [fraction * allowed for fraction in raster.fractions]
@@ -177,7 +177,7 @@ class Canvas:
     def _place(
         self, config: LesionConfig, shape: Shape, rng: np.random.Generator
     ) -> tuple[Vector, Shape] | None:
-        """Find a centre, in voxel indices, where the shape has room; the shape may be turned there."""
+        """Find a free centre in voxel indices; the shape may be rotated there."""
         outer = config.parts()[-1].outer
         reach_mm, shells = shape.reach_mm * outer, self._from_world @ shape.shells_mm(outer)
         if config.position_mm is not None:
@@ -204,9 +204,9 @@ class Canvas:
         return None
 
     def _candidates(self, place: Place, rng: np.random.Generator) -> Vector:
-        """Draw voxels of a place at random, in random order, shape (n, 3)."""
+        """Draw random voxels of a location, in random order, shape (n, 3)."""
         flags = _PLACES[place]
-        # Most places are large: looking at some voxels is faster than looking at all.
+        # Most locations are large: a test of some voxels is faster than of all.
         drawn = rng.integers(self._mask.size, size=_DRAWN_VOXELS)
         found = drawn[flags[self._anatomy.ravel()[drawn]] & self._mask.ravel()[drawn]]
         if len(found) < _MOST_TRIES:
@@ -214,7 +214,7 @@ class Canvas:
         return np.stack(np.unravel_index(found, self._mask.shape), axis=-1).astype(np.float64)
 
     def _voxels_of(self, place: Place) -> NDArray[np.intp]:
-        """Find all voxels of a place, flat indices; once for each place."""
+        """Find all voxels of a location as flat indices; cached."""
         if place not in self._voxels:
             self._voxels[place] = np.flatnonzero(_PLACES[place][self._anatomy] & self._mask)
         return self._voxels[place]

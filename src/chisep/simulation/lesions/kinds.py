@@ -26,7 +26,7 @@ from chisep.errors import InputError
 Kind = Literal["hemorrhage", "calcification", "microbleed", "cavernoma", "plaque"]
 """Lesions that have a shape."""
 Place = Literal["white", "deep-grey", "cortex", "lobar", "deep", "periventricular"]
-"""Where a lesion's centre may lie; lobar and deep as microbleeds are rated (Gregoire 2009, MARS)."""
+"""Location of the centre of a lesion; lobar and deep as microbleeds are rated (Gregoire 2009, MARS)."""
 Millimetres = tuple[float, float, float]
 """Position in world coordinates, RAS+."""
 
@@ -40,7 +40,7 @@ class Material:
     keep_pos: float = 0.0
     keep_neg: float = 0.0
     r2_ratio: float = 1.0
-    """R2 over that of the tissue before, without what iron adds."""
+    """R2 relative to the original tissue, without the contribution of iron."""
     t1_s: float = 1.2
     m0: float = 0.8
 
@@ -67,7 +67,7 @@ class LesionConfig:
     size_mm: float = 8.0
     """Diameter in mm of the sphere of equal volume."""
     strength_ppb: float = 300.0
-    """χ_pos or χ_neg in ppb where the lesion is densest; what the label of a solid lesion reads."""
+    """Maximum χ_pos or χ_neg in ppb; for a solid lesion, the mean over its label."""
     position_mm: Millimetres | None = None
     """Centre in world coordinates in mm (RAS+); drawn within `place` if not given."""
     place: Place = "white"
@@ -209,9 +209,9 @@ class PlaqueConfig(LesionConfig):
     """Plaque of multiple sclerosis: myelin is lost, and a rim of iron may surround it."""
 
     strength_ppb: float = 0.0
-    """χ_pos in ppb that the rim has more than the tissue; 0 for a plaque without a rim."""
+    """χ_pos of the rim above that of the tissue in ppb; 0 for a plaque without a rim."""
     demyelination: float = 0.7
-    """Part of the tissue's χ_neg that is lost."""
+    """Fraction of the χ_neg of the tissue that is lost."""
     rim_mm: float = 1.0
     """Thickness of the rim in mm."""
     place: Place = "periventricular"
@@ -284,7 +284,7 @@ class PatientConfig:
     """
 
     kinds: Annotated[tuple[Kind, ...], arg(name="lesions")] = ()
-    """Kinds that are drawn from; none: a healthy subject."""
+    """Kinds of lesions to draw from; none for a healthy subject."""
     count: Annotated[int, arg(name="lesion-count")] = 5
     """Number of lesions."""
     size_mm: Annotated[tuple[float, float], arg(name="lesion-size-mm")] = (1.0, 25.0)
@@ -398,13 +398,13 @@ def microbleeds(
 
 
 def _common(
-    name: str, kind: Kind, typical: tuple[float, float], wanted: tuple[float, float]
+    name: str, kind: Kind, typical: tuple[float, float], limits: tuple[float, float]
 ) -> tuple[float, float]:
-    low, high = max(typical[0], wanted[0]), min(typical[1], wanted[1])
+    low, high = max(typical[0], limits[0]), min(typical[1], limits[1])
     if low > high:
         raise InputError(
             f"lesion {name}",
-            found=f"{wanted[0]:g} to {wanted[1]:g}",
+            found=f"{limits[0]:g} to {limits[1]:g}",
             expected=f"a range that meets {typical[0]:g} to {typical[1]:g} for {kind}",
             fix="Widen the range or leave this kind out.",
         )

@@ -1,4 +1,4 @@
-"""Patients: lesions put into a digital subject, or into a crop of one."""
+"""Patients: lesions in a digital phantom, or in a crop of one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_lesions(
     *,
     separation_mm: float = 0.0,
 ) -> Patient:
-    """Put lesions into a digital subject, or into a crop of one.
+    """Add lesions to a digital phantom, or to a crop of one.
 
     Lesions neither overlap (spheres around them do not) nor leave the brain mask, nor enter ventricles.
     χ of what replaces the tissue is blended with it by volume; R2' follows from the sources by the tissue's
@@ -59,7 +59,7 @@ def add_lesions(
     Warns
     -----
     ChisepWarning
-        If there was no room for a lesion; it is left out.
+        If a lesion has no free position; it is left out.
     """
     patient, left_out = _filled(tissue, lesions, rng, separation_mm)
     if left_out:
@@ -96,14 +96,14 @@ def same_lesions(patient: Patient, tissue: Tissue) -> Patient:
 
 
 def make_patient(tissue: Tissue, rng: np.random.Generator, config: PatientConfig) -> Patient:
-    """Put random lesions into a digital subject.
+    """Add random lesions to a digital phantom.
 
     Parameters
     ----------
     tissue
         Healthy; it stays as it is.
     rng
-        Draws the lesions from one stream and their places and shapes from another.
+        Draws the lesions from one stream and their positions and shapes from another.
     config
         Kinds, number and ranges.
 
@@ -117,7 +117,7 @@ def make_patient(tissue: Tissue, rng: np.random.Generator, config: PatientConfig
     drawn = random_lesions(
         options_rng, config.kinds, config.count, size_mm=config.size_mm, strength_ppb=config.strength_ppb
     )
-    # The largest are placed first, as long as there is room.
+    # The largest lesions are placed first.
     drawn = tuple(sorted(drawn, key=lambda lesion: -lesion.size_mm))
     return add_lesions(tissue, [*nigra, *drawn], places_rng)
 
@@ -132,7 +132,7 @@ def graded_series(
     separation_mm: float = 4.0,
     place: Place = "white",
 ) -> Patient:
-    """Place spheres of graded strength, for the slope of predicted against assigned values.
+    """Add spheres of graded strength, for the slope of predicted against assigned values.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def graded_series(
     Raises
     ------
     InputError
-        If there is no room for all of them.
+        If some have no free position.
     """
     lesions = [
         KINDS[kind](
@@ -179,7 +179,7 @@ def graded_series(
 
 
 def lesion_table(lesions: Iterable[PlacedLesion]) -> str:
-    """Write the table of lesions as tab-separated values, as BIDS wants look-up tables: index, name, …."""
+    """Table of lesions as tab-separated values, a BIDS look-up table: index, name, …."""
     rows = ["index\tname\tx_mm\ty_mm\tz_mm\tvolume_mm3\tstrength_ppb\tchi_pos_ppb\tchi_neg_ppb"]
     for lesion in lesions:
         numbers = (
@@ -199,7 +199,7 @@ def _filled(
     rng: np.random.Generator,
     separation_mm: float,
 ) -> tuple[Patient, list[str]]:
-    """Add lesions; return also the kinds of those that found no room."""
+    """Add lesions; return also the kinds of those without a free position."""
     canvas = Canvas(tissue, separation_mm)
     left_out = []
     for config, stream in zip(lesions, rng.spawn(len(lesions)), strict=True):

@@ -27,9 +27,9 @@ _BUMPS = (2.0, 5.0)
 def _directions(count: int) -> Vector:
     """Spread unit vectors uniformly over the sphere (Fibonacci), shape (3, count)."""
     step = np.arange(count) + 0.5
-    height, turn = 1 - 2 * step / count, step * np.pi * (1 + 5**0.5)
+    height, azimuth = 1 - 2 * step / count, step * np.pi * (1 + 5**0.5)
     level = np.sqrt(1 - height**2)
-    return np.stack((level * np.cos(turn), level * np.sin(turn), height))
+    return np.stack((level * np.cos(azimuth), level * np.sin(azimuth), height))
 
 
 _SPHERE = _directions(400)
@@ -65,7 +65,7 @@ class Shape:
     """A star-shaped body around the origin of world coordinates, in mm."""
 
     radii_mm: Vector
-    turn: Vector
+    axes: Vector
     """Columns: directions of the axes."""
     bumps: Waves | None
     irregularity: float
@@ -74,12 +74,12 @@ class Shape:
 
     @classmethod
     def drawn(cls, config: LesionConfig, rng: np.random.Generator) -> Shape:
-        """Draw axes and surface of a lesion with the volume that its config states."""
+        """Draw axes and surface of a lesion, with the volume in its config."""
         exponents = np.array((0.5, rng.uniform(-0.5, 0.5), -0.5))
         radii = config.elongation ** (exponents - exponents.mean())
-        turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+        axes = np.linalg.qr(rng.standard_normal((3, 3)))[0]
         bumps = Waves.drawn(rng, _BUMPS) if config.irregularity else None
-        shape = cls(radii, turn, bumps, config.irregularity, 1.0)
+        shape = cls(radii, axes, bumps, config.irregularity, 1.0)
         radius = shape.radius(_SPHERE_POINTS).double()
         radii = radii * (config.size_mm / 2 / float((radius**3).mean()) ** (1 / 3))
         return replace(shape, radii_mm=radii, largest=1.03 * float(radius.max()))
@@ -91,14 +91,14 @@ class Shape:
         return torch.exp(self.irregularity * self.bumps.at(directions))
 
     def pointing(self, direction: Vector, rng: np.random.Generator) -> Shape:
-        """Turn the longest axis along a direction."""
+        """Rotate the longest axis to a direction."""
         columns = np.column_stack((direction, rng.standard_normal((3, 2))))
-        return replace(self, turn=np.linalg.qr(columns)[0])
+        return replace(self, axes=np.linalg.qr(columns)[0])
 
     @property
     def axes_mm(self) -> Vector:
         """Unit ball to world mm, shape (3, 3)."""
-        return np.asarray(self.turn * self.radii_mm)
+        return np.asarray(self.axes * self.radii_mm)
 
     @property
     def reach_mm(self) -> float:
@@ -114,7 +114,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A lesion in its place, whatever the voxels."""
+    """A lesion at its position, independent of voxels."""
 
     config: LesionConfig
     shape: Shape
