@@ -1,6 +1,6 @@
 """How close a map is to the truth: pure functions on arrays and a mask.
 
-Maps are in ppm, shape (i, j, k); masks are bool, and true where maps are judged.
+Maps are in ppm, shape (i, j, k); masks are bool, and true in the voxels of the evaluation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from skimage.metrics import structural_similarity
 Map = Float[np.ndarray, "i j k"]
 """A map in ppm."""
 Mask = Bool[np.ndarray, "i j k"]
-"""True where maps are judged."""
+"""True in the voxels of the evaluation."""
 Labels = Integer[np.ndarray, "i j k"]
 """Label of every voxel, 0 outside."""
 

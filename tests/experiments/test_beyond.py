@@ -164,8 +164,8 @@ def test_coverage_is_the_share_of_voxels_in_their_interval(arguments, tmp_path):
         chi_pos_sigma_ppm=wide,
         chi_neg_sigma_ppm=narrow,
     )
-    assert scan._held(made, mask) == {"chi_pos": 1.0, "chi_neg": 0.0}
-    assert scan._held(truth, mask) == {}
+    assert scan._coverage(made, mask) == {"chi_pos": 1.0, "chi_neg": 0.0}
+    assert scan._coverage(truth, mask) == {}
 
 
 def test_regions_are_told_by_the_error_of_their_means(arguments, tmp_path):

@@ -23,7 +23,7 @@ HEADS = ("01", "02", "03", "04", "09", "11", "12", "13")
 def test_the_default_network_beats_the_closed_form_and_its_intervals_hold(shared_labels, tmp_path):
     config = BeyondConfig(out=tmp_path, labels=(shared_labels / "head-11_dseg.nii.gz",))
     scan = SimulatedScan(config, "standard", 0, lesions=False)
-    own, closed = scan.judged(UNROLLED), scan.judged("closed-form")
+    own, closed = scan.evaluated(UNROLLED), scan.evaluated("closed-form")
     for source in SOURCES:
         assert own["scores"][source]["nrmse_percent"] < 0.8 * closed["scores"][source]["nrmse_percent"]
         assert own["held"][source] == pytest.approx(0.9, abs=0.06)

@@ -44,7 +44,7 @@ from chisep.experiments.thesis.patients import (
 )
 from chisep.experiments.thesis.patients import summarised as lesion_summary
 from chisep.experiments.thesis.pictures import FiguresConfig, pictures
-from chisep.experiments.thesis.qsm import QsmConfig, qsm
+from chisep.experiments.thesis.qsm import QsmExperimentConfig, qsm
 from chisep.experiments.thesis.rows import RECIPES, ROWS, UNROLLED, qsmnet_chi, row_of, weights_path
 from chisep.experiments.thesis.table import COLUMNS, subject_row, summarised
 from chisep.io import bids, nifti
@@ -428,7 +428,7 @@ def test_every_method_is_tried_on_lesions(thesis, weights, tmp_path):
 
 
 def test_susceptibility_maps_are_judged_without_their_mean(thesis, weights, tmp_path):
-    config = QsmConfig(**options(thesis, out=tmp_path, weights_folder=weights, **LESIONS))
+    config = QsmExperimentConfig(**options(thesis, out=tmp_path, weights_folder=weights, **LESIONS))
     written = qsm(config)
     assert [path.name for path in written] == ["qsm.md", "qsm.json", "qsm.png", "qsm-lesions.png"]
     found = json.loads(written[1].read_text())

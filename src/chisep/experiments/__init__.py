@@ -1,4 +1,4 @@
-"""Experiments whose tables and figures one command makes again: `chisep reproduce NAME OUT`."""
+"""Experiments: `chisep reproduce NAME OUT` computes the tables and figures of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Experiment:
     Parameters
     ----------
     summary
-        What it shows, in a line.
+        Its purpose, in one line.
     load
         Imports the experiment; returns the class of its config and its function.
     """
@@ -78,9 +78,9 @@ def _patients() -> tuple[type[Any], Function]:
 
 
 def _qsm() -> tuple[type[Any], Function]:
-    from chisep.experiments.thesis.qsm import QsmConfig, qsm
+    from chisep.experiments.thesis.qsm import QsmExperimentConfig, qsm
 
-    return QsmConfig, qsm
+    return QsmExperimentConfig, qsm
 
 
 def _ablations() -> tuple[type[Any], Function]:

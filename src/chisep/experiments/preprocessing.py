@@ -1,4 +1,4 @@
-"""What preprocessing costs: simulated sessions from raw echoes to maps, every stage against its truth."""
+"""Errors of preprocessing: simulated sessions from raw echoes to maps, every stage against its truth."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig:
-    """Sessions of one digital head under different conditions, processed from raw echoes."""
+    """Sessions of one digital phantom under different conditions, processed from raw echoes."""
 
     out: Positional[Path]
-    """Folder for scans, maps and results; what is there is kept."""
+    """Folder for scans, maps and results; existing files are kept."""
     labels: Path | None = None
     """Label map of the head; the packaged MNI152 head if left out."""
     voxel_mm: float = 1.5
@@ -85,16 +85,16 @@ class PreprocessingConfig:
 
 @dataclass(frozen=True)
 class SimulatedSession:
-    """A scan session that is simulated.
+    """A simulated scan session.
 
     Parameters
     ----------
     title
-        As tables have it.
+        Name in tables.
     options
         Options of the simulation other than the defaults, SNR 100 among these.
     r2
-        How R2 is fitted: with the pulses of the protocol, as who knows it would say.
+        Options of the R2 fit: the pulses of the protocol.
     """
 
     title: str
@@ -128,7 +128,7 @@ SESSIONS: Mapping[str, SimulatedSession] = {
 
 
 def simulation(config: PreprocessingConfig, name: str) -> SimulateConfig:
-    """How a session is scanned."""
+    """Config of the simulation of a session."""
     options: dict[str, Any] = {"voxel_mm": config.voxel_mm, "snr": 100.0, **SESSIONS[name].options}
     if not isinstance(options["voxel_mm"], float) and config.voxel_mm > 1.5:
         # A coarse trial keeps the shape of the voxels and not their size.
@@ -143,9 +143,9 @@ def preprocessing(config: PreprocessingConfig, progress: Progress | None = None)
     Parameters
     ----------
     config
-        Head, sessions, where results go.
+        Head, sessions, folder of results.
     progress
-        Told what is being done.
+        Receives the session and stage.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def preprocessing(config: PreprocessingConfig, progress: Progress | None = None)
     Raises
     ------
     ChisepError
-        If a session cannot be made, processed or written.
+        If a session cannot be simulated, processed or written.
     """
     make_directory(config.out)
     names = [name for name in SESSIONS if not config.only or name in config.only]
@@ -192,14 +192,14 @@ def preprocessing(config: PreprocessingConfig, progress: Progress | None = None)
 
 
 def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
-    """Compare what the pipeline made of a session with the truth.
+    """Compare the results of the pipeline with the truth.
 
     Parameters
     ----------
     scan
-        How it was simulated.
+        Its simulation.
     derivatives
-        What the pipeline wrote.
+        Maps of the pipeline and of the truth.
 
     Returns
     -------
@@ -220,7 +220,7 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "mask_dice": 2 * np.count_nonzero(brain & true_brain) / (np.count_nonzero(brain) + true_brain.sum()),
         "known_percent": 100 * np.count_nonzero(known) / true_brain.sum(),
-        # A field is known up to a constant.
+        # A field is determined up to a constant.
         "field_r": metrics.pearson_r(field, true_field, known),
         "field_nrmse_percent": metrics.nrmse_demeaned_percent(field, true_field, known),
         "r2star_percent": _median_error_percent(*rates["R2starmap"], known),
@@ -239,7 +239,7 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
 
 
 class _MapReader:
-    """Maps of the one subject, the truth and what was made, on one grid."""
+    """Maps of the subject, of the pipeline and of the truth, on one grid."""
 
     def __init__(self, truth: Path, derivatives: Path) -> None:
         self.truth, self.derivatives = truth, derivatives
@@ -275,7 +275,7 @@ def _median_error_percent(made: NDArray[Any], true: NDArray[Any], inside: NDArra
 
 
 def _motion_left_mm(read: _MapReader, brain: NDArray[np.bool_]) -> float:
-    """Largest distance in the brain between where registration and where the truth puts the spin echo."""
+    """Largest registration error of the spin echo in the brain, in mm."""
     affine = nifti.load_mask(read._path(read.truth, "desc-brain_mask")).affine
     points = np.c_[np.argwhere(brain), np.ones(np.count_nonzero(brain))] @ affine.T
     matrices = [
@@ -289,7 +289,7 @@ def _motion_left_mm(read: _MapReader, brain: NDArray[np.bool_]) -> float:
 def _on_true_inputs(
     scan: SimulateConfig, read: _MapReader, brain: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
-    """Make sources of the true field, R2' and brain mask."""
+    """χ-separation of the true field, R2' and brain mask."""
     return _separated(
         scan,
         read,
@@ -302,7 +302,7 @@ def _on_true_inputs(
 def _with_one_input_made(
     scan: SimulateConfig, read: _MapReader, made: Literal["field", "r2prime"]
 ) -> dict[str, NDArray[np.float32]]:
-    """Make sources of one input of the pipeline, with the noise that it knows, and the true other one."""
+    """χ-separation with one input of the pipeline, with its noise map, and the true other one."""
     brain = torch.from_numpy(read.mask("desc-brain_mask") & read.true_mask("desc-brain_mask"))
     if made == "field":
         return _separated(

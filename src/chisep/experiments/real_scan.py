@@ -1,4 +1,4 @@
-"""A real gradient-echo scan, whose truth is not known, from raw files to maps: are they plausible."""
+"""A real gradient-echo scan without ground truth, from raw files to maps: plausibility checks."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class RealScanConfig:
 
 
 def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[Path]:
-    """Process a scan, count what is left of steps of a turn in its phase, and show it.
+    """Process a scan, count residual 2π wraps in its phase, and plot it.
 
     Parameters
     ----------
     config
-        The scan, and where results go.
+        The scan, and the folder of results.
     progress
-        Told about every stage.
+        Receives every stage.
 
     Returns
     -------
@@ -120,7 +120,7 @@ class _ScanReader:
 
 
 def _measured(read: _ScanReader, magnitude: np.ndarray, echoes: int) -> dict[str, Any]:
-    """Count steps of a turn in every echo where it has signal, and sum up rates and field."""
+    """Count 2π wraps in every echo within its signal, and summarise R2* and field."""
     reliable, known = read.map("desc-reliable_mask") > 0, read.map("desc-eroded_mask") > 0
     jumps, voxels = [], []
     for echo in range(echoes):

@@ -10,20 +10,20 @@ from chisep.errors import InputError
 from chisep.training.recipes import Recipe, annealed
 
 _ALPHA_FASTER = 3.0
-"""More would throw α past where it is to start: the first step of RMSprop is ten times its rate."""
+"""Factor of the learning rate of α. A larger one overshoots: the first step of RMSprop is ten times it."""
 _BUDGET = ("widths", "crop", "batch_size", "epochs", "steps_per_epoch", "validation_crops")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """What every run may cost, and which runs are wanted."""
+    """Budget of every run, and selection of runs."""
 
     only: tuple[str, ...] = ()
     """Runs to train, by name; all, in order, if left out."""
     minutes: float | None = None
     """Stop after so many minutes; the same command goes on from there."""
     widths: tuple[int, ...] = (8, 16, 32)
-    """Channels of each level; others in the runs on width."""
+    """Channels per level; others in the ablations of channels."""
     crop: int = 32
     """Edge of a crop in voxels."""
     batch_size: int = 2
@@ -81,10 +81,10 @@ def require_known(config: BudgetConfig, runs: Sequence[Run]) -> None:
 
 
 def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
-    """Return the same within the budget.
+    """Return the recipe with the settings of the budget.
 
-    α moves by about its rate in every step: in so few it is given a higher one, to come from its start to
-    where it settles before the rate has fallen.
+    α changes by about its learning rate in every step. In a short training it gets a higher rate, so that it
+    converges before the rate has decayed.
     """
     own = recipe.optimiser
     if recipe.network.unrolled is not None:
@@ -103,6 +103,6 @@ def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
 
 
 def wide(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
-    """Return the same with other channels of each level."""
+    """Return the recipe with other channels per level."""
     network = recipe.network
     return replace(recipe, network=replace(network, unet=replace(network.unet, widths=widths)))

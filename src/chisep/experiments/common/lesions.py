@@ -59,7 +59,7 @@ def lesion_options(config: LesionsConfig) -> dict[str, Any]:
 
 
 def lesion_pairs(cells: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[float, float]]:
-    """Pair assigned with predicted value, in ppb, of every lesion of a kind that was predicted."""
+    """Pair the assigned and predicted value, in ppb, of every predicted lesion of a kind."""
     return [
         (lesion["assigned_ppb"], lesion["predicted_ppb"])
         for cell in cells

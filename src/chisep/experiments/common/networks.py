@@ -103,7 +103,7 @@ def estimates_of(weights: Path | str, maps: Maps) -> list[Sources]:
     trained = network_weights.load(weights)
     channels = inference.measured_channels(maps, trained.config.inputs, NetworkOptions(precision=PRECISION))
     ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
-    found = inference.intermediate_estimates(
+    estimates = inference.intermediate_estimates(
         trained, channels, maps.mask, maps.grid, ratio=ratio, precision=PRECISION
     )
-    return [Sources(*x[:2].clamp_min(0)) for x in found]
+    return [Sources(*x[:2].clamp_min(0)) for x in estimates]

@@ -12,12 +12,12 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plus_minus(mean: float | None, sd: float | None, digits: int) -> str:
-    """Write a mean and its SD; a dash for what is not known."""
+    """Write a mean and its SD; a dash if unknown."""
     if mean is None:
         return "–"
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
 
 
 def number(value: float | None) -> float:
-    """Make NaN, which is not drawn, of what is not known."""
+    """Convert an unknown value to NaN, which is not drawn."""
     return float("nan") if value is None else value

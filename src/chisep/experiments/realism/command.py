@@ -1,4 +1,4 @@
-"""Digital heads beside what was measured in people: percentiles, regional means, spectra.
+"""Digital phantoms compared with measurements in vivo: percentiles, regional means, spectra.
 
 Published regional means: χ-separation atlas of 106 healthy brains (Min 2024, 10.1002/nbm.5226). Published
 whole-brain values: a COSMOS map of one volunteer, and the training statistics of χ-sepnet (Human Brain
@@ -34,24 +34,24 @@ from chisep.simulation.warps import WarpConfig, warped
 
 @dataclass(frozen=True, kw_only=True)
 class RealismConfig:
-    """Digital heads, measured as people were."""
+    """Digital phantoms, compared with measurements in vivo."""
 
     out: tyro.conf.Positional[Path]
     """Folder for realism.json, realism.md, the figures, and heads/ with a JSON file a head."""
     labels: tuple[Path, ...] = ()
-    """Label maps with FreeSurfer numbers; none: the packaged head."""
+    """Label maps with FreeSurfer numbers; the packaged head if none."""
     heads: int | None = None
-    """Number of heads, from the label maps in turn; one a label map, or 4 of the packaged head."""
+    """Number of heads, from the label maps in turn; by default one for each, or 4 of the packaged head."""
     warp_mm: float = 3.0
     """Warp of every further head from one label map, as in `chisep simulate`; the first is not warped."""
     voxel_mm: float = 1.0
     """Voxel edge in mm."""
     seed: int = 0
-    """Seed of all that is random; a head does not depend on how many there are."""
+    """Seed of all random numbers; a head does not depend on the number of heads."""
     jobs: int = 1
-    """Heads made at the same time, each in a process of its own (about 3 GB at 1 mm)."""
+    """Number of heads that are simulated in parallel, each in its own process (about 3 GB at 1 mm)."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
-    """How people and voxels differ."""
+    """Variation of tissue between subjects and voxels."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -71,21 +71,21 @@ class RealismConfig:
 
     @property
     def number_of_heads(self) -> int:
-        """Heads to make."""
+        """Number of heads."""
         return (len(self.labels) or 4) if self.heads is None else self.heads
 
 
 def realism(config: RealismConfig, progress: Progress | None = None) -> list[Path]:
-    """Make heads, measure them, and put them beside published values.
+    """Simulate heads and compare them with published values.
 
     Heads that were measured with equal options are not made again.
 
     Parameters
     ----------
     config
-        Which heads, and where results go.
+        Heads, and folder of results.
     progress
-        Told how many heads are measured.
+        Receives the number of finished heads.
 
     Returns
     -------
@@ -126,12 +126,12 @@ def realism(config: RealismConfig, progress: Progress | None = None) -> list[Pat
 
 
 class _PhantomWork:
-    """One head: whether it was measured, and how it is.
+    """One head of the experiment.
 
     Parameters
     ----------
     config
-        Of the experiment.
+        Options of the experiment.
     index
         Number of the head, from 0.
     """
@@ -145,7 +145,7 @@ class _PhantomWork:
         self.figures = [config.out / f"maps-{part}.png" for part in ("sources", "rates")] if not index else []
 
     def recipe(self) -> dict[str, Any]:
-        """All that the measures depend on."""
+        """Everything that the measures depend on."""
         name, sha256 = "packaged MNI152 head", None
         if self.labels is not None and self.labels.is_file():
             name, sha256 = self.labels.name, checksum(self.labels)
@@ -161,17 +161,17 @@ class _PhantomWork:
         return _plain(facts)
 
     def is_done(self) -> bool:
-        """Whether all is there from the same recipe."""
+        """Whether the result exists, from the same recipe."""
         if not all(path.is_file() for path in (self.path, *self.figures)):
             return False
         return bool(self.result()["recipe"] == self.recipe())
 
     def result(self) -> dict[str, Any]:
-        """Read what was measured."""
+        """Read the result."""
         return dict(json.loads(self.path.read_text(encoding="utf-8")))
 
     def make(self) -> str:
-        """Make the head, measure it, write the result; returns its name."""
+        """Simulate the head, measure it and write the result; return its name."""
         head = packaged_labels() if self.labels is None else load_labels(self.labels)
         rng = np.random.default_rng([self.config.seed, self.index])
         warp_rng, anatomy_rng, tissue_rng = rng.spawn(3)
@@ -186,12 +186,12 @@ class _PhantomWork:
 
 
 def _made(works: Sequence[_PhantomWork], jobs: int) -> Iterator[str]:
-    """Make heads, several at a time if asked; yields the name of each."""
+    """Simulate heads, in parallel if `jobs` says so; yield the name of each."""
     if jobs == 1 or len(works) < 2:
         yield from (work.make() for work in works)
         return
     threads = max(1, torch.get_num_threads() // jobs)
-    # Processes start afresh: copies of one whose threads are at work may hang.
+    # Processes start afresh: copies of one whose threads run may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
@@ -205,7 +205,7 @@ def _made(works: Sequence[_PhantomWork], jobs: int) -> Iterator[str]:
 
 
 def _make_apart(work: _PhantomWork) -> tuple[str, list[str]]:
-    """Make a head in this process; returns its name and what it warned of."""
+    """Simulate a head in this process; return its name and the texts of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         name = work.make()

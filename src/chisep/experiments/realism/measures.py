@@ -25,7 +25,7 @@ Values = Float[np.ndarray, " n"]
 
 
 B0_T = 3.0
-"""Field strength of the published rates."""
+"""Field strength of the published relaxation rates."""
 PERCENTILES = (1, 5, 50, 95, 99)
 """Percentiles of every map over the brain."""
 BAND_EDGES_MM = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -70,9 +70,9 @@ def spectrum(
     Parameters
     ----------
     volume
-        The map; its mean in the mask is taken off, and it is 0 outside.
+        The map; its mean in the mask is subtracted, and it is 0 outside.
     mask
-        Where it counts.
+        Voxels of the spectrum.
     voxel_mm
         Voxel edges.
 
@@ -82,7 +82,7 @@ def spectrum(
         For each band its wavelengths `from_mm` and `to_mm`, the mean power `density` (unit of the map
         squared times mm³; noise of SD σ that is independent from voxel to voxel has σ² times the voxel's
         volume in every band) and `rms`, what the band adds to the map: squares add up to the variance.
-        Both are None in bands that voxels are too large for.
+        Both are None in bands below the resolution of the voxels.
     """
     box = ndimage.find_objects(mask.astype(np.int8))[0]
     inside = mask[box]

@@ -33,12 +33,12 @@ _FIGURE_DPI = 75
 
 
 def summarised(heads: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Put heads beside the published values.
+    """Compare heads with published values.
 
     Parameters
     ----------
     heads
-        What was measured of each.
+        Result of each head.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def _verdict(agrees: bool) -> str:
 
 
 def _map_figures(tissue: Tissue, maps: Mapping[str, VolumeArray]) -> Iterator[Figure]:
-    """Show maps at the windows they are read at, in planes through the lentiform nuclei."""
+    """Plot maps at their display windows, in planes through the lentiform nuclei."""
     mask = tissue.mask.numpy()
     lentiform = np.isin(tissue.labels.numpy(), (*labelmap.PUTAMEN, *labelmap.PALLIDUM))
     position = [round(float(axis.mean())) for axis in np.nonzero(lentiform)] if lentiform.any() else None

@@ -14,7 +14,7 @@ class Target:
     Parameters
     ----------
     map, statistic
-        What it is of: a key of `MAP_UNITS`, a key of `statistics`.
+        Map and statistic: a key of `MAP_UNITS`, a key of `statistics`.
     published, low, high
         In the map's unit.
     source
@@ -30,7 +30,7 @@ class Target:
 
     @classmethod
     def around(cls, map_name: str, statistic: str, published: float, part: float, source: str) -> Target:
-        """Return a target that holds within a part of the published value to either side."""
+        """Return a target with a relative tolerance around the published value."""
         low, high = sorted((published * (1 - part), published * (1 + part)))
         return cls(map_name, statistic, published, low, high, source)
 
@@ -58,7 +58,7 @@ TARGETS = (
         )
     ),
 )
-"""Whole-brain numbers measured in people."""
+"""Whole-brain values measured in vivo."""
 
 
 @dataclass(frozen=True)

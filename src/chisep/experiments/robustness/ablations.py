@@ -1,4 +1,4 @@
-"""The parts of the unrolled network: small trainings of one budget, each changed in one thing."""
+"""Ablations of the unrolled network: small trainings of one budget, with one change each."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ from chisep.training.train import ScansOfTraining, TrainConfig, read_scans
 _TEST_SEED = 0xAB1A
 _SECOND_SEED = 1
 _KINDS = {"tissue": (0.0, 0.15), "lesions": (0.15, math.inf)}
-"""What errors are told of apart, by χ_pos + χ_neg in ppm: an error of both together is that of a few strong
-lesions."""
+"""Classes of voxels with separate errors, by χ_pos + χ_neg in ppm; a few strong lesions would dominate a
+common error."""
 _STANDARD = ProtocolConfig(standard_share=1.0, gre_only_share=0.0)
 _PROTOCOLS = {
     "one protocol": _STANDARD,
     "any protocol": ProtocolConfig(standard_share=0.0, gre_only_share=0.0),
     "one protocol, SNR 25": replace(_STANDARD, snr=(25.0, 25.0)),
 }
-"""Of the crops that results are of, by the title that tables have them under."""
+"""Protocols of the test crops, by the title in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkAblationsConfig(BudgetConfig):
-    """Small trainings of one equal budget, each changed in one thing, judged on crops of other heads."""
+    """Small trainings of one budget, with one change each, evaluated on crops of other heads."""
 
     out: Positional[Path]
-    """Folder for trainings and results; what is there of the same budget is kept."""
+    """Folder for trainings and results; existing ones of the same budget are kept."""
     data: FoldersConfig
-    """Digital heads (`--labels truth`); those of validation are what results are of."""
+    """Digital phantoms (`--labels truth`); results are of the subjects for validation."""
     batch_size: int = 4
-    """Crops of a batch."""
+    """Crops in a batch."""
     steps_per_epoch: int = 200
-    """Batches of an epoch."""
+    """Batches in an epoch."""
     test_crops: int = 96
-    """Other crops of the same heads, that results are of."""
+    """Number of test crops, other crops of the same heads."""
 
     def __post_init__(self) -> None:
         require_known(self, runs(self))
 
 
 def runs(config: NetworkAblationsConfig) -> list[Run]:
-    """All runs in the order in which they are trained, the most wanted first."""
+    """All runs in the order of training, the most important first."""
     whole, baseline = (budgeted(find(name), config) for name in ("unrolled", "unrolled-baseline"))
     standard = replace(baseline, protocol=_STANDARD)
     twice = tuple(2 * width for width in config.widths)
@@ -107,14 +107,14 @@ def _without_noise(recipe: Recipe) -> Recipe:
 
 
 def ablations(config: NetworkAblationsConfig, progress: Progress | None = None) -> list[Path]:
-    """Train and judge what is not done yet, until all is done or the time is up.
+    """Train and evaluate the missing runs, until all are done or the time is up.
 
     Parameters
     ----------
     config
-        Budget; where heads and results are.
+        Budget, heads, folder of results.
     progress
-        Told what is being trained or read.
+        Receives the run that is being trained, or the head that is being read.
 
     Returns
     -------
@@ -126,12 +126,12 @@ def ablations(config: NetworkAblationsConfig, progress: Progress | None = None) 
     InputError
         If a head cannot be read, or a folder holds a run of another budget.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
 
     Warns
     -----
     ChisepWarning
-        If the time was up before all was done.
+        If the time was up before all runs were done.
     """
     make_directory(config.out)
     clock, heads = Clock(config.minutes), _Heads(config, progress)
@@ -155,14 +155,14 @@ def ablations(config: NetworkAblationsConfig, progress: Progress | None = None) 
             "Crops": config.test_crops,
             "Protocols": {name: asdict(protocol) for name, protocol in _PROTOCOLS.items()},
         }
-        cached_result(_path(config, run), key, partial(_judged, config, run, weights, heads))
+        cached_result(_path(config, run), key, partial(_evaluated, config, run, weights, heads))
     if progress is not None:
         progress("ablations", len(chosen), len(chosen))
     return _write(config)
 
 
 class _Heads:
-    """Heads that all runs share, read when the first one asks."""
+    """Heads that all runs share, read on first use."""
 
     def __init__(self, config: NetworkAblationsConfig, progress: Progress | None) -> None:
         self._config, self._progress = config, progress
@@ -180,7 +180,7 @@ def _path(config: NetworkAblationsConfig, run: Run) -> Path:
 
 
 @torch.no_grad()
-def _judged(config: NetworkAblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
+def _evaluated(config: NetworkAblationsConfig, run: Run, weights: Path, heads: _Heads) -> dict[str, Any]:
     """NRMSE of both sources over crops under each of the protocols."""
     trained = network_weights.load(weights)
     validation = heads.read()[1]
@@ -206,7 +206,7 @@ def _crops(
 def _nrmse(
     trained: network_weights.LoadedNetwork, crops: ProtocolCrops
 ) -> dict[str, dict[str, float | None]]:
-    """NRMSE of both sources in percent, of ordinary tissue and of strong lesions apart."""
+    """NRMSE of both sources in percent, separately in ordinary tissue and in strong lesions."""
     errors, sizes = (torch.zeros(len(_KINDS), 2, dtype=torch.float64) for _ in range(2))
     for index in range(len(crops)):
         example = crops[index]

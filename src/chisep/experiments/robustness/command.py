@@ -1,4 +1,4 @@
-"""The experiment: what is there is cached_result, the rest is made, all is summed up."""
+"""Robustness experiment: every method on every simulated scan, with cached results."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from chisep.report import figures
 
 
 def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]:
-    """SimulatedScan the heads, apply every method, and sum up.
+    """Simulate the heads, apply every method, and summarise.
 
     Parameters
     ----------
     config
-        Heads, methods, protocols; where weights and results are.
+        Heads, methods, protocols, folders of weights and results.
     progress
-        Told what is being done.
+        Receives the scan and method.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]
     InputError
         If weights are missing or a label map cannot be used.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
     """
     make_directory(config.out)
     for row in config.rows:
@@ -57,7 +57,7 @@ def beyond(config: BeyondConfig, progress: Progress | None = None) -> list[Path]
             if progress is not None:
                 progress(f"{name}, head {index + 1}{', lesions' * lesions}: {row}", done, len(cases))
             path = config.out / "cells" / f"{name}_{index + 1}{'_lesions' * lesions}_{row}.json"
-            cells.append(cached_result(path, scan.key(row), partial(scan.judged, row)))
+            cells.append(cached_result(path, scan.key(row), partial(scan.evaluated, row)))
     if progress is not None:
         progress("beyond", len(cases), len(cases))
     summary = summarised(config, cells)

@@ -21,18 +21,18 @@ UNROLLED = "unrolled"
 
 @dataclass(frozen=True)
 class RobustnessMethod:
-    """A method as it is compared.
+    """A method of the comparison.
 
     Parameters
     ----------
     title
-        As tables have it.
+        Name in tables.
     method
         Name in `chisep methods`.
     weights
         Name of its weights; empty for a solver.
     qsm
-        What makes the χ map that it is given; none if empty.
+        QSM method for its input χ map; none if empty.
     """
 
     title: str
@@ -42,7 +42,7 @@ class RobustnessMethod:
 
     @property
     def target(self) -> methods.Target:
-        """What it makes."""
+        """Output of the method: χ or sources."""
         return methods.METHODS[self.method].target
 
 
@@ -86,7 +86,7 @@ PROTOCOL_ROWS = (
     "tikhonov",
     "unrolled-qsm",
 )
-"""Methods that are measured under every protocol: `unrolled`, its baselines, solvers that take no minutes."""
+"""Methods that are evaluated under every protocol: `unrolled`, its baselines, fast solvers."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Condition:
     Parameters
     ----------
     title
-        As tables have it.
+        Name in tables.
     options
         Options of the simulation other than the standard.
     dr_hz_per_ppm
         D_r of both sources; that of the field strength if None.
     stated
-        D_r that methods are told over the true one.
+        Assumed D_r over the true one.
     gre_only
-        Whether there is no spin echo, so that R2' is R2* minus one R2 for all tissue.
+        Whether there is no spin echo, so that methods get a pseudo-R2' (R2* minus a constant R2).
     """
 
     title: str
@@ -144,7 +144,7 @@ class BeyondConfig(LesionsConfig):
     """Heads that no network was trained on, under several protocols; fields and R2' without their echoes."""
 
     out: Positional[Path]
-    """Folder for the results; what is there from equal weights and options is kept."""
+    """Folder for the results; existing results of the same weights and options are kept."""
     labels: tuple[Path, ...]
     """Label maps of the heads."""
     weights_folder: Path | None = None

@@ -26,16 +26,17 @@ def summarised(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict
     config
         Methods and protocols.
     cells
-        What every method made of every scan.
+        Result of every method on every scan.
 
     Returns
     -------
     dict
         `Scores`: protocol → method → source → metric → mean and SD; `Compared`: method → … of the heads
-        that are scanned by other protocols too, under the standard protocol; `Held`: the share of voxels that
-        intervals hold; `Budget`: the error budget under the standard protocol; `Regions`: RMS error of
-        regional means; `Lesions`: lines, leak and held share by method and kind; `Passes`: lines of each.
-        `Chi`: of methods that make χ alone, `Scores`, `Held` and `Lesions` in the same form.
+        that are scanned by other protocols too, under the standard protocol; `Held`: coverage of the
+        prediction intervals; `Budget`: the error budget under the standard protocol; `Regions`: RMS error of
+        regional means; `Lesions`: lines, leak and coverage by method and kind; `Passes`: lines of each
+        cascade.
+        `Chi`: of QSM methods, `Scores`, `Held` and `Lesions` in the same form.
     """
     return _of_sources(config, cells) | {"Chi": _of_chi(config, cells)}
 
@@ -43,7 +44,7 @@ def summarised(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict
 def _of(
     config: BeyondConfig, cells: Sequence[Mapping[str, Any]], name: str, target: str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Find what methods for a target made of healthy heads under a protocol, by method."""
+    """Select results on healthy heads under a protocol, by method."""
     healthy = [cell for cell in cells if "lesions" not in cell and cell["condition"] == name]
     return {
         row: [cell for cell in healthy if cell["row"] == row]
@@ -73,7 +74,7 @@ def _of_chi(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict[st
 def _lesions(
     config: BeyondConfig, cells: Sequence[Mapping[str, Any]], target: str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Gather what methods for a target read in lesions, by method."""
+    """Select results in lesions, by method."""
     patients = [cell for cell in cells if "lesions" in cell]
     found = {
         row: [lesion for cell in patients if cell["row"] == row for lesion in cell["lesions"]]
@@ -110,7 +111,7 @@ def _of_sources(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dic
             row: {source: _region_error(some, source) for source in SOURCES} for row, some in standard.items()
         },
         "Lesions": {row: {kind: _lines(some, kind) for kind in GRADED} for row, some in lesions.items()},
-        "Passes": {kind: _pass_lines(lesions.get(UNROLLED, []), kind) for kind in GRADED},
+        "Passes": {kind: _cascade_lines(lesions.get(UNROLLED, []), kind) for kind in GRADED},
     }
 
 
@@ -135,14 +136,14 @@ def _lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
         **_line(known, kind),
         "leak_percent": finite(100 * float(np.mean(leaks))) if leaks else None,
         "largest_leak_percent": finite(100 * float(np.abs(leaks).max())) if leaks else None,
-        "held": _mean_held(known, "held"),
-        "held_other": _mean_held(known, "held_other"),
+        "held": _mean_coverage(known, "held"),
+        "held_other": _mean_coverage(known, "held_other"),
     }
 
 
-def _mean_held(lesions: Sequence[Mapping[str, Any]], which: str) -> float | None:
-    held = [lesion[which] for lesion in lesions if lesion[which] is not None]
-    return finite(float(np.mean(held))) if held else None
+def _mean_coverage(lesions: Sequence[Mapping[str, Any]], which: str) -> float | None:
+    coverage = [lesion[which] for lesion in lesions if lesion[which] is not None]
+    return finite(float(np.mean(coverage))) if coverage else None
 
 
 def _line(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _line(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
     }
 
 
-def _pass_lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, float | None]]:
+def _cascade_lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, float | None]]:
     known = [lesion for lesion in lesions if lesion["kind"] == kind and lesion["passes_ppb"]]
     if not known:
         return []

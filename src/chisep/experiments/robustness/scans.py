@@ -1,4 +1,4 @@
-"""Heads under protocols, the methods that are applied to them, and how each result is judged."""
+"""Simulated scans of digital phantoms under protocols, and evaluation of every method on them."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ from chisep.types import Maps, MaskVolume, Relaxivity, Sources, Volume
 
 _NOISE_STREAM, _LESION_STREAM = 61, 62
 _CONE = 0.1
-"""|D| below which the field says little of χ."""
+"""|D| below which the field has little information on χ."""
 _SOURCE_OF: Mapping[str, str] = {str(kind): source for kind, source in GRADED.items()}
 _FEWEST_VOXELS = 50
-"""Of a region whose mean is read."""
+"""Smallest region whose mean is evaluated."""
 
 
 class SimulatedScan:
-    """A head under a protocol, which is made when the first method asks."""
+    """Scan of a head under a protocol, simulated on first use."""
 
     def __init__(self, config: BeyondConfig, condition: str, index: int, *, lesions: bool) -> None:
         self.config, self.condition, self.index, self.lesions = config, condition, index, lesions
 
     def key(self, row: str) -> dict[str, Any]:
-        """All that a result depends on."""
+        """Everything that a result depends on."""
         path, how = weights_of(self.config, ROWS[row]), simulation(self.config, self.condition)
         options = asdict(how) | {"out": None, "labels": [checksum(label) for label in self.config.labels]}
         return {
@@ -67,7 +67,7 @@ class SimulatedScan:
 
     @cached_property
     def patient(self) -> Patient | None:
-        """Lesions, of a head that has some."""
+        """Head with lesions; None for a healthy one."""
         if not self.lesions:
             return None
         rng = np.random.default_rng([self.config.seed, self.index, _LESION_STREAM])
@@ -80,58 +80,58 @@ class SimulatedScan:
 
     @cached_property
     def tissue(self) -> Tissue:
-        """The head."""
+        """Tissue of the head."""
         return self.patient.tissue if self.patient else self._healthy
 
     @cached_property
     def truth(self) -> Sources:
-        """What should come out."""
+        """True sources."""
         mask = self.tissue.mask
         return Sources(self.tissue.chi_pos_ppm * mask, self.tissue.chi_neg_ppm * mask)
 
     @cached_property
     def maps(self) -> Maps:
-        """What is measured, with its noise and the D_r that is told."""
+        """Measured maps with noise maps, and the assumed D_r."""
         how = simulation(self.config, self.condition)
         rng = np.random.default_rng([self.config.seed, self.index, _NOISE_STREAM])
         measured, tissue = measured_maps(self.tissue, how, rng), self.tissue
         condition, true = CONDITIONS[self.condition], tissue.relaxivity
-        told = condition.stated
-        found = Rate(measured.r2prime_hz, measured.r2prime_sigma_hz)
+        ratio = condition.stated
+        r2prime = Rate(measured.r2prime_hz, measured.r2prime_sigma_hz)
         if condition.gre_only:
             of_gre = Rate(measured.r2star_hz, measured.r2star_sigma_hz)
-            found = pseudo_r2prime(of_gre, tissue.b0_t)
+            r2prime = pseudo_r2prime(of_gre, tissue.b0_t)
         return Maps(
             field_ppm=measured.local_ppm * tissue.mask,
             mask=tissue.mask,
             grid=tissue.grid,
-            relaxivity=Relaxivity(told * true.pos_hz_per_ppm, told * true.neg_hz_per_ppm),
-            r2prime_hz=found.rate_hz * tissue.mask,
+            relaxivity=Relaxivity(ratio * true.pos_hz_per_ppm, ratio * true.neg_hz_per_ppm),
+            r2prime_hz=r2prime.rate_hz * tissue.mask,
             r2star_hz=measured.r2star_hz * tissue.mask,
             field_sigma_ppm=measured.field_sigma_ppm * tissue.mask,
-            r2prime_sigma_hz=found.sigma_hz * tissue.mask,
+            r2prime_sigma_hz=r2prime.sigma_hz * tissue.mask,
         )
 
-    def judged(self, name: str) -> dict[str, Any]:
-        """Apply a method and measure what it makes."""
+    def evaluated(self, name: str) -> dict[str, Any]:
+        """Apply a method and evaluate its result."""
         row, mask = ROWS[name], self.maps.mask
         known = {"condition": self.condition, "head": self.index + 1, "row": name}
         if row.target == "chi":
-            return known | self._judged_chi(row)
+            return known | self._evaluated_chi(row)
         made = self._made(row)
-        found: dict[str, Any] = known | {
+        result: dict[str, Any] = known | {
             "scores": scores(made, self.truth, mask),
-            "held": {source: finite(value) for source, value in self._held(made, mask).items()},
+            "held": {source: finite(value) for source, value in self._coverage(made, mask).items()},
         }
         if self.patient is None:
-            return found | {
+            return result | {
                 "budget_ppb": error_budget(made, self.truth, self.maps),
                 "regions_ppb": self._regions(made),
             }
         estimates = []
         if name == UNROLLED:
             estimates = estimates_of(weights_of(self.config, row) or "", self.maps)
-        return found | {"lesions": self._lesions(made, estimates)}
+        return result | {"lesions": self._lesions(made, estimates)}
 
     def _made(self, row: RobustnessMethod) -> Sources:
         maps = self.maps
@@ -144,78 +144,78 @@ class SimulatedScan:
         path = weights_of(self.config, row)
         return None if path is None else NetworkOptions(weights=str(path), precision=PRECISION)
 
-    def _judged_chi(self, row: RobustnessMethod) -> dict[str, Any]:
+    def _evaluated_chi(self, row: RobustnessMethod) -> dict[str, Any]:
         made = methods.invert(self.maps, row.method, self._options(row))
         mask, true = self.maps.mask, self.truth.chi_ppm
         scored = chi_scores(made.chi_ppm.numpy(), true.numpy(), mask.numpy())
-        found: dict[str, Any] = {"scores": {"chi": scored}, "held": {}}
+        result: dict[str, Any] = {"scores": {"chi": scored}, "held": {}}
         if made.chi_sigma_ppm is not None:
-            # A field does not tell the mean of χ.
+            # The mean of χ is not determined by a field.
             error = made.chi_ppm - true
             error = error - error[mask].mean()
-            found["held"] = {"chi": _share_held(error, made.chi_sigma_ppm, mask)}
+            result["held"] = {"chi": _coverage_of(error, made.chi_sigma_ppm, mask)}
         if self.patient is not None:
-            found["lesions"] = read_chi(self.patient, true, made.chi_ppm)
-        return found
+            result["lesions"] = read_chi(self.patient, true, made.chi_ppm)
+        return result
 
-    def _held(self, made: Sources, inside: MaskVolume) -> dict[str, float]:
-        """Share of voxels whose truth lies in the interval that the method tells; empty if it tells none."""
+    def _coverage(self, made: Sources, inside: MaskVolume) -> dict[str, float]:
+        """Coverage of the prediction intervals; empty for a method without predicted uncertainty."""
         if made.chi_pos_sigma_ppm is None or made.chi_neg_sigma_ppm is None:
             return {}
         pairs = {
             "chi_pos": (made.chi_pos_ppm - self.truth.chi_pos_ppm, made.chi_pos_sigma_ppm),
             "chi_neg": (made.chi_neg_ppm - self.truth.chi_neg_ppm, made.chi_neg_sigma_ppm),
         }
-        return {source: _share_held(error, sigma, inside) for source, (error, sigma) in pairs.items()}
+        return {source: _coverage_of(error, sigma, inside) for source, (error, sigma) in pairs.items()}
 
     def _regions(self, made: Sources) -> dict[str, float | int]:
-        """RMS error in ppb of the means of regions with 50 voxels or more, and how many these are."""
+        """RMS error in ppb of the means of regions with 50 voxels or more, and their number."""
         inside = self.maps.mask.numpy()
         numbers = np.asarray(self.tissue.labels)[inside]
         sizes = np.bincount(numbers)
         large = sizes >= _FEWEST_VOXELS
-        found: dict[str, float | int] = {"count": int(large.sum())}
+        result: dict[str, float | int] = {"count": int(large.sum())}
         values, true = arrays(made), arrays(self.truth)
         for source in SOURCES:
             errors = np.bincount(numbers, (values[source] - true[source])[inside])
-            found[source] = 1000 * float(np.sqrt(np.mean((errors[large] / sizes[large]) ** 2)))
-        return found
+            result[source] = 1000 * float(np.sqrt(np.mean((errors[large] / sizes[large]) ** 2)))
+        return result
 
     def _lesions(self, made: Sources, intermediate_estimates: Sequence[Sources]) -> list[dict[str, Any]]:
         if self.patient is None:
             raise ValueError("a head without lesions")
         labels = self.patient.labels
-        true, values, passes = arrays(self.truth), arrays(made), [arrays(x) for x in intermediate_estimates]
-        found = []
+        true, values, cascades = arrays(self.truth), arrays(made), [arrays(x) for x in intermediate_estimates]
+        result = []
         for lesion in self.patient.lesions:
             inside = (labels == lesion.label).numpy()
             own = _SOURCE_OF[lesion.kind]
             other = next(source for source in SOURCES if source != own)
-            held = self._held(made, torch.from_numpy(inside))
+            coverage = self._coverage(made, torch.from_numpy(inside))
 
             def mean(x: Mapping[str, Any], source: str, inside: Any = inside) -> float:  # noqa: ANN401
                 return 1000 * float(x[source][inside].mean(dtype=np.float64))
 
-            found.append(
+            result.append(
                 {
                     "kind": lesion.kind,
                     "assigned_ppb": mean(true, own),
                     "predicted_ppb": finite(mean(values, own)),
                     "leak_ppb": finite(mean(values, other) - mean(true, other)),
-                    "held": held.get(own),
-                    "held_other": held.get(other),
-                    "passes_ppb": [finite(mean(x, own)) for x in passes],
+                    "held": coverage.get(own),
+                    "held_other": coverage.get(other),
+                    "passes_ppb": [finite(mean(x, own)) for x in cascades],
                 }
             )
-        return found
+        return result
 
 
-def _share_held(error: Volume, sigma: Volume, inside: MaskVolume) -> float:
+def _coverage_of(error: Volume, sigma: Volume, inside: MaskVolume) -> float:
     return float((error.abs() <= SIGMAS * sigma)[inside].float().mean())
 
 
 def error_budget(made: Sources, truth: Sources, maps: Maps) -> dict[str, float]:
-    """RMS errors in ppb of what R2' and field each tell.
+    """Error budget: RMS errors in ppb of sum (from R2') and difference (from the field) of the sources.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ def error_budget(made: Sources, truth: Sources, maps: Maps) -> dict[str, float]:
     -------
     dict
         `sum` of χ_pos + χ_neg, `noise_of_sum` that of R2'/D_r; `difference` of χ_pos − χ_neg, and
-        `difference_in_cone` the part of it where |D| < 0.1 and the field says little.
+        `difference_in_cone` its component where |D| < 0.1 and the field has little information.
     """
     inside = maps.mask
     pos, neg = made.chi_pos_ppm - truth.chi_pos_ppm, made.chi_neg_ppm - truth.chi_neg_ppm
@@ -239,12 +239,12 @@ def error_budget(made: Sources, truth: Sources, maps: Maps) -> dict[str, float]:
     def rms_ppb(x: Volume) -> float:
         return 1000 * float(x[inside].square().mean().sqrt())
 
-    found = {
+    result = {
         "sum": rms_ppb(pos + neg),
         "difference": rms_ppb(pos - neg),
         "difference_in_cone": rms_ppb(in_cone),
     }
     if maps.r2prime_hz is not None and maps.relaxivity is not None:
         known = truth.chi_pos_ppm + maps.relaxivity.ratio * truth.chi_neg_ppm
-        found["noise_of_sum"] = rms_ppb(maps.r2prime_hz / maps.relaxivity.pos_hz_per_ppm - known)
-    return found
+        result["noise_of_sum"] = rms_ppb(maps.r2prime_hz / maps.relaxivity.pos_hz_per_ppm - known)
+    return result

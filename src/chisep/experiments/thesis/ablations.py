@@ -1,4 +1,4 @@
-"""Ablations of the thesis: many small trainings of one equal budget, each changed in one thing."""
+"""Ablations of the thesis: small trainings of one budget, with one change each."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ from chisep.training.train import ScansOfTraining, TrainConfig, history, read_sc
 from chisep.types import Sources, Volume
 
 Qsm = Literal["qsmnet", "tv", "true"]
-"""What makes the χ map that goes into a network."""
+"""Method of the input χ map."""
 
 ITERATIONS = (1, 2, 4, 6, 10, 14)
 THESIS_ALPHA = (0.67, 0.75)
-"""Where α ends in the thesis, whatever the setting."""
+"""Final value of α in the thesis, for all settings."""
 _QSM_FOLDERS: Mapping[Qsm, str] = {"qsmnet": "qsmnet", "tv": "tv", "true": "qsmtrue"}
 _METRICS = {"nrmse_percent": ("NRMSE (%)", 2), "ssim": ("SSIM", 4)}
 _TEN = "unrolled-10"
@@ -68,7 +68,7 @@ _SECOND_SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ThesisAblationsConfig(AppliedConfig, LesionsConfig, BudgetConfig):
-    """Small trainings of one equal budget, each changed in one thing."""
+    """Small trainings of one budget, with one change each."""
 
     def __post_init__(self) -> None:
         AppliedConfig.__post_init__(self)
@@ -78,13 +78,13 @@ class ThesisAblationsConfig(AppliedConfig, LesionsConfig, BudgetConfig):
 
 @dataclass(frozen=True)
 class QsmRun(Run):
-    """One training, and what makes the χ map that goes in."""
+    """One training, and the method of its input χ map."""
 
     qsm: Qsm = "qsmnet"
 
 
 def runs(config: ThesisAblationsConfig) -> list[QsmRun]:
-    """All runs in the order in which they are trained, the most wanted first."""
+    """All runs in the order of training, the most important first."""
     baseline = budgeted(find("thesis-baseline"), config)
     unrolled = budgeted(find("thesis-unrolled"), config)
     half = tuple(max(1, width // 2) for width in config.widths)
@@ -128,14 +128,14 @@ def _unrolled(recipe: Recipe, **changes: Any) -> Recipe:  # noqa: ANN401
 
 
 def ablations(config: ThesisAblationsConfig, progress: Progress | None = None) -> list[Path]:
-    """Train and test what is not done yet, until all is done or the time is up.
+    """Train and test the missing runs, until all are done or the time is up.
 
     Parameters
     ----------
     config
-        Budget; where data, the weights of QSMnet and results are.
+        Budget, and folders of data, weights of QSMnet and results.
     progress
-        Told what is being trained, read or tested.
+        Receives the run that is being trained or tested, or the scan that is being read.
 
     Returns
     -------
@@ -148,12 +148,12 @@ def ablations(config: ThesisAblationsConfig, progress: Progress | None = None) -
         If the weights of QSMnet are missing, the dataset cannot be used, or a folder holds a run of another
         budget.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
 
     Warns
     -----
     ChisepWarning
-        If the time was up before all was done.
+        If the time was up before all runs were done.
     """
     make_directory(config.out)
     weights_path("qsmnet", config.weights_folder)
@@ -176,7 +176,7 @@ def ablations(config: ThesisAblationsConfig, progress: Progress | None = None) -
 
 
 class _TrainingScans:
-    """Scans that trainings share: turning those of tilted heads upright takes longer than a training."""
+    """Scans that trainings share: rotation of tilted heads takes longer than a training."""
 
     def __init__(self, config: ThesisAblationsConfig, progress: Progress | None) -> None:
         # The baseline reads all channels that any run reads.
@@ -184,7 +184,7 @@ class _TrainingScans:
         self._known: tuple[Qsm, ScansOfTraining] | None = None
 
     def of(self, qsm: Qsm) -> ScansOfTraining:
-        """Read the scans with χ maps of one method, the last of which are kept."""
+        """Read the scans with χ maps of one method; those of the last method are cached."""
         if self._known is None or self._known[0] != qsm:
             self._known = None  # frees what the next ones need
             read = read_scans(folders(self._root, _QSM_FOLDERS[qsm]), self._recipe, self._progress)
@@ -215,18 +215,18 @@ def _train(
 def make_qsm_maps(
     where: FoldersConfig, qsm: Qsm, weights_folder: Path | None, progress: Progress | None = None
 ) -> None:
-    """Make the χ maps of the subjects for training and validation; maps that are there are kept.
+    """Compute the input χ maps of the subjects for training and validation; existing maps are kept.
 
     Parameters
     ----------
     where
         The dataset; maps go into its `qsm` folder.
     qsm
-        What makes them; the true χ is linked, since all scans of a head show the same.
+        Their method; the true χ is linked, since it is the same in all scans of a head.
     weights_folder
-        Where QSMnet is found.
+        Folder of the weights of QSMnet.
     progress
-        Told which map is being made.
+        Receives the map that is being computed.
     """
     subjects = TRAIN + VALIDATION
     if qsm != "true":
@@ -248,7 +248,7 @@ def make_qsm_maps(
 
 
 class _Scans:
-    """Test subjects and a patient made of the first, each read when first asked for."""
+    """Test subjects and a patient (the first with lesions), each read on first use."""
 
     def __init__(self, config: ThesisAblationsConfig) -> None:
         self._config = config
@@ -263,7 +263,7 @@ class _Scans:
         return self._cases[subject]
 
     def patient(self) -> GradedPatient:
-        """Make the patient."""
+        """Simulate the patient."""
         if self._graded is None:
             self._graded = graded_patient(self._config, self._config, TEST[0])
         return self._graded
@@ -279,7 +279,7 @@ class _Scans:
 
 
 def chi_of(case: Case, qsm: Qsm, folder: Path | None) -> Volume:
-    """Make the χ map that goes into a network on a test, in ppm; arguments as of `make_qsm_maps`."""
+    """Compute the input χ map of a test case, in ppm; arguments as of `make_qsm_maps`."""
     if qsm == "true":
         return case.references["truth"].chi_ppm
     return qsmnet_chi(case.maps, folder) if qsm == "qsmnet" else methods.invert(case.maps, qsm).chi_ppm
@@ -299,7 +299,7 @@ def _key(config: ThesisAblationsConfig, weights: Path) -> dict[str, Any]:
 
 
 def _tested(scans: _Scans, run: QsmRun, weights: Path) -> dict[str, Any]:
-    """Scores on the test subjects and on the patient, and the course of the training."""
+    """Scores on the test subjects and on the patient, and the history of α."""
     subjects, seconds = {}, []
     for subject in TEST:
         case = scans.case(subject)
@@ -329,7 +329,7 @@ def summarised(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Parameters
     ----------
     results
-        What the runs left (result.json).
+        Results of the runs (result.json).
 
     Returns
     -------
@@ -364,7 +364,7 @@ def summarised(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write(config: ThesisAblationsConfig) -> list[Path]:
-    """Sum up the runs that are done."""
+    """Summarise the finished runs."""
     results = []
     for run in runs(config):
         path = _result_path(config, run)
@@ -429,7 +429,7 @@ def page(summary: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> str
 def _figures(
     summary: Sequence[Mapping[str, Any]], alphas: Mapping[str, Sequence[Any]]
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw what there are runs for."""
+    """Draw the figures of the finished runs."""
     titles = {"chi_pos": figures.CHI_POS, "chi_neg": figures.CHI_NEG}
     if summary:
         panels = [

@@ -1,4 +1,4 @@
-"""The dataset that all experiments of the thesis share: eight digital heads, split 4:1:3."""
+"""Dataset of all experiments of the thesis: eight digital phantoms, split 4:1:3."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from chisep.training.data import FoldersConfig, acquisition_path, field_maps
 from chisep.types import Maps, Sources, Volume
 
 TRAIN = ("01", "02", "03", "04")
-"""Subjects that networks are trained on."""
+"""Subjects for training."""
 VALIDATION = ("05",)
-"""The subject that chooses the best epoch."""
+"""Subject for validation, which selects the best epoch."""
 TEST = ("06", "07", "08")
-"""Subjects of all results."""
+"""Subjects for testing."""
 SUBJECTS = TRAIN + VALIDATION + TEST
 REFERENCES = ("label", "truth")
-"""What results are compared with: what could be had of a person (COSMOS and R2'), and what is."""
+"""References of results: labels as of a volunteer (COSMOS and R2'), and the ground truth."""
 
 _SNR, _ORIENTATIONS = 50.0, 6
-# Calibrated so that COSMOS leaves as much of the local field unexplained as in a volunteer (r 0.83).
+# Calibrated so that the residual field of COSMOS is as in a volunteer (r 0.83).
 _MISREGISTRATION_MM, _MISREGISTRATION_DEG = 0.4, 0.4
 _RESIDUAL_BACKGROUND_PPB, _ANISOTROPY_PPB = 3.5, 16.0
 _NO_OPTIONS = {"weights_folder", "only", "minutes", "threads"}
@@ -43,20 +43,20 @@ _NO_OPTIONS = {"weights_folder", "only", "minutes", "threads"}
 
 @dataclass(frozen=True, kw_only=True)
 class ThesisConfig:
-    """Eight digital heads in six orientations, with errors that processing leaves; fields and R2' only."""
+    """Map-level simulation of eight digital phantoms in six orientations, with residual processing errors."""
 
     out: Positional[Path]
     """Folder for the results."""
     labels: tuple[Path, ...] = ()
-    """Label maps of the eight heads: four to train, one to validate, three to test; none: the MNI head."""
+    """Label maps of the eight subjects: four to train, one to validate, three to test; MNI152 if none."""
     dataset: Path | None = None
-    """Such a dataset made before; made in OUT/dataset if left out."""
+    """Existing dataset of this kind; simulated in OUT/dataset if left out."""
     voxel_mm: float = 1.0
     """Voxel edge in mm."""
     seed: int = 4
     """Seed of heads and noise."""
     jobs: int = 2
-    """Subjects simulated at the same time, each in a process of its own."""
+    """Number of subjects that are simulated in parallel, each in its own process."""
 
     def __post_init__(self) -> None:
         self.simulation()
@@ -67,7 +67,7 @@ class ThesisConfig:
         return self.out / "dataset" if self.dataset is None else self.dataset
 
     def simulation(self) -> LabelledConfig:
-        """How the dataset is made."""
+        """Config of the simulation."""
         return LabelledConfig(
             out=self.root,
             labels=self.labels,
@@ -91,23 +91,23 @@ class AppliedConfig(ThesisConfig):
     """An experiment that applies trained networks."""
 
     weights_folder: Path | None = None
-    """Folder that `chisep reproduce networks` wrote; the weights that come with chisep if left out."""
+    """Folder of `chisep reproduce networks`; the shipped weights if left out."""
 
 
 def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
-    """Return the dataset: the one given, or one made here; what is there of it is kept.
+    """Return the given dataset, or simulate it; existing subjects are kept.
 
     Parameters
     ----------
     config
-        Where it is, or how it is made.
+        Its folder, or the options of its simulation.
     progress
-        Told which subject is being made.
+        Receives the subject that is being simulated.
 
     Raises
     ------
     InputError
-        If the dataset given lacks a subject, or as `chisep.pipeline.labelled_dataset.simulate_labelled`.
+        If the given dataset lacks a subject, or as `chisep.pipeline.labelled_dataset.simulate_labelled`.
     """
     if config.dataset is None:
         simulate_labelled(config.simulation(), progress)
@@ -125,7 +125,7 @@ def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
 
 
 def folders(root: Path, qsm: str = "qsmnet") -> FoldersConfig:
-    """Who of a dataset is for what; `qsm` is the folder of the χ maps that go into networks."""
+    """Folders and split of the dataset; `qsm` is the folder of input χ maps."""
     return FoldersConfig(dataset=root, train=TRAIN, validation=VALIDATION, qsm=qsm)
 
 
@@ -154,12 +154,12 @@ def _label(root: Path, subject: str, desc: str) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """The first scan of a subject, and what should come out of it.
+    """First scan of a subject, with its references.
 
     Parameters
     ----------
     maps
-        As measured; without χ.
+        Measured maps, without χ.
     references
         Sources by the names of `REFERENCES`.
     """
@@ -213,12 +213,12 @@ def load_case(root: Path, subject: str) -> Case:
 
 
 def first_scan(config: ThesisConfig, subject: str) -> Case:
-    """Make the first scan of a subject again, without the dataset and so without labels.
+    """Simulate the first scan of a subject again, without the dataset and so without labels.
 
     Parameters
     ----------
     config
-        How the dataset is made.
+        Options of the dataset.
     subject
         Label without `sub-`.
 
@@ -231,7 +231,7 @@ def first_scan(config: ThesisConfig, subject: str) -> Case:
 
 
 def scanned(tissue: Tissue, measured: MeasuredMaps) -> Case:
-    """Scan of a head whose truth is known; only what lies in the brain."""
+    """Case of a simulated scan, restricted to the brain."""
     mask = tissue.mask
     maps = Maps(
         field_ppm=measured.local_ppm * mask,

@@ -1,4 +1,4 @@
-"""Training of the thesis' networks: QSMnet, the χ maps it makes, then those that take them."""
+"""Training of the networks of the thesis: QSMnet, its χ maps, then the networks with χ inputs."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ RecipeName = Literal["qsmnet", "r2s", "thesis-baseline", "thesis-r2s-direct", "t
 
 @dataclass(frozen=True, kw_only=True)
 class NetworksConfig(ThesisConfig):
-    """Train the thesis' networks on the four training heads."""
+    """Train the networks of the thesis on the four subjects for training."""
 
     size: Literal["small", "published"] = "small"
     """Recipes for two CPU cores, or those of the papers."""
     only: tuple[RecipeName, ...] = ()
     """Recipes to train; all, in order, if left out."""
     minutes: float | None = None
-    """Stop after so many minutes; the same command goes on from there."""
+    """Stop after so many minutes; the same command resumes."""
     epochs: int | None = None
-    """Epochs, if other than the recipe's."""
+    """Epochs, if other than in the recipe."""
     steps_per_epoch: int | None = None
-    """Batches of an epoch, if other than the recipe's."""
+    """Batches in an epoch, if other than in the recipe."""
     threads: int | None = None
-    """Threads of the CPU; all of them if left out."""
+    """CPU threads; all if left out."""
     licence: str = "not stated"
     """Licence of the label maps, for the header of the weights."""
 
     def recipe(self, name: str) -> Recipe:
-        """Recipe as it is trained."""
+        """Recipe with the given options."""
         recipe = find(f"{name}-small" if self.size == "small" else name)
         return replace(
             recipe,
@@ -52,14 +52,14 @@ class NetworksConfig(ThesisConfig):
 
 
 def train_networks(config: NetworksConfig, progress: Progress | None = None) -> list[Path]:
-    """Train what is not trained yet, until all is done or the time is up.
+    """Train the missing networks, until all are done or the time is up.
 
     Parameters
     ----------
     config
-        Which networks, where, how long.
+        Networks, folders, time limit.
     progress
-        Told what is being trained or read.
+        Receives the network that is being trained, or the scan that is being read.
 
     Returns
     -------
@@ -72,21 +72,21 @@ def train_networks(config: NetworksConfig, progress: Progress | None = None) -> 
         If the dataset lacks something, a folder holds the training of another recipe, or χ maps are missing
         that QSMnet is yet to make.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
 
     Warns
     -----
     ChisepWarning
-        If the time was up before all was done.
+        If the time was up before all networks were done.
     """
     make_directory(config.out)
     where = folders(dataset_of(config, progress))
     clock = Clock(config.minutes)
-    wanted = [name for name in RECIPES if not config.only or RECIPES[name] in config.only]
-    for done, name in enumerate(wanted):
+    chosen = [name for name in RECIPES if not config.only or RECIPES[name] in config.only]
+    for done, name in enumerate(chosen):
         recipe = config.recipe(RECIPES[name])
         if progress is not None:
-            progress(f"training {RECIPES[name]}", done, len(wanted))
+            progress(f"training {RECIPES[name]}", done, len(chosen))
         if "qsm" in recipe.network.inputs:
             _make_qsmnet_maps(config, where, progress)
         trained = trained_weights(
@@ -102,12 +102,12 @@ def train_networks(config: NetworksConfig, progress: Progress | None = None) -> 
             progress,
         )
         if trained is None:
-            clock.warn(f"{', '.join(RECIPES[n] for n in wanted[done:])} not done")
+            clock.warn(f"{', '.join(RECIPES[n] for n in chosen[done:])} not done")
             break
         if name == "qsmnet":
             _make_qsmnet_maps(config, where, progress)
     if progress is not None:
-        progress("networks", len(wanted), len(wanted))
+        progress("networks", len(chosen), len(chosen))
     return _record(config)
 
 
@@ -134,7 +134,7 @@ def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Pr
 
 
 def _record(config: NetworksConfig) -> list[Path]:
-    """Write what is trained so far."""
+    """Write the summary of the trained networks."""
     done = [name for name in RECIPES if (config.out / RECIPES[name] / WEIGHTS).is_file()]
     record = {**provenance(config), "Networks": described(done, config.out)}
     return [

@@ -58,13 +58,13 @@ from chisep.simulation.measured import measured_maps
 from chisep.types import Sources
 
 _STREAM = 25
-"""Keeps the lesions' random numbers apart from those of the heads."""
+"""Random stream of the lesions, independent of that of the heads."""
 _SAME_PPM = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientsConfig(AppliedConfig, LesionsConfig):
-    """Hemorrhages and calcifications of graded strength in the three test heads, scanned anew."""
+    """Hemorrhages and calcifications of graded strength in the three test subjects."""
 
     def __post_init__(self) -> None:
         AppliedConfig.__post_init__(self)
@@ -73,14 +73,14 @@ class PatientsConfig(AppliedConfig, LesionsConfig):
 
 @dataclass(frozen=True, eq=False)
 class GradedPatient:
-    """A test head with lesions: its scan, and where lesions are.
+    """Test subject with lesions: its scan and label map of lesions.
 
     Parameters
     ----------
     case
-        Maps as measured, and the truth; no label.
+        Measured maps and ground truth; no label.
     patient
-        Lesions and their voxels.
+        Tissue with lesions.
     """
 
     case: Case
@@ -88,28 +88,29 @@ class GradedPatient:
 
 
 def patients(config: PatientsConfig, progress: Progress | None = None) -> list[Path]:
-    """Put lesions into the test heads, scan them anew and apply every method.
+    """Add lesions to the test subjects, simulate their scans and apply every method.
 
     What was computed from equal weights, data and lesions before is not computed again.
 
     Parameters
     ----------
     config
-        Lesions; where data, weights and results are.
+        Lesions, and folders of data, weights and results.
     progress
-        Told which method is applied to which subject.
+        Receives the subject and method.
 
     Returns
     -------
     list of Path
-        patients.md, patients.json, the points with their lines (2.5), and the slope of every iterate.
+        patients.md, patients.json, the points with their lines (2.5), and the slope of every
+        intermediate estimate.
 
     Raises
     ------
     InputError
         If weights are missing, the dataset cannot be used, or it is not of the heads given.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
     """
     make_directory(config.out)
     weights = described(list(RECIPES), config.weights_folder)
@@ -125,32 +126,32 @@ def patients(config: PatientsConfig, progress: Progress | None = None) -> list[P
     if progress is not None:
         progress("patients", len(cells), len(cells))
     summary = {name: summarised([cell for cell in cells if cell["row"] == name]) for name in ROWS}
-    by_iterate = iterate_slopes([cell for cell in cells if cell["row"] == UNROLLED])
+    by_cascade = iterate_slopes([cell for cell in cells if cell["row"] == UNROLLED])
     found = {
         **provenance(config),
         "Weights": weights,
         "Units": {"assigned_ppb": "mean of the true source over the lesion's voxels"},
         "Rows": summary,
-        "Iterates": by_iterate,
+        "Iterates": by_cascade,
         "Cells": cells,
     }
     return [
-        write_text(config.out / "patients.md", page(summary, by_iterate)),
+        write_text(config.out / "patients.md", page(summary, by_cascade)),
         write_json(config.out / "patients.json", found),
         write_bytes(config.out / "2.5-lesions.png", figures.png(_lesion_figure(cells, summary))),
-        write_bytes(config.out / "iterates-slope.png", figures.png(_iterate_figure(by_iterate))),
+        write_bytes(config.out / "iterates-slope.png", figures.png(_cascade_figure(by_cascade))),
     ]
 
 
 class _LesionSubject:
-    """A test head with lesions, which is made when the first method asks."""
+    """Test subject with lesions, simulated on first use."""
 
     def __init__(self, config: PatientsConfig, subject: str) -> None:
         self.config, self.subject = config, subject
         self.graded: GradedPatient | None = None
 
     def key(self, root: Path, name: str) -> dict[str, Any]:
-        """All that the result of a method depends on."""
+        """Everything that the result of a method depends on."""
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(ROWS[name].needed, self.config.weights_folder),
@@ -159,7 +160,7 @@ class _LesionSubject:
         }
 
     def make(self, name: str) -> dict[str, Any]:
-        """Read the lesions from what a method makes."""
+        """Apply a method and evaluate its lesions."""
         folder = self.config.weights_folder
         if self.graded is None:
             graded = graded_patient(self.config, self.config, self.subject)
@@ -174,31 +175,31 @@ class _LesionSubject:
 
 
 def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -> GradedPatient:
-    """Make the head of a subject again, put lesions into it, and scan it.
+    """Simulate a subject of the dataset with lesions.
 
     Parameters
     ----------
     thesis
-        The dataset and how it was made.
+        The dataset and its options.
     lesions
-        What is put in.
+        Lesions to add.
     subject
         Label without `sub-`.
 
     Returns
     -------
     GradedPatient
-        Measured in the first orientation, with noise of its own.
+        Scan in the first head orientation, with other noise.
 
     Raises
     ------
     InputError
-        If the head, or how it is scanned, is not that of the dataset.
+        If the head or the options differ from those of the dataset.
 
     Warns
     -----
     ChisepWarning
-        If there was no room for a lesion; it is left out.
+        If a lesion has no free position; it is left out.
     """
     config = thesis.simulation()
     index = SUBJECTS.index(subject)
@@ -213,13 +214,13 @@ def graded_patient(thesis: ThesisConfig, lesions: LesionsConfig, subject: str) -
             fix="Give the --labels of `chisep simulate`, in its order.",
         )
     lesions_rng, noise_rng = np.random.default_rng([config.seed, index, _STREAM]).spawn(2)
-    wanted = [lesions.lesion(kind, s) for s in lesions.strengths_ppb for kind in GRADED]
-    patient = add_lesions(healthy, wanted, lesions_rng, separation_mm=lesions.separation_mm)
+    configs = [lesions.lesion(kind, s) for s in lesions.strengths_ppb for kind in GRADED]
+    patient = add_lesions(healthy, configs, lesions_rng, separation_mm=lesions.separation_mm)
     return GradedPatient(scanned(patient.tissue, measured_maps(patient.tissue, config, noise_rng)), patient)
 
 
 def _check_options(thesis: ThesisConfig, config: SimulateConfig, subject: str) -> None:
-    """Refuse a dataset that was made by other options than the patient would be."""
+    """Refuse a dataset of other options than those of the patient."""
     own = json.loads(json.dumps(asdict(config), default=str), parse_constant=str)
     known = record_of(thesis.root, subject).options
     different = [name for name, value in known.items() if own.get(name) != value]
@@ -233,21 +234,21 @@ def _check_options(thesis: ThesisConfig, config: SimulateConfig, subject: str) -
 
 
 def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, Any]:
-    """Read the lesions from what a method made.
+    """Evaluate the lesions in the result of a method.
 
     Parameters
     ----------
     graded
         The patient.
     found
-        Every iterate, the result last; a single one for most methods.
+        Every intermediate estimate, the result last; a single one for most methods.
 
     Returns
     -------
     dict
         `lesions`: kind, strength, and mean assigned and predicted value of each in ppb; `nrmse_percent` over
-        the voxels of all lesions of a kind; `iterates_ppb`: for each iterate the predicted values. What a
-        network that diverged makes is None.
+        the voxels of all lesions of a kind; `iterates_ppb`: the predicted values of each intermediate
+        estimate. Values of a network that diverged are None.
     """
     labels = graded.patient.labels.numpy()
     truth = arrays(graded.case.references["truth"])
@@ -304,7 +305,7 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def iterate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | None]]]:
-    """Fit the line of `summarised` for every iterate of the unrolled network."""
+    """Fit the line of `summarised` for every intermediate estimate of the unrolled network."""
     found: dict[str, list[dict[str, float | None]]] = {}
     for kind in GRADED:
         found[kind] = []
@@ -319,7 +320,7 @@ def iterate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[st
     return found
 
 
-def page(summary: Mapping[str, Mapping[str, Any]], by_iterate: Mapping[str, Sequence[Any]]) -> str:
+def page(summary: Mapping[str, Mapping[str, Any]], by_cascade: Mapping[str, Sequence[Any]]) -> str:
     """Write slopes and errors as Markdown."""
     head = ["method"]
     for kind, source in GRADED.items():
@@ -331,8 +332,8 @@ def page(summary: Mapping[str, Mapping[str, Any]], by_iterate: Mapping[str, Sequ
     ]
     count = {kind: next(iter(summary.values()))[kind]["lesions"] for kind in GRADED}
     numbers = [
-        [str(number + 1), *(slope_text(by_iterate[kind][number]) for kind in GRADED)]
-        for number in range(len(next(iter(by_iterate.values()))))
+        [str(number + 1), *(slope_text(by_cascade[kind][number]) for kind in GRADED)]
+        for number in range(len(next(iter(by_cascade.values()))))
     ]
     return "\n".join(
         (
@@ -365,9 +366,9 @@ def _lesion_figure(cells: Sequence[Mapping[str, Any]], summary: Mapping[str, Map
     )
 
 
-def _iterate_figure(by_iterate: Mapping[str, Sequence[Mapping[str, float | None]]]) -> Figure:
+def _cascade_figure(by_cascade: Mapping[str, Sequence[Mapping[str, float | None]]]) -> Figure:
     lines, thin = {}, {}
-    for kind, fits in by_iterate.items():
+    for kind, fits in by_cascade.items():
         known = [(i, fit) for i, fit in enumerate(fits, start=1) if fit["slope"] is not None]
         iteration = [i for i, _ in known]
         lines[kind] = (iteration, [fit["slope"] or 0.0 for _, fit in known])

@@ -1,4 +1,4 @@
-"""Figures 2.2 to 2.4 of the thesis: what the unrolled network makes in every iteration."""
+"""Figures 2.2 to 2.4 of the thesis: intermediate estimates of the unrolled network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FiguresConfig(AppliedConfig):
     """Figures 2.2 to 2.4: intermediate estimates of the unrolled network, their errors, their differences."""
 
     iterations: tuple[int, ...] = (1, 2, 3, 5, 7, 10)
-    """Iterations that are shown."""
+    """Iterations to show."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,9 +65,9 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
     Parameters
     ----------
     config
-        Where data, weights and results are; which iterations are shown.
+        Folders of data, weights and results; iterations to show.
     progress
-        Told which subject is separated.
+        Receives the subject.
 
     Returns
     -------
@@ -81,11 +81,11 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
         If weights are missing, the dataset cannot be used, or the network has fewer iterations than are to
         be shown.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
 
     Notes
     -----
-    Iterates are what the method would give if it stopped there: 0 where the network is below 0.
+    Intermediate estimates are the results of the method if it stopped there, with negative values set to 0.
     """
     make_directory(config.out)
     weights = described(ROWS[UNROLLED].needed, config.weights_folder)
@@ -96,10 +96,10 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
         if progress is not None:
             progress(f"sub-{subject}: intermediate estimates", done, len(TEST))
         case = with_qsmnet(load_case(root, subject), config.weights_folder)
-        found = intermediate_estimates(case.maps, config.weights_folder)
-        curves[subject] = nrmse_curves(case, found)
+        estimates = intermediate_estimates(case.maps, config.weights_folder)
+        curves[subject] = nrmse_curves(case, estimates)
         if not written:
-            written = _write_planes(config, case, found, lentiform(root, subject))
+            written = _write_planes(config, case, estimates, lentiform(root, subject))
     if progress is not None:
         progress("figures", len(TEST), len(TEST))
     means = {
@@ -117,40 +117,40 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
     ]
 
 
-def nrmse_curves(case: Case, found: Sequence[Sources]) -> dict[str, dict[str, list[float]]]:
-    """NRMSE in % of every iterate against label and truth, of χ_pos and χ_neg."""
+def nrmse_curves(case: Case, estimates: Sequence[Sources]) -> dict[str, dict[str, list[float]]]:
+    """NRMSE in % of every intermediate estimate against label and truth, of χ_pos and χ_neg."""
     mask = case.maps.mask.numpy()
-    made = [arrays(sources) for sources in found]
+    made = [arrays(sources) for sources in estimates]
     real = {reference: arrays(case.references[reference]) for reference in REFERENCES}
     return {
-        r: {s: [nrmse_percent(iterate[s], real[r][s], mask) for iterate in made] for s in SOURCES}
+        r: {s: [nrmse_percent(estimate[s], real[r][s], mask) for estimate in made] for s in SOURCES}
         for r in REFERENCES
     }
 
 
 def lentiform(root: Path, subject: str) -> list[int] | None:
-    """Voxel in the middle of putamen and pallidum; None where a head has none."""
+    """Central voxel of putamen and pallidum; None for a head without them."""
     labels = nifti.load(bids.derivative_path(root / TRUTH, subject, "dseg")).data
     inside = np.isin(labels, (*labelmap.PUTAMEN, *labelmap.PALLIDUM))
     return [round(float(axis.mean())) for axis in np.nonzero(inside)] if inside.any() else None
 
 
 def _write_planes(
-    config: FiguresConfig, case: Case, found: Sequence[Sources], position: list[int] | None
+    config: FiguresConfig, case: Case, estimates: Sequence[Sources], position: list[int] | None
 ) -> list[Path]:
-    if max(config.iterations) > len(found):
+    if max(config.iterations) > len(estimates):
         raise InputError(
             "iterations",
             found=f"{max(config.iterations)}",
-            expected=f"{len(found)} at most, as the network has",
+            expected=f"{len(estimates)} at most, as the network has",
             fix="Correct --iterations.",
         )
     mask, affine = case.maps.mask.numpy(), case.maps.grid.matrix()
     nothing = torch.zeros_like(case.maps.field_ppm)
     written = []
     for source in SOURCES:
-        # The iterate before the first is 0, where the thesis starts.
-        stack = 1000 * np.stack([arrays(x)[source] for x in (Sources(nothing, nothing), *found)])
+        # The initial estimate is 0, as in the thesis.
+        stack = 1000 * np.stack([arrays(x)[source] for x in (Sources(nothing, nothing), *estimates)])
         label = 1000 * arrays(case.references["label"])[source]
         shown = list(config.iterations)
         before = [number - 1 for number in shown]

@@ -1,4 +1,4 @@
-"""QSMnet for itself: χ of the test heads and of their lesions, beside classical inversions."""
+"""Dipole inversion: QSMnet and classical methods on the test subjects and their lesions."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from chisep.report import figures
 from chisep.types import Maps, Volume
 
 METHODS: Mapping[str, str] = {"tikhonov": "Tikhonov", "tv": "total variation", "qsmnet": "QSMnet"}
-"""Inversions that are compared → title."""
+"""QSM methods of the comparison → title."""
 REFERENCES = ("cosmos", "truth")
-"""What maps are compared with: QSMnet's label, made of six orientations, and what is."""
+"""References: the label of QSMnet, from six orientations, and the ground truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class QsmConfig(PatientsConfig):
-    """Ordinary susceptibility maps of the three test heads, and of lesions put into them."""
+class QsmExperimentConfig(PatientsConfig):
+    """Susceptibility maps of the three test subjects, healthy and with lesions."""
 
 
-def qsm(config: QsmConfig, progress: Progress | None = None) -> list[Path]:
-    """Invert the field of every test head by every method, with and without lesions.
+def qsm(config: QsmExperimentConfig, progress: Progress | None = None) -> list[Path]:
+    """Dipole inversion of every test subject by every method, with and without lesions.
 
     What was computed from equal weights, data and lesions before is not computed again.
 
     Parameters
     ----------
     config
-        Lesions; where data, weights and results are.
+        Lesions, and folders of data, weights and results.
     progress
-        Told which method is applied to which subject.
+        Receives the subject and method.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def qsm(config: QsmConfig, progress: Progress | None = None) -> list[Path]:
     InputError
         If weights are missing, the dataset cannot be used, or it is not of the heads given.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
     """
     make_directory(config.out)
     weights = described(["qsmnet"], config.weights_folder)
@@ -101,14 +101,14 @@ def qsm(config: QsmConfig, progress: Progress | None = None) -> list[Path]:
 
 
 class _QsmSubject:
-    """A test head, healthy and with lesions, which is read and made when the first method asks."""
+    """Test subject, healthy and with lesions, read and simulated on first use."""
 
-    def __init__(self, config: QsmConfig, subject: str) -> None:
+    def __init__(self, config: QsmExperimentConfig, subject: str) -> None:
         self.config, self.subject = config, subject
         self.patient: GradedPatient | None = None
 
     def key(self, root: Path, name: str) -> dict[str, Any]:
-        """All that the result of a method depends on."""
+        """Everything that the result of a method depends on."""
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(["qsmnet"] if name == "qsmnet" else [], self.config.weights_folder),
@@ -117,7 +117,7 @@ class _QsmSubject:
         }
 
     def make(self, name: str) -> dict[str, Any]:
-        """Metrics of a method in the healthy head, and what it reads from the lesions."""
+        """Metrics of a method in the healthy head, and its values in lesions."""
         if self.patient is None:
             self.patient = graded_patient(self.config, self.config, self.subject)
         return {
@@ -131,7 +131,7 @@ class _QsmSubject:
 
 
 def subject_row(root: Path, subject: str, name: str, weights_folder: Path | None = None) -> dict[str, Any]:
-    """Compute what a method scores on the first scan of a subject.
+    """Evaluate a method on the first scan of a subject.
 
     Parameters
     ----------
@@ -142,13 +142,13 @@ def subject_row(root: Path, subject: str, name: str, weights_folder: Path | None
     name
         A key of `METHODS`.
     weights_folder
-        Where `chisep reproduce networks` wrote; the weights that come with chisep if None.
+        Folder of `chisep reproduce networks`; the shipped weights if None.
 
     Returns
     -------
     dict
         subject, row, seconds, and for COSMOS and truth the metrics of χ; None where one is not defined. All
-        maps have mean 0 in the brain, since a field does not tell the mean of χ.
+        maps have mean 0 in the brain, since a field does not determine the mean of χ.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def _inverted(name: str, maps: Maps, folder: Path | None) -> Volume:
 
 
 def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sum up over subjects.
+    """Summarise over subjects.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The methods that are compared, and the weights of their networks."""
+"""Methods of the comparison, and the weights of their networks."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ RECIPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class ThesisMethod:
-    """A method as it is compared.
+    """A method of the comparison.
 
     Parameters
     ----------
     title
-        As tables have it.
+        Name in tables.
     method
         Name in `chisep methods`.
     weights
         Names of the weights of its networks, its own first; empty for a solver.
     qsm
-        Whether it is given the χ map of QSMnet.
+        Whether the χ map of QSMnet is an input.
     """
 
     title: str
@@ -69,7 +69,7 @@ ROWS: Mapping[str, ThesisMethod] = {
 
 
 def row_of(name: str) -> ThesisMethod:
-    """Look a method of the comparison up.
+    """Look up a method of the comparison.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def weights_path(name: str, folder: Path | None) -> Path:
     name
         A key of `RECIPES`.
     folder
-        Where `chisep reproduce networks` wrote; the weights that come with chisep if None.
+        Folder of `chisep reproduce networks`; the shipped weights if None.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def described(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, 
 
 
 def qsmnet_chi(maps: Maps, folder: Path | None) -> Volume:
-    """χ of QSMnet in ppm, as the networks get it; errors as of `weights_path`."""
+    """χ of QSMnet in ppm, the input of networks; errors as of `weights_path`."""
     options = NetworkOptions(weights=str(weights_path("qsmnet", folder)), precision=PRECISION)
     return methods.invert(maps, "qsmnet", options).chi_ppm
 
@@ -169,5 +169,5 @@ def _given(row: ThesisMethod, maps: Maps) -> Maps:
 def _options(row: ThesisMethod, folder: Path | None) -> NetworkOptions | None:
     if not row.weights:
         return None
-    own, *rates = (str(weights_path(name, folder)) for name in row.weights)
-    return NetworkOptions(weights=own, rate_weights=rates[0] if rates else "r2s", precision=PRECISION)
+    own, *further = (str(weights_path(name, folder)) for name in row.weights)
+    return NetworkOptions(weights=own, rate_weights=further[0] if further else "r2s", precision=PRECISION)

@@ -79,7 +79,7 @@ def table(config: TableConfig, progress: Progress | None = None) -> list[Path]:
     config
         Where data, weights and results are.
     progress
-        Told which method is applied to which subject.
+        Receives the subject and method.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def table(config: TableConfig, progress: Progress | None = None) -> list[Path]:
     InputError
         If weights are missing or the dataset cannot be used.
     OutputError
-        If something cannot be written.
+        If a result cannot be written.
     """
     make_directory(config.out)
     weights = described(list(RECIPES), config.weights_folder)
