@@ -1,4 +1,4 @@
-"""Model card of a trained network, in Markdown, from all that is known of its weights."""
+"""Model card of a trained network in Markdown, from the header of its weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ on diseases these do not have. It is no medical device and no basis for a diagno
 
 
 def model_card(card: Mapping[str, Any]) -> str:
-    """Write what is known of weights as a page.
+    """Write the model card of a network.
 
     Parameters
     ----------
     card
-        As `chisep.api.weights.weight_cards` returns it of one network.
+        One item of `chisep.api.weights.weight_cards`.
 
     Returns
     -------
@@ -30,16 +30,16 @@ def model_card(card: Mapping[str, Any]) -> str:
     Raises
     ------
     InputError
-        If the header of the weights does not say all of it.
+        If an entry is missing in the header of the weights.
     """
     try:
         return _page(card)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             "model card",
-            found=f"a header of weights without what it should say ({error})",
+            found=f"a header of weights with missing or wrong entries ({error})",
             expected="weights that `chisep train` of this version wrote",
-            fix="Leave --card out to see what the header says.",
+            fix="Leave --card out to see the header.",
         ) from error
 
 
@@ -95,7 +95,7 @@ def _page(card: Mapping[str, Any]) -> str:
 
 
 def _start(start: Mapping[str, Any]) -> str:
-    """Say which weights the training went on from."""
+    """Describe the initial weights of the training."""
     data = start["training_data"]
     before = f" that started from {_start(earlier)}" if (earlier := start.get("start")) else ""
     return (
@@ -110,7 +110,7 @@ def _averaged(optimiser: Mapping[str, Any]) -> str:
 
 
 def _protocol(ranges: Mapping[str, Any]) -> str:
-    """Say what the scans of every crop were like."""
+    """Describe the random protocols of crops."""
     axial = ranges.get("axial_share")
     across = f", {100 * axial:.0f} % of them across the long axis, others across any" if axial else ""
     texts = [

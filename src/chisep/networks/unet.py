@@ -120,7 +120,7 @@ class UNet(nn.Module):
         for start in range(0, size, thickness):
             end = min(start + thickness, size)
             first, last = max(start - _REACH, 0), min(end + _REACH, size)
-            # Inputs may be twice as fine or half as fine as what is made.
+            # Inputs may have twice or half the resolution of the output.
             slabs = [x[:, :, first * x.shape[2] // size : last * x.shape[2] // size] for x in inputs]
             made = level(*map(_channels_last, slabs))
             if start == 0:

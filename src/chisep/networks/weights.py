@@ -35,7 +35,7 @@ class LoadedNetwork:
     config
         Architecture and channels.
     header
-        Header of the weights file.
+        WeightsHeader of the weights file.
     """
 
     network: Network
@@ -52,7 +52,7 @@ class LoadedNetwork:
         return LoadedNetwork(self.network.to(device), self.config, self.header)
 
 
-class Header(msgspec.Struct):
+class WeightsHeader(msgspec.Struct):
     """Schema of the header of a weights file; a header may have further entries, for people.
 
     Parameters
@@ -73,7 +73,7 @@ class Header(msgspec.Struct):
     sigma_factors: dict[str, _Factors] = {}
 
 
-def read_header(header: Mapping[str, Any]) -> Header:
+def read_header(header: Mapping[str, Any]) -> WeightsHeader:
     """Validate the header of a weights file, and the size of the network that it describes.
 
     Raises
@@ -84,7 +84,7 @@ def read_header(header: Mapping[str, Any]) -> Header:
         If an entry is missing, of another type, unknown, or larger than the limits.
     """
     _check_size(header.get("network"))
-    known = msgspec.convert(header, Header)
+    known = msgspec.convert(header, WeightsHeader)
     network = known.network
     for name in ("unet", "unrolled", "proximal"):
         part: Any = getattr(network, name)

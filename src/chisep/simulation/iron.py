@@ -33,9 +33,9 @@ IRON_CURVES: dict[str, tuple[int, ...]] = {
     "caudate": labelmap.CAUDATE,
     "white": labelmap.WHITE_MATTER,
 }
-"""Which curve the iron of a label follows; what is not here (thalamus, fluids, blood) has no age."""
+"""Labels of each curve; other labels (thalamus, fluids, blood) do not depend on age."""
 ATLAS_AGE_YEARS = 40.0
-"""Age at which regional means are the atlas': taken as the middle of its healthy adults."""
+"""Age of the regional means: the middle of the age range of the healthy adults in the atlas."""
 
 
 def iron_of_age(curve: str, age_years: float) -> float:

@@ -48,7 +48,7 @@ class Subject:
     @property
     def record(self) -> SimulationRecord:
         """Everything that determines the files, as stored beside the ground truth."""
-        # A config may be a subclass, whose further options do not change what is made here.
+        # A config may be a subclass, whose further options have no effect here.
         names = {f.name for f in fields(SimulateConfig)}.difference(_NOT_IN_RECORD)
         options = {k: v for k, v in asdict(self.config).items() if k in names}
         head, sha256 = "packaged MNI152 head", None

@@ -1,6 +1,6 @@
 """Inhomogeneity within regions: random texture, cortical layers, U-fibres, gradients of nuclei.
 
-All of it is a factor whose mean over every label is 1: regional means stay what they are.
+All are factors of mean 1 over every label, so regional means do not change.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BUNDLE_MM, _BUNDLE_WEIGHT = (1.3, 9.0), 0.7
 """Bundles: width and length of streaks along the fibres."""
 
 _U_FIBRE_MM, _U_FIBRE_GAIN = 1.5, (0.9, 0.5)
-"""How deep the iron-rich superficial white matter reaches, and what it adds to χ_pos and χ_neg."""
+"""Depth of the iron-rich superficial white matter, and its gain of χ_pos and χ_neg."""
 _STRIPE_DEPTH, _STRIPE_WIDTH = 0.55, 0.13
 """The outer stripe of Baillarger (Gennari's line in area 17) from the pia, in parts of the thickness."""
 _AREAS_MNI_MM = (

@@ -42,7 +42,7 @@ class Region:
     brain
         Whether the brain mask contains it.
     chi_outside_ppm
-        χ relative to soft tissue of what is not brain.
+        χ relative to soft tissue, for tissue outside of the brain.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Record of a training beside its checkpoints: recipe, data and initial weights."""
+"""TrainingRecord of a training beside its checkpoints: recipe, data and initial weights."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     made_by: dict[str, Any] | None = None
 
 
-class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TrainingRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Schema of `training.json`: the settings of the recipe, the data, and initial weights if there are any.
 
     Parameters
@@ -163,7 +163,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         stored = settings(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
-        known = settings(msgspec.to_builtins(msgspec.convert(stored, Record)))
+        known = settings(msgspec.to_builtins(msgspec.convert(stored, TrainingRecord)))
         if unknown := _names(stored) - _names(known):
             raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
     except (msgspec.MsgspecError, UnicodeDecodeError, InputError, ValueError) as error:

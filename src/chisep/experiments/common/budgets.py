@@ -21,7 +21,7 @@ class BudgetConfig:
     only: tuple[str, ...] = ()
     """Runs to train, by name; all, in order, if left out."""
     minutes: float | None = None
-    """Stop after so many minutes; the same command goes on from there."""
+    """Stop after so many minutes; the same command resumes."""
     widths: tuple[int, ...] = (8, 16, 32)
     """Channels per level; others in the ablations of channels."""
     crop: int = 32
@@ -54,7 +54,7 @@ class Run:
     title
         As tables have it.
     recipe
-        What is trained.
+        Recipe to train.
     """
 
     name: str

@@ -81,7 +81,7 @@ def spectrum(
     list of dict
         For each band its wavelengths `from_mm` and `to_mm`, the mean power `density` (unit of the map
         squared times mm³; noise of SD σ that is independent from voxel to voxel has σ² times the voxel's
-        volume in every band) and `rms`, what the band adds to the map: squares add up to the variance.
+        volume in every band) and `rms`, the RMS of the band: the sum of its squares is the variance.
         Both are None in bands below the resolution of the voxels.
     """
     box = ndimage.find_objects(mask.astype(np.int8))[0]

@@ -71,8 +71,8 @@ class SimulatedScan:
         if not self.lesions:
             return None
         rng = np.random.default_rng([self.config.seed, self.index, _LESION_STREAM])
-        wanted = [self.config.lesion(kind, s) for s in self.config.strengths_ppb for kind in GRADED]
-        return add_lesions(self._healthy, wanted, rng, separation_mm=self.config.separation_mm)
+        configs = [self.config.lesion(kind, s) for s in self.config.strengths_ppb for kind in GRADED]
+        return add_lesions(self._healthy, configs, rng, separation_mm=self.config.separation_mm)
 
     @cached_property
     def _healthy(self) -> Tissue:

@@ -148,7 +148,7 @@ def separated(row: ThesisMethod, maps: Maps, folder: Path | None) -> Sources:
 
 
 def intermediate_estimates(maps: Maps, folder: Path | None) -> list[Sources]:
-    """Apply the unrolled network and return what it would give after each iteration.
+    """Apply the unrolled network and return its estimate after each cascade.
 
     Parameters
     ----------

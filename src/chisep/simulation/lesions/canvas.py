@@ -302,7 +302,7 @@ class Canvas:
         added_neg: Tensor,
         r2_ratio: Tensor | float,
     ) -> None:
-        """Set χ, R2 and R2' of a box from what is left of the tissue's sources and what the lesion adds."""
+        """Set χ, R2 and R2' of a box from the remaining sources of the tissue and those of the lesion."""
         maps, relaxivity = self._maps, self._tissue.relaxivity
         expected = r2prime_of_sources(maps["chi_pos_ppm"][box], maps["chi_neg_ppm"][box], relaxivity)
         orientation = torch.where(expected > 0, maps["r2prime_hz"][box] / expected, 1.0)

@@ -1,6 +1,6 @@
 """Kinds of lesions: their options, their materials, and random draws of them.
 
-A lesion is a star-shaped body, an ellipsoid whose radius waves with direction, made of parts between
+A lesion is a star-shaped body, an ellipsoid whose radius varies with direction, made of parts between
 given radii: core, rim, oedema. Each part has a material that replaces or changes the tissue it lies in.
 Parts are sampled finer than the voxels and averaged, so a lesion has soft edges and holds the same
 amount of iron or calcium whatever the voxels are.
@@ -288,9 +288,9 @@ class PatientConfig:
     count: Annotated[int, arg(name="lesion-count")] = 5
     """Number of lesions."""
     size_mm: Annotated[tuple[float, float], arg(name="lesion-size-mm")] = (1.0, 25.0)
-    """Smallest and largest size in mm; narrowed to what is typical of a kind."""
+    """Smallest and largest size in mm; limited to the typical range of a kind."""
     strength_ppb: Annotated[tuple[float, float], arg(name="lesion-strength-ppb")] = (20.0, 1500.0)
-    """Smallest and largest strength in ppb; narrowed to what is typical of a kind."""
+    """Smallest and largest strength in ppb; limited to the typical range of a kind."""
     parkinson_rise: float = 0.0
     """Increase of χ_pos in the substantia nigra, relative; 0 for none."""
 
@@ -339,7 +339,7 @@ def random_lesions(
     count
         Number of lesions.
     size_mm, strength_ppb
-        Ranges; narrowed to what is typical of a kind.
+        Ranges; limited to the typical range of a kind.
 
     Returns
     -------
@@ -349,7 +349,7 @@ def random_lesions(
     Raises
     ------
     InputError
-        If a kind is unknown, or what is typical of it lies outside of a range.
+        If a kind is unknown, or its typical range does not overlap a given range.
     """
     for kind in kinds:
         if kind not in KINDS:

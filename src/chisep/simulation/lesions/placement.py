@@ -38,7 +38,7 @@ def add_lesions(
     Parameters
     ----------
     tissue
-        Healthy or not; it stays as it is.
+        Healthy or with lesions; not modified.
     lesions
         What to add, in order of their numbers; all lesions of a subject go into one call.
     rng
@@ -101,7 +101,7 @@ def make_patient(tissue: Tissue, rng: np.random.Generator, config: PatientConfig
     Parameters
     ----------
     tissue
-        Healthy; it stays as it is.
+        Healthy tissue; not modified.
     rng
         Draws the lesions from one stream and their positions and shapes from another.
     config
@@ -137,7 +137,7 @@ def graded_series(
     Parameters
     ----------
     tissue
-        Healthy; it stays as it is.
+        Healthy tissue; not modified.
     strengths_ppb
         One lesion each, numbered in this order.
     kind
