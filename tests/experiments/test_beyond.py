@@ -121,7 +121,7 @@ def test_each_protocol_changes_one_thing(arguments, tmp_path):
         assert bool(changed) == (name not in ("standard", "misstated", "gre-only"))
 
 
-def test_a_misstated_d_r_is_told_and_not_scanned(arguments, tmp_path):
+def test_a_misspecified_d_r_is_assumed_and_not_scanned(arguments, tmp_path):
     config = BeyondConfig(out=tmp_path, **arguments)
     right, wrong = (SimulatedScan(config, name, 0, lesions=False).maps for name in ("standard", "misstated"))
     assert torch.equal(right.r2prime_hz, wrong.r2prime_hz)
@@ -168,7 +168,7 @@ def test_coverage_is_the_share_of_voxels_in_their_interval(arguments, tmp_path):
     assert scan._coverage(truth, mask) == {}
 
 
-def test_regions_are_told_by_the_error_of_their_means(arguments, tmp_path):
+def test_regions_have_the_error_of_their_means(arguments, tmp_path):
     """Noise averages out in a region, a shift does not."""
     scan = SimulatedScan(BeyondConfig(out=tmp_path, **arguments), "standard", 0, lesions=False)
     mask, truth = scan.maps.mask, scan.truth

@@ -1,4 +1,4 @@
-"""Ablations of the unrolled network: what they change, and that they are trained, judged and kept."""
+"""Ablations of the unrolled network: what they change, and that they are trained, evaluated and cached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def heads(tmp_path_factory):
     return out
 
 
-def test_trained_judged_and_kept(heads, tmp_path):
+def test_trained_evaluated_and_cached(heads, tmp_path):
     call = ["reproduce", "parts", str(tmp_path), "--dataset", str(heads), "--labels", "truth"]
     call += ["--train", "01", "--validation", "02", "--widths", "2", "4", "--crop", "16"]
     call += ["--epochs", "1", "--steps-per-epoch", "4", "--batch-size", "1", "--test-crops", "4"]

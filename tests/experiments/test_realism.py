@@ -171,9 +171,9 @@ def test_all_is_written_and_agrees_with_itself(config):
 def test_measured_heads_are_kept_and_others_are_made_again(config):
     files = [config.out / "heads" / f"head-0{number}.json" for number in (1, 2)]
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
-    told = []
-    realism(config, lambda *said: told.append(said))
-    assert told == [("heads", 2, 2)]
+    calls = []
+    realism(config, lambda *said: calls.append(said))
+    assert calls == [("heads", 2, 2)]
     assert [path.stat().st_mtime_ns for path in files] == [time for time, _ in before]
     files[1].unlink()
     realism(config)

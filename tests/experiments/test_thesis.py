@@ -72,10 +72,10 @@ def thesis(tmp_path_factory) -> ThesisConfig:
     affine = whole.affine @ np.diag([3.0, 3.0, 3.0, 1.0])
     file = nifti.save(folder / "small_dseg.nii.gz", small, affine, dtype=np.int16)
     made = ThesisConfig(out=folder, labels=(file,), voxel_mm=4.0, jobs=1)
-    told: list[tuple[str, int, int]] = []
-    root = dataset_of(made, lambda *said: told.append(said))
+    calls: list[tuple[str, int, int]] = []
+    root = dataset_of(made, lambda *said: calls.append(said))
     assert root == folder / "dataset"
-    assert told[-1] == ("labels", 8, 8)
+    assert calls[-1] == ("labels", 8, 8)
     return replace(made, dataset=root)
 
 
@@ -123,8 +123,8 @@ def test_the_dataset_is_that_of_the_simulation_command(tmp_path):
     call += ["--maps-only", "--labels-from-orientations", "--jobs", "2", "--seed", "4", "--snr", "50"]
     call += ["--misregistration-mm", "0.4", "--misregistration-deg", "0.4"]
     call += ["--residual-background-ppb", "3.5", "--anisotropy-ppb", "16"]
-    wanted = parse(LabelledConfig, "simulate", call)
-    assert ThesisConfig(out=tmp_path, labels=tuple(map(Path, heads))).simulation() == wanted
+    expected = parse(LabelledConfig, "simulate", call)
+    assert ThesisConfig(out=tmp_path, labels=tuple(map(Path, heads))).simulation() == expected
 
 
 def test_a_dataset_that_is_given_must_be_whole(thesis, tmp_path):
@@ -312,7 +312,7 @@ def test_only_what_changed_is_computed_again(thesis, weights, tabulated, tmp_pat
 # ---- figures -------------------------------------------------------------------------------------------
 
 
-def test_iterates_end_where_the_table_does(thesis, weights, tmp_path):
+def test_the_final_estimate_is_that_of_the_table(thesis, weights, tmp_path):
     config = FiguresConfig(**options(thesis, out=tmp_path, weights_folder=weights, iterations=(1, 2)))
     written = pictures(config)
     assert [path.name for path in written] == [
@@ -427,7 +427,7 @@ def test_every_method_is_tried_on_lesions(thesis, weights, tmp_path):
 # ---- susceptibility maps -------------------------------------------------------------------------------
 
 
-def test_susceptibility_maps_are_judged_without_their_mean(thesis, weights, tmp_path):
+def test_susceptibility_maps_are_evaluated_without_their_mean(thesis, weights, tmp_path):
     config = QsmExperimentConfig(**options(thesis, out=tmp_path, weights_folder=weights, **LESIONS))
     written = qsm(config)
     assert [path.name for path in written] == ["qsm.md", "qsm.json", "qsm.png", "qsm-lesions.png"]
@@ -464,9 +464,9 @@ def test_networks_are_trained_in_turn_and_once(thesis, tmp_path):
     with pytest.warns(ChisepWarning, match="qsmnet, thesis-baseline not done"):
         assert train_networks(replace(config, minutes=0.0)) == [config.out / "networks.json"]
     config = replace(config, only=("qsmnet",))
-    told: list[tuple[str, int, int]] = []
-    written = train_networks(config, lambda *said: told.append(said))
-    assert ("training qsmnet", 0, 1) in told
+    calls: list[tuple[str, int, int]] = []
+    written = train_networks(config, lambda *said: calls.append(said))
+    assert ("training qsmnet", 0, 1) in calls
     assert [path.parent.name for path in written] == ["networks", "qsmnet"]
     chi = sorted((dataset / "derivatives" / "qsmnet").rglob("*_Chimap.nii.gz"))
     assert len(chi) == 6 * len(SUBJECTS)

@@ -47,7 +47,7 @@ def data(inputs: int, seed: int = 0):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_iterates_have_the_shape_of_the_outputs_and_are_0_outside_the_mask(name):
+def test_estimates_have_the_shape_of_the_outputs_and_are_0_outside_the_mask(name):
     y, mask, phi = data(len(CONFIGS[name].inputs))
     found = made(name).intermediate_estimates(y, mask, phi)
     assert len(found) == (3 if name == "unrolled" else 1)
@@ -114,8 +114,8 @@ def test_build_makes_what_the_config_says():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_statistics_of_every_channel_are_needed(name):
-    wanted = SOURCES if name == "unrolled" else CONFIGS[name].inputs + CONFIGS[name].outputs
-    for channel in wanted:
+    scaled = SOURCES if name == "unrolled" else CONFIGS[name].inputs + CONFIGS[name].outputs
+    for channel in scaled:
         rest = {key: value for key, value in STATISTICS.items() if key != channel}
         with pytest.raises(InputError, match=f"found none of {channel};"):
             build(CONFIGS[name], rest)

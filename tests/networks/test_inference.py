@@ -1,4 +1,4 @@
-"""Networks on whole volumes, whatever their shape and axes, and the methods made of them."""
+"""Networks on whole volumes, whatever their shape and axes, and their methods."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class TestIterates:
 class TestMethods:
     @pytest.mark.parametrize("name", OF_METHOD)
     def test_every_network_method(self, folder, name):
-        """Sources are ≥ 0, all is float32 and 0 outside the mask, and progress is told to the end."""
+        """Sources are ≥ 0, all is float32 and 0 outside the mask, and progress is reported to the end."""
         seen = []
         arguments = (MAPS, name, options(folder, name))
         if METHODS[name].target == "chi":
@@ -227,7 +227,7 @@ class TestMethods:
         assert {name for name, method in METHODS.items() if method.source == "trained"} == set(OF_METHOD)
 
     @pytest.mark.parametrize("name", ["chi-sepnet-r2p", "unrolled-thesis"])
-    def test_separation_is_the_last_iterate_without_negative_sources(self, folder, name):
+    def test_separation_is_the_final_estimate_without_negative_sources(self, folder, name):
         chi = 0.02 * torch.randn(MAPS.mask.shape, generator=torch.Generator().manual_seed(0)) * MAPS.mask
         maps = replace(MAPS, chi_ppm=chi)
         made = methods.separate(maps, name, options(folder, name))
@@ -278,7 +278,7 @@ class TestMethods:
         same = [methods.separate(maps, "unrolled", options(folder, "unrolled")) for maps in (lost, known)]
         assert torch.equal(same[0].chi_neg_ppm, same[1].chi_neg_ppm)
 
-    def test_unrolled_estimates_noise_that_it_is_not_told(self, folder):
+    def test_unrolled_estimates_missing_noise_maps(self, folder):
         channels = measured_channels(MAPS, ("field_sigma", "r2prime_sigma", "r2prime"), NetworkOptions())
         for name in NOISE.values():
             values = channels[name][MAPS.mask]

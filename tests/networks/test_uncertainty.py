@@ -31,8 +31,8 @@ def test_the_noise_of_a_scan_is_that_of_voxels_that_were_measured():
 def test_noise_of_the_first_map():
     proximal = UnrolledProximalConfig()
     rows = ("r2prime", "field")
-    told = NetworkConfig((*rows, "r2prime_sigma", "field_sigma"), SOURCES, proximal=proximal)
-    assert noise_of(told) == "r2prime_sigma"
+    with_noise = NetworkConfig((*rows, "r2prime_sigma", "field_sigma"), SOURCES, proximal=proximal)
+    assert noise_of(with_noise) == "r2prime_sigma"
     assert noise_of(NetworkConfig(("field", "field_sigma"), ("chi",), proximal=proximal)) == "field_sigma"
     assert noise_of(NetworkConfig(rows, SOURCES, proximal=proximal)) is None
     assert noise_of(NetworkConfig(PHI_ROWS, SOURCES)) is None

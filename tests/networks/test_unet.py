@@ -151,13 +151,13 @@ class TestCascadeBatchNorm:
 
     def test_is_loaded_from_plain_tensors(self):
         """As weights on disk have no versions beside them."""
-        net, other = (UNet(3, 2, UNetConfig((2, 3)), passes=4) for _ in range(2))
+        net, other = (UNet(3, 2, UNetConfig((2, 3)), cascades=4) for _ in range(2))
         other.load_state_dict(dict(net.state_dict()))
         assert torch.equal(other.state_dict()["down.0.1.running_var"], torch.ones(4, 2))
 
-    def test_unet_takes_the_pass_it_is_told(self):
+    def test_unet_uses_the_norm_of_the_given_cascade(self):
         torch.manual_seed(0)
-        net, x = UNet(3, 2, UNetConfig((2, 3)), passes=2).double(), random(2, 3, 12, 12, 12)
+        net, x = UNet(3, 2, UNetConfig((2, 3)), cascades=2).double(), random(2, 3, 12, 12, 12)
         for module in net.modules():
             if isinstance(module, CascadeBatchNorm):
                 module.momentum = 1.0

@@ -74,7 +74,7 @@ def test_thesis_defaults():
     assert len(network.intermediate_estimates(Y, MASK, PHI)) == 10
 
 
-def test_the_last_iterate_is_the_result_and_more_iterations_go_on_from_fewer():
+def test_the_final_estimate_is_the_result_and_more_iterations_continue_fewer():
     network = make(iterations=5)
     found = network.intermediate_estimates(Y, MASK, PHI)
     torch.testing.assert_close(network(Y, MASK, PHI), found[-1])
@@ -142,7 +142,7 @@ def test_gradients_through_the_last_iterations_only(last):
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_iterates_that_no_gradient_reaches_still_count():
+def test_iterations_without_a_gradient_still_count():
     """The result does not depend on how far gradients flow, and evaluation needs none."""
     expected = make(iterations=4)(Y, MASK, PHI)
     torch.testing.assert_close(make(iterations=4, gradient_iterations=1)(Y, MASK, PHI), expected)

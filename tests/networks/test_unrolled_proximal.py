@@ -61,7 +61,7 @@ def test_last_steps_have_one_weight():
     assert make(last_steps=3).log_weights.shape == make(last_steps=1).log_weights.shape
 
 
-def test_every_u_net_and_the_last_steps_are_iterates():
+def test_every_u_net_and_the_final_dc_steps_give_an_estimate():
     """So that what each U-net makes can have a loss, and a line in tables."""
     found = make(passes=2, last_steps=2).intermediate_estimates(Y, MASK, PHI)
     before = make(passes=2, last_steps=0).intermediate_estimates(Y, MASK, PHI)

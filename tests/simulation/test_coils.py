@@ -69,10 +69,10 @@ def test_noise_is_that_of_combined_coil_images(strength):
     clean = torch.full((1, 20, 20, 50), strength * norm, dtype=torch.complex64)
     adaptive = with_noise(clean.clone(), 1.0, rng(1))[0].flatten().numpy()
     rooted = with_noise(clean.clone(), 1.0, rng(1), more_coils=3)[0].flatten().numpy()
-    for got, wanted in (
+    for got, expected in (
         (adaptive.real, matched.real),
         (adaptive.imag, matched.imag),
         (abs(rooted), squares),
     ):
-        assert stats.ks_2samp(got, wanted).pvalue > 1e-3
+        assert stats.ks_2samp(got, expected).pvalue > 1e-3
     np.testing.assert_allclose(np.angle(rooted), np.angle(adaptive), atol=1e-5)

@@ -33,7 +33,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def made(coarse_file, tmp_path_factory) -> Path:
     """Two subjects, phase in scanner units, head oblique."""
     out = tmp_path_factory.mktemp("simulated")
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     config = SimulateConfig(
         out=out,
         subjects=2,
@@ -42,8 +42,8 @@ def made(coarse_file, tmp_path_factory) -> Path:
         phase_units="arbitrary",
         tilt_deg=(15.0, 0.0, 0.0),
     )
-    assert simulate(config, lambda *what: told.append(what)) == ["01", "02"]
-    assert told == [("sub-01", 0, 2), ("sub-01", 1, 2), ("sub-02", 1, 2), ("sub-02", 2, 2)]
+    assert simulate(config, lambda *what: calls.append(what)) == ["01", "02"]
+    assert calls == [("sub-01", 0, 2), ("sub-01", 1, 2), ("sub-02", 1, 2), ("sub-02", 2, 2)]
     return out
 
 
@@ -196,9 +196,9 @@ def test_subjects_that_are_there_are_kept_and_others_made_again(small):
     kept, lost = (small.out / f"sub-{name}" for name in ("01", "02"))
     stamp = kept.stat().st_ino
     shutil.rmtree(lost)
-    told: list[tuple[str, int, int]] = []
-    assert simulate(small, lambda *what: told.append(what)) == ["01", "02"]
-    assert told == [("sub-02", 1, 2), ("sub-02", 2, 2)]
+    calls: list[tuple[str, int, int]] = []
+    assert simulate(small, lambda *what: calls.append(what)) == ["01", "02"]
+    assert calls == [("sub-02", 1, 2), ("sub-02", 2, 2)]
     assert kept.stat().st_ino == stamp
     assert contents(small.out) == before
     simulate(replace(small, subjects=1, snr=30.0))
@@ -240,10 +240,10 @@ def test_people_whom_chisep_did_not_simulate_are_not_replaced(small):
 
 def test_processes_make_the_same_dataset(small, tmp_path):
     apart = replace(small, out=tmp_path / "apart", jobs=2)
-    told: list[tuple[str, int, int]] = []
-    assert simulate(apart, lambda *what: told.append(what)) == ["01", "02"]
-    assert {what for what, _, _ in told} == {"sub-01", "sub-02"}
-    assert [done for _, done, _ in told] == [1, 2]
+    calls: list[tuple[str, int, int]] = []
+    assert simulate(apart, lambda *what: calls.append(what)) == ["01", "02"]
+    assert {what for what, _, _ in calls} == {"sub-01", "sub-02"}
+    assert [done for _, done, _ in calls] == [1, 2]
     simulate(small)
     assert contents(apart.out) == contents(small.out)
 

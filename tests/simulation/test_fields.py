@@ -163,8 +163,8 @@ def test_an_implant_has_the_field_of_a_sphere(tissue, b0):
     sphere = IMPLANT_PPM / 3 * (IMPLANT_RADIUS_MM / distance.clamp_min(1)) ** 3 * (3 * cosine**2 - 1)
     sphere[distance < IMPLANT_RADIUS_MM] = 0
     for axis in range(3):
-        got, wanted = (torch.diff(field.double(), n=3, dim=axis) for field in (made, sphere))
-        torch.testing.assert_close(got, wanted, atol=1e-3, rtol=1e-3)
+        got, expected = (torch.diff(field.double(), n=3, dim=axis) for field in (made, sphere))
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_implants_lie_in_front_of_and_below_the_brain_and_turn_with_the_head(tissue):

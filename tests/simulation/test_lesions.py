@@ -336,11 +336,11 @@ def test_periventricular_plaques_point_away_from_the_ventricle(block):
 def test_parkinsons_disease_raises_iron_in_the_nigra_only(block, side):
     healthy = block()
     patient = add_lesions(healthy, [ParkinsonConfig(rise=0.4, side=side)], rng(15))
-    wanted = {"both": anatomy.NIGRA, "left": anatomy.NIGRA[:1], "right": anatomy.NIGRA[1:]}[side]
-    nigra = torch.isin(healthy.labels, torch.tensor(wanted, dtype=torch.int16))
+    expected = {"both": anatomy.NIGRA, "left": anatomy.NIGRA[:1], "right": anatomy.NIGRA[1:]}[side]
+    nigra = torch.isin(healthy.labels, torch.tensor(expected, dtype=torch.int16))
     assert torch.equal(touched(healthy, patient.tissue), nigra)
     assert torch.equal(patient.labels > 0, nigra)
-    for row, label in zip(patient.lesions, wanted, strict=True):
+    for row, label in zip(patient.lesions, expected, strict=True):
         here = healthy.labels == label
         assert 1000 * float(patient.tissue.chi_pos_ppm[here].mean()) == pytest.approx(28.0, rel=1e-4)
         assert (row.strength_ppb, row.chi_pos_ppb) == pytest.approx((8.0, 28.0), rel=1e-4)
@@ -422,8 +422,8 @@ def test_the_same_lesions_on_finer_voxels_average_to_the_coarse_ones(block):
     changed = touched(coarse, patient.tissue)
     for name in ("chi_pos_ppm", "chi_neg_ppm", "r2_hz"):
         averaged = torch.nn.functional.avg_pool3d(getattr(again.tissue, name)[None], 2)[0]
-        wanted = getattr(patient.tissue, name)
-        error = (averaged - wanted)[changed].norm() / (wanted - getattr(coarse, name))[changed].norm()
+        expected = getattr(patient.tissue, name)
+        error = (averaged - expected)[changed].norm() / (expected - getattr(coarse, name))[changed].norm()
         assert float(error) < 0.1
     assert same_lesions(patient, coarse).lesions == patient.lesions
 

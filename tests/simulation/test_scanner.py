@@ -172,14 +172,14 @@ def test_oversampled_scans_have_the_voxels_and_the_mean_of_plain_ones(coarse):
     def made(edge_mm: float) -> Tissue:
         return make_tissue(coarse, rng(), TissueConfig(), voxel_mm=(edge_mm,) * 3, b0_t=3.0)
 
-    wanted, fine = made(8.0), made(4.0)
+    coarse, fine = made(8.0), made(4.0)
     config = replace(SILENT, simple=False, dephasing=False, voxel_mm=8.0, oversampling=2)
     assert config.fine_voxel_edges_mm == (4.0, 4.0, 4.0)
     coils = session_coils(fine, replace(config, coils=0, b1_spread=0.0, receiver_phase=False), rng())
     flat = torch.zeros_like(fine.m0)
     gre = scan_gre(fine, flat, coils, replace(config, kspace_window="tukey"), rng())
     se = scan_se(fine, coils, replace(config, stimulated_echoes=False), rng())
-    assert gre.shape[1:] == se.shape[1:] == wanted.grid.shape
+    assert gre.shape[1:] == se.shape[1:] == coarse.grid.shape
     plain = scan_gre(fine, flat, coils, replace(config, oversampling=1), rng())
     torch.testing.assert_close(gre.sum((1, 2, 3)) * 8, plain.sum((1, 2, 3)), rtol=1e-4, atol=1.0)
     # The image is in place: it looks most like the mean over each voxel when it is not shifted.

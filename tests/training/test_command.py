@@ -118,7 +118,9 @@ def test_missing_chi_maps_are_made_first(dataset, tmp_path):
     options = {"data.qsm": "by-tkd", "chi-method": "tkd", "recipe.network.unrolled.iterations": "2"}
     assert call("thesis-unrolled-small", dataset, tmp_path / "first", **options) == 0
     maps = sorted(path.name for path in made.rglob("*.nii.gz"))
-    assert maps == [f"sub-0{s}_acq-ori{pose}_Chimap.nii.gz" for s in (1, 2, 3) for pose in (1, 2)]
+    assert maps == [
+        f"sub-0{s}_acq-ori{orientation}_Chimap.nii.gz" for s in (1, 2, 3) for orientation in (1, 2)
+    ]
     # Once they are there, nobody asks how they were made.
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert call("thesis-baseline-small", dataset, tmp_path / "second", **{"data.qsm": "by-tkd"}) == 0

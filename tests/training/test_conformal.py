@@ -9,7 +9,7 @@ from chisep.networks.uncertainty import factor_at
 from chisep.training.conformal import COVERAGE, SIGMAS, factors_of
 
 
-def held(ratio, factors, level):
+def coverage(ratio, factors, level):
     return float((ratio <= SIGMAS * factor_at(factors, level)).float().mean())
 
 
@@ -17,11 +17,11 @@ def test_one_factor_holds_the_share():
     ratio = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) ** 3
     factor = factors_of(ratio, None)
     assert isinstance(factor, float)
-    assert held(ratio, factor, 0.01) == pytest.approx(COVERAGE, abs=1e-3)
+    assert coverage(ratio, factor, 0.01) == pytest.approx(COVERAGE, abs=1e-3)
 
 
 def test_scans_of_any_noise_are_held_alike():
-    """Errors that grow with the noise by more than what was told of them."""
+    """Errors that grow with the noise by more than the predicted uncertainty."""
     generator = torch.Generator().manual_seed(1)
     counts = 2500 * torch.tensor([2, 2, 2, 2, 1, 1])
     levels = torch.tensor([0.002, 0.004, 0.008, 0.016, 0.032, 0.064]).repeat_interleave(counts)
@@ -29,7 +29,7 @@ def test_scans_of_any_noise_are_held_alike():
     factors = factors_of(ratio, levels)
     assert [noise for noise, _ in factors] == sorted({noise for noise, _ in factors})
     for level in levels.unique().tolist():
-        assert held(ratio[levels == level], factors, level) == pytest.approx(COVERAGE, abs=0.02)
+        assert coverage(ratio[levels == level], factors, level) == pytest.approx(COVERAGE, abs=0.02)
 
 
 def test_scans_of_one_noise_have_one_factor():

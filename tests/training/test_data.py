@@ -216,7 +216,7 @@ class TestBatchSampler:
         assert list(BatchSampler(lambda: 0, 3, 2)) == [[0, 1], [2, 3], [4, 5]]
         assert len(BatchSampler(lambda: 0, 3, 2)) == 3
 
-    def test_goes_on_where_it_is_told_at_every_pass(self):
+    def test_every_pass_starts_at_the_given_batch(self):
         state = {"step": 5}
         sampler = BatchSampler(lambda: state["step"], 2, 3)
         assert list(sampler) == [[15, 16, 17], [18, 19, 20]]
@@ -239,12 +239,12 @@ class TestBatchSampler:
 
 class TestLoading:
     def test_one_scan_per_orientation(self, folders):
-        told = []
-        scans = load_scans(folders, ("01", "02"), NETWORK, progress=lambda *what: told.append(what))
+        calls = []
+        scans = load_scans(folders, ("01", "02"), NETWORK, progress=lambda *what: calls.append(what))
         assert [s.name for s in scans] == [f"sub-0{s}_acq-ori{o}" for s in (1, 2) for o in (1, 2, 3)]
         assert len({s.grid.b0_direction for s in scans[:3]}) == 3
-        assert told[0] == ("sub-01_acq-ori1", 0, 6)
-        assert told[-1] == ("scans", 6, 6)
+        assert calls[0] == ("sub-01_acq-ori1", 0, 6)
+        assert calls[-1] == ("scans", 6, 6)
         for scan in scans:
             assert set(scan.channels) == {*PHI_ROWS, *SOURCES}
             assert scan.grid.shape == scan.mask.shape

@@ -27,14 +27,14 @@ def folders(tmp_path) -> FoldersConfig:
 
 
 def test_every_scan_is_inverted_with_its_own_b0_direction(folders):
-    told = []
+    calls = []
     assert len(missing_chi_maps(folders, SUBJECTS)) == 4
-    made = make_chi_maps(folders, SUBJECTS, "tkd", progress=lambda *what: told.append(what))
+    made = make_chi_maps(folders, SUBJECTS, "tkd", progress=lambda *what: calls.append(what))
     assert not missing_chi_maps(folders, SUBJECTS)
     assert [path.name for path in made] == [
-        f"sub-{subject}_acq-ori{pose}_Chimap.nii.gz" for subject in SUBJECTS for pose in (1, 2)
+        f"sub-{subject}_acq-ori{orientation}_Chimap.nii.gz" for subject in SUBJECTS for orientation in (1, 2)
     ]
-    assert told[-1][1:] == (4, 4)
+    assert calls[-1][1:] == (4, 4)
     mask = nifti.load_mask(bids.derivative_path(folders.folder("masks"), "01", "mask", desc="brain"))
     for path, direction in zip(made[:2], DIRECTIONS, strict=True):
         name = path.name.replace("Chimap", "desc-local_fieldmap")

@@ -82,16 +82,16 @@ def test_an_empty_crop_has_no_loss():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "wanted"),
+    ("outputs", "expected"),
     [
         (SOURCES, set(NAMES)),
         (("chi",), {"label", "gradient", "field"}),
         (("r2prime",), {"label", "gradient"}),
     ],
 )
-def test_terms_that_mean_something_for_the_outputs(outputs, wanted):
+def test_terms_that_mean_something_for_the_outputs(outputs, expected):
     n = len(outputs)
-    assert set(terms(PREDICTED[:, :n], LABEL[:, :n], outputs=outputs)) == wanted
+    assert set(terms(PREDICTED[:, :n], LABEL[:, :n], outputs=outputs)) == expected
 
 
 def test_field_of_a_chi_network():

@@ -1,4 +1,4 @@
-"""Training: it learns, goes on as if it had not been interrupted, and leaves weights that name themselves."""
+"""Training: the loss falls, interruptions change nothing, and weights have a full header."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def straight(dataset, tmp_path_factory) -> Path:
 class TestResume:
     def test_stopped_by_the_clock_at_every_checkpoint(self, straight, dataset, tmp_path):
         """Weights, α, running statistics and logs are as without interruption, to the bit."""
-        wanted = config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8), minutes=0.0)
+        training = config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8), minutes=0.0)
         for call in range(1, 17):
-            done = train(wanted)
+            done = train(training)
             assert done.epochs == call / 2
             assert (done.weights is None) == (call < 16)
         assert set(differences(tmp_path, straight).values()) == {0.0}
@@ -192,7 +192,7 @@ class TestWeights:
 
 
 class TestStart:
-    """A training that goes on from the weights of another."""
+    """A training with initial weights."""
 
     def test_goes_on_from_them(self, straight, dataset, tmp_path):
         start = straight / "weights.safetensors"
@@ -346,11 +346,11 @@ def test_says_nothing(dataset, tmp_path, capfd, recwarn, caplog):
     assert not caplog.records
 
 
-def test_tells_which_scans_are_read(dataset, tmp_path):
-    told = []
-    train(config(tmp_path, dataset, tiny(epochs=1)), lambda *what: told.append(what))
-    assert told[0] == ("sub-01_acq-ori1", 0, 3)
-    assert ("sub-02_acq-ori3", 2, 3) in told
+def test_progress_names_the_scans_that_are_read(dataset, tmp_path):
+    calls = []
+    train(config(tmp_path, dataset, tiny(epochs=1)), lambda *what: calls.append(what))
+    assert calls[0] == ("sub-01_acq-ori1", 0, 3)
+    assert ("sub-02_acq-ori3", 2, 3) in calls
 
 
 def test_scans_may_be_shared(dataset, tmp_path):
@@ -365,9 +365,9 @@ def test_scans_may_be_shared(dataset, tmp_path):
 
 @pytest.mark.parametrize(("subject", "message"), [("train", "sub-09"), ("validation", "sub-09")])
 def test_missing_subjects_are_named(dataset, tmp_path, subject, message):
-    wanted = config(tmp_path, dataset, tiny())
+    training = config(tmp_path, dataset, tiny())
     with pytest.raises(InputError, match=message):
-        train(replace(wanted, data=replace(wanted.data, **{subject: ("09",)})))
+        train(replace(training, data=replace(training.data, **{subject: ("09",)})))
 
 
 def test_batches_that_devices_cannot_share_are_refused(dataset, tmp_path):

@@ -44,18 +44,18 @@ class ProtocolConfig:
     """Ranges of a uniform or log-uniform distribution that the protocol of every crop is drawn from."""
 
     b0_t: tuple[float, float] = (1.5, 7.0)
-    """Field strength."""
+    """Field strength in tesla."""
     tilt_deg: float = 45.0
-    """Largest angle between B0 and the long axis of the head."""
+    """Largest angle between B0 and the long axis of the head in degrees."""
     voxel_mm: tuple[float, float] = (0.6, 2.0)
-    """In-plane voxel edge."""
+    """In-plane voxel edge in mm."""
     slice_ratio: float = 3.0
     """Largest ratio of slice thickness to in-plane edge; slices are 3.2 mm thick at most."""
     axial_share: float | None = None
     """Share of crops with axial slices, as in most scans; slices of other crops have a random orientation. If
     None, all slices have a random orientation."""
     dr_hz_per_ppm: tuple[float, float] = (90.0, 330.0)
-    """D_r,pos at 3 T; proportional to B0."""
+    """D_r,pos at 3 T in 1/s/ppm; proportional to B0."""
     dr_ratio: tuple[float, float] = (0.3, 1.3)
     """D_r,neg over D_r,pos."""
     dr_error: float = 0.15
@@ -66,15 +66,15 @@ class ProtocolConfig:
     """Share of crops with the standard protocol: 3 T, 1 mm, B0 along the head, D_r = 114 for both sources and
     assumed without error; SNR and all other errors are random."""
     erosion_mm: float = 8.0
-    """Largest depth of a rim without a valid field."""
+    """Largest depth in mm of a rim without a valid field."""
     holes: int = 2
     """Largest number of holes in the valid-field mask."""
     background_ppb: float = 4.0
-    """Largest SD of the residual background field."""
+    """Largest SD of the residual background field in ppb."""
     unexplained_ppb: float = 3.0
-    """Largest SD of a smooth field error: anisotropy, motion."""
+    """Largest SD of a smooth field error in ppb: anisotropy, motion."""
     shift_voxels: float = 0.5
-    """Largest misregistration of the spin echo along each axis."""
+    """Largest misregistration of the spin echo along each axis in voxels."""
     r2_error: float = 0.06
     """SD of the relative error of the R2 fit, constant in a crop."""
     gre_only_share: float = 0.2
