@@ -20,7 +20,7 @@ from chisep.training.data import (
     CropConfig,
     Crops,
     FoldersConfig,
-    Scan,
+    TrainingScan,
     load_scans,
     mirrored,
     statistics,
@@ -31,7 +31,7 @@ NETWORK = NetworkConfig(PHI_ROWS, SOURCES)
 SIZE = 12
 
 
-def scan_of(shape, b0, *, noise: float = 0.0, seed: int = 0) -> Scan:
+def scan_of(shape, b0, *, noise: float = 0.0, seed: int = 0) -> TrainingScan:
     """Random sources in an ellipsoid, and their field to the last digit."""
     generator = torch.Generator().manual_seed(seed)
     axes = [torch.linspace(-1, 1, n) for n in shape]
@@ -47,7 +47,7 @@ def scan_of(shape, b0, *, noise: float = 0.0, seed: int = 0) -> Scan:
         "chi_pos": pos,
         "chi_neg": neg,
     }
-    return Scan(f"scan{seed}", grid, mask, channels, field)
+    return TrainingScan(f"scan{seed}", grid, mask, channels, field)
 
 
 SCANS = [
