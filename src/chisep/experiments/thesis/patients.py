@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -155,7 +156,7 @@ class _LesionSubject:
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(ROWS[name].needed, self.config.weights_folder),
-            "Dataset": record_of(root, self.subject),
+            "Dataset": msgspec.to_builtins(record_of(root, self.subject)),
             "Lesions": lesion_options(self.config),
         }
 
