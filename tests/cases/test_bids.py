@@ -322,7 +322,8 @@ class TestFiles:
         for path in images(root):
             image = nifti.load(path)
             nifti.save(path, np.stack([image.data] * 3, -1), image.affine)
-        refused(root, "4-D", "3 volumes", "repetitions", "run-", "chisep import")
+        refused(root, "4-D", "3 volumes", "(and 7 more files)", "repetitions", "run-", "chisep import")
+        assert len(check_dataset(root)[0].problems) == 1
 
     def test_one_file_with_all_echoes(self, root):
         for part in ("mag", "phase"):

@@ -72,7 +72,7 @@ def check_inputs(session: bids.Session, b0_direction: tuple[float, float, float]
         covered = _share_inside(megre, mese)
         if covered == 0 and _share_inside(mese, megre) == 0:  # a thin slab may lie between the samples
             errors.append(no_overlap(str(session.mese.first)))
-    return InputCheck(megre, mese, tuple(errors), covered, tuple(notes))
+    return InputCheck(megre, mese, tuple(_alike_once(errors)), covered, tuple(notes))
 
 
 def require_inputs(session: bids.Session, b0_direction: tuple[float, float, float] | None = None) -> None:
@@ -85,6 +85,16 @@ def require_inputs(session: bids.Session, b0_direction: tuple[float, float, floa
     """
     for error in check_inputs(session, b0_direction).errors:
         raise error
+
+
+def _alike_once(errors: Sequence[InputError]) -> Iterator[InputError]:
+    """Errors that say the same of several files become one, which counts the others."""
+    alike: dict[tuple[str, str, str], list[InputError]] = {}
+    for error in errors:
+        alike.setdefault((error.found, error.expected, error.fix), []).append(error)
+    for (found, expected, fix), same in alike.items():
+        others = f" (and {len(same) - 1} more files)" if len(same) > 1 else ""
+        yield InputError(same[0].source, found=found + others, expected=expected, fix=fix)
 
 
 def _grid_of(
