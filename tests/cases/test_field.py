@@ -95,6 +95,14 @@ def test_a_bipolar_scan_without_one_echo(bipolar, dropped):
     assert set(levels(found).values()) == {"green"}
 
 
+@pytest.mark.parametrize("dropped", [2, 3])
+def test_a_bipolar_scan_without_one_echo_whose_others_were_numbered_anew(bipolar, dropped):
+    """The gap in the echo times tells which read-outs have which direction."""
+    found = bipolar.field(echoes=tuple(echo for echo in range(6) if echo != dropped))
+    assert difference(found, bipolar.field()) < 0.02
+    assert "follow from the echo times" in found.warnings[0]
+
+
 def test_bipolar_echoes_of_one_direction_need_no_correction(bipolar):
     found = bipolar.field(echoes=(0, 2, 4), numbers=(1, 3, 5))
     assert not found.bipolar_rad.any()
@@ -102,7 +110,7 @@ def test_bipolar_echoes_of_one_direction_need_no_correction(bipolar):
 
 
 def test_directions_that_do_not_fit_are_refused(bipolar):
-    assert "residual" in worst(bipolar.field(echoes=(0, 1, 3, 4, 5)))
+    assert "residual" in worst(bipolar.field(echoes=(0, 1, 3, 4, 5), config=FieldConfig(bipolar=False)))
 
 
 @pytest.mark.parametrize("echo", [2, 4])
@@ -180,6 +188,15 @@ class TestScale:
         assert "echo 2" in note
         assert "echo 4" in note
         assert difference(even.field(phase_rad=phase), sound) < 0.01
+
+    def test_an_early_echo_without_air_has_the_scale_of_the_others(self, even, sound):
+        """Its phase does not reach the ends of its scale."""
+        stored = (even.phase_rad / math.pi * 4096).round().clamp(-4096, 4095)
+        expected = 0.1 * sound.unwrapped_rad[0]
+        stored[0] = (expected / math.pi * 4096).round()
+        phase, note = phase_in_radians(stored, "phase.nii")
+        torch.testing.assert_close(phase[0], expected, atol=2e-3, rtol=0)
+        assert "echo 1" not in note
 
     def test_a_scale_is_not_read_into_an_image_that_contradicts_its_sidecar(self, even):
         stored = (even.phase_rad / math.pi * 4096).round().clamp(-4096, 4095)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -44,6 +44,10 @@ TE."""
 _TWO_ECHOES = (
     "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
     "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
+)
+_DIRECTIONS_BY_TIME = (
+    "the read-out directions of the echoes follow from the echo times: by the echo numbers, the phase would "
+    "not grow in proportion to the echo time"
 )
 _ONE_ECHO = (
     "one echo does not tell the receiver's phase from a field: the field holds both, and background removal "
@@ -197,15 +201,49 @@ def total_field(
     """
     config = config or FieldConfig()
     _check(magnitude, phase_rad, te_s, b0_t, mask)
+    numbers = list(echo_numbers) if echo_numbers else list(range(1, len(te_s) + 1))
+    if len(te_s) == 1:
+        return _of_one_echo(magnitude, phase_rad, te_s[0], b0_t, mask, grid, numbers, config)
+    found = _of_echoes(magnitude, phase_rad, te_s, b0_t, mask, grid, numbers, config)
+    by_time = _numbers_by_time(te_s)
+    other_directions = any(
+        (a - b) % 2 != (numbers[0] - by_time[0]) % 2 for a, b in zip(numbers, by_time, strict=True)
+    )
+    if config.bipolar is None and other_directions and _is_doubtful(found):
+        again = _of_echoes(magnitude, phase_rad, te_s, b0_t, mask, grid, by_time, config)
+        if not _is_doubtful(again):
+            return replace(again, warnings=(*again.warnings, _DIRECTIONS_BY_TIME))
+    return found
+
+
+def _numbers_by_time(te_s: Sequence[float]) -> list[int]:
+    """Numbers of the echoes in a scan whose echoes are as far apart as the closest two are here."""
+    spacing = min(after - before for before, after in pairwise(te_s))
+    return [1 + round((te - te_s[0]) / spacing) for te in te_s]
+
+
+def _is_doubtful(found: FieldMap) -> bool:
+    return any(check.name == "CoherentResidualRad" and check.level != "green" for check in found.checks)
+
+
+# Long because the steps share the phase inside the mask, which each of them corrects.
+def _of_echoes(
+    magnitude: Echoes,
+    phase_rad: Echoes,
+    te_s: Sequence[float],
+    b0_t: float,
+    mask: MaskVolume,
+    grid: Grid,
+    numbers: Sequence[int],
+    config: FieldConfig,
+) -> FieldMap:
+    """Field of two echoes or more, of these numbers in the scan."""
     te = torch.tensor(list(te_s), dtype=phase_rad.dtype, device=phase_rad.device)[:, None]
     weight = (magnitude[:, mask] / magnitude.max().clamp_min(torch.finfo(magnitude.dtype).tiny)) ** 2
     wrapped = config.phase_sign * phase_rad[:, mask]
     # Volumes in between are of the mask's box; values inside the mask have the same order in both.
     box = bounding_box(mask)
     inside = mask[box]
-    numbers = list(echo_numbers) if echo_numbers else list(range(1, len(te_s) + 1))
-    if len(te_s) == 1:
-        return _of_one_echo(wrapped, magnitude, float(te), b0_t, mask, grid, numbers, config)
     # The first echo has the sign +1, and so have those an even number of echoes after it.
     sign = 1 - 2 * ((torch.tensor(numbers, device=te.device) - numbers[0]) % 2).to(te.dtype)[:, None]
     jumps_rad, jump_axis = slice_offsets(wrapped, weight, te, inside)
@@ -288,8 +326,8 @@ def total_field(
 
 
 def _of_one_echo(
-    wrapped: Tensor,
-    magnitude: Tensor,
+    magnitude: Echoes,
+    phase_rad: Echoes,
     te_s: float,
     b0_t: float,
     mask: Tensor,
@@ -300,7 +338,7 @@ def _of_one_echo(
     """Field of one echo: its phase, unwrapped in space, over TE."""
     box = bounding_box(mask)
     inside = mask[box]
-    phase = volume_of(wrapped[0], inside)[None]
+    phase = volume_of(config.phase_sign * phase_rad[0][mask], inside)[None]
     result = unwrap(phase, volume_of(magnitude[0][mask], inside)[None], [te_s], inside)
     phase_rad, quality = result.phase_rad[0], result.quality
     signal = magnitude[0][mask]
@@ -322,7 +360,7 @@ def _of_one_echo(
         quality=volume_of(quality[inside], mask),
         reliable=volume_of(reliable[inside], mask),
         checks=field_checks(
-            torch.zeros_like(wrapped),
+            torch.zeros_like(signal)[None],
             (signal**2)[None],
             torch.tensor([[te_s]]),
             inside,

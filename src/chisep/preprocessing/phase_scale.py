@@ -63,24 +63,44 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     Fill values (one value of many voxels, apart from all others) and stray voxels (a few, far beyond the
     others) do not count for the range; their phase is set to 0.
     """
-    if bool((phase.amax((1, 2, 3)) == phase.amin((1, 2, 3))).any()):
-        raise InputError(
-            source,
-            found="phase of one value everywhere",
-            expected="a phase image for every echo",
-            fix="Check that the phase and not an empty image was exported.",
-        )
-    ranges = [_range(echo) for echo in phase]
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    tolerance = _SAME_RANGE * (high - low)
-    if all(r[0] - low <= tolerance and high - r[1] <= tolerance for r in ranges):
-        return _read(phase, (low, high), source, units)
+    for number, echo in enumerate(phase, start=1):
+        if not bool(echo.amax() > echo.amin()):
+            raise InputError(
+                source if number == 1 else f"{source} and further echoes",
+                found=f"phase of one value everywhere in echo {number}",
+                expected="a phase image for every echo",
+                fix="Check that the phase and not an empty image was exported, or remove this echo.",
+            )
+    scales = _scale_ranges(phase)
+    if len(set(scales)) == 1:
+        return _read(phase, scales[0], source, units)
     read = [
         _read(echo[None], bounds, f"{source}, echo {number}", units)
-        for number, (echo, bounds) in enumerate(zip(phase, ranges, strict=True), start=1)
+        for number, (echo, bounds) in enumerate(zip(phase, scales, strict=True), start=1)
     ]
     notes = [note for _, note in read if note]
     return torch.cat([echo for echo, _ in read]), "; ".join(notes) or None
+
+
+def _scale_ranges(phase: Echoes) -> list[tuple[float, float]]:
+    """Range of the scale of each echo: one of all echoes, unless echoes that hold every phase differ."""
+    ranges = [_range(echo) for echo in phase]
+    overall = min(low for low, _ in ranges), max(high for _, high in ranges)
+    # An echo without wraps, as a first echo without air, does not reach the ends of its scale.
+    full = [r for r, echo in zip(ranges, phase, strict=True) if _has_wraps(echo[None], r[1] - r[0])]
+    if not full or all(_is_alike(r, overall) for r in full):
+        return [overall] * len(ranges)
+    return [r if r in full else next((f for f in full if _holds(f, r)), r) for r in ranges]
+
+
+def _is_alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    tolerance = _SAME_RANGE * (other[1] - other[0])
+    return abs(one[0] - other[0]) <= tolerance and abs(one[1] - other[1]) <= tolerance
+
+
+def _holds(scale: tuple[float, float], values: tuple[float, float]) -> bool:
+    tolerance = _SAME_RANGE * (scale[1] - scale[0])
+    return scale[0] - tolerance <= values[0] and values[1] <= scale[1] + tolerance
 
 
 def _range(echo: Volume) -> tuple[float, float]:
