@@ -38,9 +38,8 @@ class Scan:
         chosen = list(echoes if echoes is not None else range(len(self.te_s)))
         phase = self.phase_rad if phase_rad is None else phase_rad
         te_s = [self.te_s[echo] for echo in chosen]
-        return total_field(
-            self.magnitude[chosen], phase[chosen], te_s, 3.0, self.mask, self.grid, config, numbers
-        )
+        mask = self.mask & phase[chosen].isfinite().all(0)  # NaN: phase is unknown
+        return total_field(self.magnitude[chosen], phase[chosen], te_s, 3.0, mask, self.grid, config, numbers)
 
 
 def load_scan(root: Path) -> Scan:

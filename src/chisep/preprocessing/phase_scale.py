@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from chisep.errors import InputError
-from chisep.types import Echoes, Volume
+from chisep.types import Echoes, MaskVolume, Volume
 
 _RADIAN_SLACK = 0.05
 _SAMPLE = 200_000
@@ -43,7 +44,7 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     Returns
     -------
     phase_rad : Echoes
-        Phase in radians.
+        Phase in radians, NaN where the image has a fill value.
     note : str or None
         The scale found and how it was read; None where the values were radians already.
 
@@ -60,8 +61,9 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     being −π and π: true of whole images, where air holds every phase. Echoes whose ranges differ are read one
     by one.
 
-    Fill values (one value of many voxels, apart from all others) and stray voxels (a few, far beyond the
-    others) do not count for the range; their phase is set to 0.
+    Fill values (one value of many voxels in all echoes, or apart from all others) and stray voxels (a few,
+    far beyond the others) do not count for the range. Fill values become NaN, since the phase there is
+    unknown. The phase of stray voxels is set to 0.
     """
     for number, echo in enumerate(phase, start=1):
         if not bool(echo.amax() > echo.amin()):
@@ -71,7 +73,28 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
                 expected="a phase image for every echo",
                 fix="Check that the phase and not an empty image was exported, or remove this echo.",
             )
-    scales = _scale_ranges(phase)
+    fill = _fill_mask(phase)
+    scales = _scale_ranges(phase if fill is None else torch.where(fill, torch.nan, phase))
+    radians, note = _by_scales(phase, scales, source, units)
+    return radians if fill is None else torch.where(fill, torch.nan, radians), note
+
+
+def _fill_mask(phase: Echoes) -> MaskVolume | None:
+    """Voxels that have one and the same value in all echoes, if they are many, as outside a mask."""
+    same = (phase == phase[:1]).all(0)
+    if float(same.double().mean()) < _FILL_PART:
+        return None
+    values, counts = np.unique(phase[0][same].cpu().numpy(), return_counts=True)
+    if counts.max() < _FILL_PART * same.numel():
+        return None
+    fill: MaskVolume = same & (phase[0] == float(values[counts.argmax()]))
+    return fill
+
+
+def _by_scales(
+    phase: Echoes, scales: list[tuple[float, float]], source: str, units: str | None
+) -> tuple[Echoes, str | None]:
+    """Read all echoes by one scale, or each by its own."""
     if len(set(scales)) == 1:
         return _read(phase, scales[0], source, units)
     read = [
@@ -105,7 +128,7 @@ def _holds(scale: tuple[float, float], values: tuple[float, float]) -> bool:
 
 def _range(echo: Volume) -> tuple[float, float]:
     """Smallest and largest value, without fill values and stray voxels."""
-    values = echo.flatten()
+    values = echo[echo.isfinite()]
     sample = values[:: max(1, len(values) // _SAMPLE)].sort().values
     for end in (0, -1):
         fill = sample[end]
@@ -136,7 +159,10 @@ def _read(
         if _is_radians(units):
             notes[0] += ", though its sidecar says radians"
         phase = (phase - centre) * scale
-    if count:
+    if count > 2 * _STRAY_PART * phase.numel():
+        phase = torch.where(outside, torch.nan, phase)
+        notes.append(f"{count} voxels with fill values beyond {low:g} to {high:g} are left out")
+    elif count:
         phase = torch.where(outside, 0, phase)
         notes.append(f"the phase of {count} voxels beyond {low:g} to {high:g} was set to 0")
     return phase, f"{source}: {'; '.join(notes)}" if notes else None

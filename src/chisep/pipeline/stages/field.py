@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
 from torch.nn.functional import max_pool3d
 
 from chisep.pipeline.context import SessionContext
@@ -18,6 +19,8 @@ from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_sca
 from chisep.preprocessing.magnitude_checks import check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
+
+_MISSING_PHASE = 0.01
 
 
 def field_stage(context: SessionContext) -> Stage:
@@ -49,12 +52,13 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     magnitude = files.echoes(megre.magnitude)
     check_magnitudes(magnitude, [str(path) for path in megre.magnitude])
     phase, note = phase_in_radians(files.echoes(megre.phase), str(megre.phase[0]), megre.phase_units)
+    known = phase.isfinite().all(0)
     result = total_field(
         magnitude,
-        phase,
+        torch.where(known, phase, 0),
         megre.te_s,
         context.b0_t,
-        around,
+        around & known,
         adult_grid(files.grid, scale),
         adult_lengths(config.field_map, scale),
         megre.echo_numbers,
@@ -83,7 +87,14 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
         "Checks": [check.fact() for check in result.checks],
     }
-    return StageResult(facts, [*([note] if note else []), *result.warnings, *poor])
+    notes = [note] if note else []
+    missing = float((brain & ~known).sum() / brain.sum())
+    if missing > _MISSING_PHASE:
+        notes.append(
+            f"the phase images have a fill value in {100 * missing:.0f} % of the brain mask; the field is "
+            "not known there"
+        )
+    return StageResult(facts, [*notes, *result.warnings, *poor])
 
 
 def _judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[str]:
