@@ -14,6 +14,7 @@ from chisep.pipeline.config import RunConfig
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.segmentation import Segmentation, find_segmentation
 from chisep.preprocessing.extent import require_slices
+from chisep.preprocessing.relaxometry import FEWEST_ECHOES
 from chisep.types import Convergence
 
 
@@ -73,6 +74,11 @@ class SessionContext:
     def reads_r2prime(self) -> bool:
         """Whether the separation reads R2', not R2*."""
         return "r2prime" in self.method.needs
+
+    @property
+    def fits_r2star(self) -> bool:
+        """Whether there are echoes enough for R2*; without it there is no R2', and no separation."""
+        return len(self.session.megre.te_s) >= FEWEST_ECHOES
 
     @property
     def magnitude(self) -> tuple[EchoImage, ...]:

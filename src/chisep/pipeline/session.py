@@ -120,10 +120,11 @@ def map_stages(context: SessionContext) -> list[Stage]:
         If a file of the options is missing.
     """
     mese = context.session.mese
-    stages = [
-        mask_stage(context),
-        field_stage(context),
-        background_stage(context),
+    stages = [mask_stage(context), field_stage(context), background_stage(context)]
+    if not context.fits_r2star:  # one echo: neither rates nor sources
+        stages += [qsm_stage(context), labels_stage(context)]
+        return [*stages, regions_stage(context, stages)]
+    stages += [
         *([] if mese is None else [registration_stage(context, mese)]),
         relaxometry_stage(context),
         qsm_stage(context),

@@ -27,6 +27,8 @@ from chisep.preprocessing.intravoxel_dephasing import attenuation_by_gradient
 from chisep.preprocessing.magnitude_noise import noise_sigma_of_voxels
 from chisep.types import Echoes, MaskVolume, Volume
 
+FEWEST_ECHOES = 2
+"""Gradient echoes that a fit of R2* needs."""
 _UNIFORM = 1e-3
 _PULSE_POSITIONS = 16
 _MOST_ORDER = 12
@@ -145,8 +147,9 @@ def r2star(
 ) -> Rate:
     """Fit R2* to multi-echo gradient-echo magnitudes.
 
-    ARLO (Pei 2015, 10.1002/mrm.25137) needs uniformly spaced echoes. The non-linear fit takes other echo
-    times, voxels without a valid ARLO result, and voxels that lose an echo to the field's gradient.
+    ARLO (Pei 2015, 10.1002/mrm.25137) needs three uniformly spaced echoes. The non-linear fit takes other
+    echo times, voxels without a valid ARLO result, and voxels that lose an echo to the field's gradient. Of
+    two echoes it is their ratio, with the noise floor taken into account.
 
     A field that changes linearly across a voxel attenuates an echo by Π sinc(Δf_x TE) over the three axes,
     where Δf_x is the change across the voxel in Hz (Fernandez-Seara and Wehrli 2000, Magnetic Resonance in
@@ -156,7 +159,7 @@ def r2star(
     Parameters
     ----------
     magnitude
-        Shape (echo, i, j, k), at least three echoes, any scale.
+        Shape (echo, i, j, k), at least two echoes, any scale.
     te_s
         Echo times in s, increasing.
     mask
@@ -183,10 +186,10 @@ def r2star(
     Raises
     ------
     InputError
-        If there are fewer than three echoes, the echo times do not fit, or the field strength is missing.
+        If there is one echo only, the echo times do not fit, or the field strength is missing.
     """
     config = config or R2starConfig()
-    _check_echoes(magnitude, te_s, at_least=3, name="R2*")
+    _check_echoes(magnitude, te_s, at_least=FEWEST_ECHOES, name="R2*")
     signal = magnitude[:, mask].nan_to_num_()  # a copy of its own
     sigma = noise_sigma if noise_sigma is not None else noise_sigma_of_voxels(signal)
     # Squares of tiny scanner units would leave the range of float32.
@@ -198,7 +201,8 @@ def r2star(
     else:
         left = torch.ones_like(signal)
     steps = [b - a for a, b in pairwise(te_s)]
-    if config.method == "nonlinear" or max(steps) - min(steps) > _UNIFORM * max(steps):
+    uniform = len(te_s) > 2 and max(steps) - min(steps) <= _UNIFORM * max(steps)
+    if config.method == "nonlinear" or not uniform:
         rate, error = fit_decay(signal, te_s, sigma, exponential(te_s, left), left)
     else:
         rate, error = arlo_with_error(signal, left, sum(steps) / len(steps), sigma)

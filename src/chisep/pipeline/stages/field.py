@@ -21,6 +21,12 @@ from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
 
 _MISSING_PHASE = 0.01
+NOT_MADE_OF_ONE_ECHO = ("R2*", "R2'", "sources")
+ONE_ECHO_ONLY = (
+    "one gradient echo: there are no R2*, no R2' and no sources (χ_pos, χ_neg), since one echo tells no decay; "
+    "the brain mask, the field, the susceptibility map (QSM) and its region values are made"
+)
+"""What is missing of a session with one gradient echo, and why."""
 
 
 def field_stage(context: SessionContext) -> Stage:
@@ -94,7 +100,11 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
             f"the phase images have a fill value in {100 * missing:.0f} % of the brain mask; the field is "
             "not known there"
         )
-    return StageResult(facts, [*notes, *result.warnings, *poor])
+    warnings = [*notes, *result.warnings, *poor]
+    if not context.fits_r2star:
+        facts["NotMade"] = list(NOT_MADE_OF_ONE_ECHO)
+        warnings.append(ONE_ECHO_ONLY)
+    return StageResult(facts, warnings)
 
 
 def _judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[str]:

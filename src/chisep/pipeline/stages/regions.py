@@ -37,6 +37,10 @@ from chisep.regions.statistics import RegionMap, region_values, values_dictionar
 
 _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
+_WITHOUT_R2STAR = (
+    "the atlas was registered to the outline of the brain and the susceptibility map alone, since there is no "
+    "R2*: regions are less certain; look at the report's figure of regions, or give a segmentation (--regions)"
+)
 _MAPS = ("chi_pos", "chi_neg", "chi", "qsm", "r2star", "r2", "r2prime")
 """Outputs of the region table, in its order."""
 
@@ -68,10 +72,12 @@ def labels_stage(context: SessionContext) -> Stage:
     def register_atlas(declared: DeclaredFiles) -> StageResult:
         return _register_atlas(context, StageFiles(files, declared))
 
+    contrast = "R2* and susceptibility" if context.fits_r2star else "susceptibility"
+    rates = ["r2star"] if context.fits_r2star else []
     return Stage(
         "labels",
-        "regions, from an atlas registered to R2* and susceptibility",
-        [*atlas, *files.paths("r2star", "qsm", "mask", "eroded_mask")],
+        f"regions, from an atlas registered to {contrast}",
+        [*atlas, *files.paths(*rates, "qsm", "mask", "eroded_mask")],
         outputs,
         {"Atlas": context.atlas.name if context.atlas else packaged_atlas_facts()},
         register_atlas,
@@ -137,7 +143,7 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
         atlas = load_labels(files.path(context.atlas), table)
     found = atlas_on_scan(
         atlas,
-        files.array("r2star"),
+        files.array("r2star") if context.fits_r2star else None,
         files.array("qsm"),
         files.array("mask") > 0,
         files.array("eroded_mask") > 0,
@@ -145,7 +151,7 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     )
     poor = found.overlap < _LEAST_ATLAS
     _save_labels(np.zeros_like(found.labels) if poor else found.labels, atlas, files)
-    warnings = []
+    warnings = [] if context.fits_r2star else [_WITHOUT_R2STAR]
     if found.overlap < _POOR_ATLAS:
         warnings.append(
             f"the registration of the atlas is poor: its brain and the brain mask overlap by "
@@ -171,7 +177,9 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
     maps = [key for key in _MAPS if files[key] in made]
     sigmas = {key: OUTPUTS[key].sigma for key in maps}
     sigmas = {key: sigma for key, sigma in sigmas.items() if sigma and files[sigma] in made}
-    read = ["labels", "label_names", "mask", "eroded_mask", *maps, *sigmas.values(), "r2prime_sigma"]
+    read = ["labels", "label_names", "mask", "eroded_mask", *maps, *sigmas.values()]
+    if context.fits_r2star:
+        read.append("r2prime_sigma")
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
@@ -181,7 +189,7 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
         values = region_values(own.labels(), names, volumes, own.grid.voxel_mm)
         write_values(own.target("region_values"), values)
         texts = {OUTPUTS[key].region_column: OUTPUTS[key].description for key in maps}
-        if context.session.mese is None:
+        if context.session.mese is None and "r2prime" in maps:
             texts[OUTPUTS["r2prime"].region_column] += "; its R2 is an assumption"
         write_json(own.target("region_columns"), values_dictionary(texts))
         return StageResult(facts, warnings)
@@ -212,7 +220,7 @@ def _region_maps(
     """Yield maps in the units of the table, with their noise and valid voxels."""
     brain, inner = (files.array(key) > 0 for key in ("mask", "eroded_mask"))
     separated = inner
-    if context.session.mese and context.reads_r2prime:  # elsewhere sources are not separated
+    if context.fits_r2star and context.session.mese and context.reads_r2prime:  # elsewhere sources are not separated
         separated = inner & (files.array("r2prime_sigma") > 0)
     for key in maps:
         column = OUTPUTS[key].region_column

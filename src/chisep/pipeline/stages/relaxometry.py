@@ -22,7 +22,7 @@ from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.head_size import adult_grid, length_scale
 from chisep.preprocessing.registration import LEAST_CONTRAST, register
-from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime, r2, r2prime, r2star
+from chisep.preprocessing.relaxometry import FEWEST_ECHOES, Rate, pseudo_r2prime, r2, r2prime, r2star
 from chisep.preprocessing.resampling import coverage, resample_to
 
 _SPIN_ECHO_PART = (0.99, 0.05)
@@ -156,6 +156,14 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         ]
     else:
         difference, facts, warnings = _r2prime(context, context.session.mese, of_gre, brain, files)
+    if len(context.session.megre.te_s) == FEWEST_ECHOES:
+        known = of_gre.sigma_hz[brain]
+        median = round(float(known.median()), 3)
+        facts |= {"MedianR2starNoiseHz": median}
+        warnings.append(
+            f"two gradient echoes: R2* is that of their ratio, with a noise of {median:.1f} 1/s (median), and "
+            "nothing tells voxels whose decay is not exponential"
+        )
     noise = difference.sigma_hz[difference.sigma_hz > 0]
     if noise.numel():
         facts |= {"MedianR2primeNoiseHz": round(float(noise.median()), 3)}
