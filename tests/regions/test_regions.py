@@ -221,7 +221,7 @@ class TestAtlas:
 
     def test_a_turned_and_stretched_head_gets_its_labels(self):
         """The atlas' own contrast, moved: nuclei are found again, and twice the same with other threads."""
-        atlas, (_, contrast) = packaged_atlas(), _packaged()
+        atlas, (_, contrast) = packaged_atlas(), _packaged(with_r2star=True)
         move = np.eye(4)
         move[:3, :3] = Rotation.from_euler("xz", [20, -8], degrees=True).as_matrix() @ np.diag(
             [1.06, 0.95, 1.0]

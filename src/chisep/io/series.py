@@ -102,7 +102,7 @@ def read_series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
             fix="Add them.",
         )
     if len(magnitude) < 2:
-        raise _only_echo(magnitude[0].file, suffix)
+        _check_only_echo(magnitude[0].file, suffix)
     _check_order(magnitude)
     _check_order(phase)
     first = magnitude[0].file
@@ -114,7 +114,7 @@ def read_series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
         _field_strength(facts),
         "rad" if "phase" in computed else _phase_units(stated, facts),
         _b0_direction(first, facts[first]),
-        tuple(_echo_number(echo.file) for echo in magnitude),
+        tuple(_echo_number(echo.file, alone=len(magnitude) == 1) for echo in magnitude),
         tuple(notes),
     )
 
@@ -206,13 +206,15 @@ def _same_times(one: Sequence[_Echo], other: Sequence[_Echo]) -> bool:
     )
 
 
-def _only_echo(image: Path, suffix: str) -> InputError:
-    """Say why a series has one echo only: a 4-D file holds the others, or there are none."""
-    try:
-        nifti.require_volume(nifti.read_header(image).shape, str(image))
-    except InputError as error:
-        return error
-    return InputError(
+def _check_only_echo(image: Path, suffix: str) -> None:
+    """Refuse an only echo if its file is 4-D and holds the others, or if it is a spin echo.
+
+    One gradient echo still gives a field.
+    """
+    nifti.require_volume(nifti.read_header(image).shape, str(image))
+    if suffix == "MEGRE":
+        return
+    raise InputError(
         image,
         found=f"the only echo of a {suffix} series",
         expected="at least two echoes",
@@ -318,8 +320,10 @@ def _check_pairs(anywhere: Path, magnitude: Sequence[_Echo], phase: Sequence[_Ec
         )
 
 
-def _echo_number(image: Path) -> int:
+def _echo_number(image: Path, *, alone: bool = False) -> int:
     label = entities(image.name).get("echo", "")
+    if alone and not label:
+        return 1
     if not (label.isascii() and label.isdigit() and len(label) <= _LONGEST_UNIT):
         raise InputError(
             image,

@@ -22,9 +22,11 @@ from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.inputs import check_inputs
 from chisep.pipeline.session import as_user_error
+from chisep.pipeline.stages.field import ONE_ECHO_ONLY
+from chisep.preprocessing.relaxometry import FEWEST_ECHOES
 
 _EVEN_STEPS = 1e-3
-_FEWEST_FOR_R2STAR, _FEW_ECHOES = 3, 4
+_FEW_ECHOES = 4
 _SAME_PLACE_MM = 1e-2
 _LONG_VOXEL = 3.0
 
@@ -176,6 +178,7 @@ class _Notes:
         self.warnings: list[str] = []
         self.problems: list[str] = []
         self.inputs = check_inputs(session)
+        self.fits_r2star = len(session.megre.te_s) >= FEWEST_ECHOES
 
     def images(self) -> None:
         """Note what a run finds in names, sidecars and headers before its first stage."""
@@ -187,29 +190,32 @@ class _Notes:
         megre = self.session.megre
         times = ", ".join(f"{1000 * te:.4g}" for te in megre.te_s)
         count = len(megre.te_s)
+        echoes = f"{count} gradient echo{'' if count == 1 else 'es'}"
         self.will_run += [
-            f"brain mask, field and its local part from {count} gradient echoes (TE {times} ms)",
+            f"brain mask, field and its local part from {echoes} (TE {times} ms)",
         ]
         steps = [after - before for before, after in pairwise(megre.te_s)]
-        if count < _FEWEST_FOR_R2STAR:
-            self.problems.append(
-                f"{count} gradient echoes: R2* needs {_FEWEST_FOR_R2STAR}; add the other echoes of the scan"
-            )
+        if not self.fits_r2star:
+            self.warnings.append(ONE_ECHO_ONLY)
+            self.missing.append("a second gradient echo (MEGRE): R2* and sources")
+        elif count == FEWEST_ECHOES:
+            self.will_run.append("R2* from the ratio of two echoes")
         elif max(steps) - min(steps) > _EVEN_STEPS * max(steps):
             self.will_run.append("R2* by a non-linear fit: the echoes are not evenly spaced")
         else:
             self.will_run.append("R2* from evenly spaced echoes")
-        if _FEWEST_FOR_R2STAR <= count < _FEW_ECHOES:
+        if FEWEST_ECHOES <= count < _FEW_ECHOES:
             self.warnings.append(f"only {count} gradient echoes: R2* and R2' will be noisy")
         if not megre.phase_units:
             self.missing.append("Units in the sidecars of the phase")
             self.assumed.append("the scale of the phase, recognised by its values")
         elif megre.phase_units.lower() == "arbitrary":
             self.assumed.append("the scale of the phase, recognised by its values (Units are arbitrary)")
-        self.assumed += [
-            "phase that grows with the field; --field-map.phase-sign -1 for the opposite",
-            "read-out of all echoes in one direction (unipolar), as sidecars do not state it",
-        ]
+        self.assumed.append("phase that grows with the field; --field-map.phase-sign -1 for the opposite")
+        if count > 1:
+            self.assumed.append(
+                "read-out of all echoes in one direction (unipolar), as sidecars do not state it"
+            )
         grid = self.inputs.megre
         if grid is None:
             return
@@ -227,6 +233,10 @@ class _Notes:
     def spin_echo(self) -> None:
         """Check the data of R2 and R2'."""
         mese = self.session.mese
+        if not self.fits_r2star:
+            if mese is not None:
+                self.missing.append("a use of the spin echo: with one gradient echo there is no R2*")
+            return
         if mese is None:
             self.missing.append("multi-echo spin echo (MESE): R2 is not measured")
             r2 = pseudo_r2_hz(self.b0_t)
@@ -253,6 +263,9 @@ class _Notes:
 
     def separation(self) -> None:
         """Check the separation method and D_r."""
+        if not self.fits_r2star:
+            self.will_run.append("QSM")
+            return
         self.will_run.append(f"QSM, and χ_pos and χ_neg by {self.method.name}")
         d_r = default_relaxivity(self.b0_t).pos_hz_per_ppm
         self.assumed.append(f"D_r of {d_r:.4g} 1/s/ppm for both sources at {self.b0_t:g} T; --dr for another")

@@ -6,12 +6,14 @@ Mean and variance: Koay and Basser 2006, 10.1016/j.jmr.2006.01.016.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.epg_fit import Trains, Values
-from chisep.types import Echoes, MaskVolume
+from chisep.types import Echoes, MaskVolume, Volume
 
 _ASYMPTOTIC = 10.0
 _MAD = 1.4826
@@ -78,6 +80,53 @@ def _floor_narrowing(levels: Tensor, contrast: Tensor, sigma: float) -> float:
         variance = torch.where(power > _ASYMPTOTIC**2, 1, 2 + power - mean[:, 0] ** 2)
         narrowing = float((contrast**2 * variance).sum().sqrt())
     return narrowing
+
+
+def noise_sigma_of_field(
+    field_sigma_ppm: Volume,
+    magnitude: Echoes,
+    te_s: Sequence[float],
+    b0_t: float,
+    mask: MaskVolume,
+    *,
+    offset_fitted: bool = False,
+) -> float:
+    """Noise of a magnitude channel, from the σ of a total field of the same echoes.
+
+    Real and imaginary part have the noise that the magnitude has. Unlike the magnitudes of two echoes, their
+    phase tells noise from tissue. Where residuals exceed noise σ has grown; hence the median.
+
+    Parameters
+    ----------
+    field_sigma_ppm
+        As of `total_field`, shape (i, j, k).
+    magnitude
+        Shape (echo, i, j, k), any scale.
+    te_s
+        Echo times in s.
+    b0_t
+        Field strength in T.
+    mask
+        Brain, shape (i, j, k).
+    offset_fitted
+        Whether every voxel's offset was fitted with the field, as in the non-linear fit.
+
+    Returns
+    -------
+    float
+        Standard deviation in the scale of the images; 0 where no voxel has signal.
+    """
+    sigma = 2 * math.pi * hz_per_ppm(b0_t) * field_sigma_ppm[mask]
+    known = sigma > 0
+    if not bool(known.any()):
+        return 0.0
+    signal = magnitude[:, mask][:, known]
+    te = signal.new_tensor(list(te_s))[:, None]
+    peak = signal.amax().clamp_min(torch.finfo(signal.dtype).tiny)
+    weight = (signal / peak) ** 2
+    if offset_fitted:
+        te = te - (weight * te).sum(0) / weight.sum(0).clamp_min(torch.finfo(signal.dtype).tiny)
+    return float(peak * (sigma[known] * (weight * te**2).sum(0).sqrt()).median())
 
 
 def noise_of_differences(image: Tensor, mask: MaskVolume) -> float:

@@ -70,7 +70,7 @@ def write_methods(out: Path, raw: Path | None = None) -> tuple[Path, Path]:
     if not sessions:
         raise InputError(
             out,
-            found="no record of a session whose sources were separated",
+            found="no record of a finished session",
             expected="a derivatives dataset that `chisep run` made",
             fix="Name the folder that was OUT of `chisep run`.",
         )

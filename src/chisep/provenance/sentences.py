@@ -71,7 +71,9 @@ def _acquisition(session: SessionFacts) -> Sentences:
         f"{acceleration_text(session)}.",
     )
     spin_echo_te = session.parameters("relaxometry").get("SpinEchoTime")
-    if spin_echo_te is None:
+    if session.one_echo:
+        yield "spin echo", "No spin echo was used."
+    elif spin_echo_te is None:
         yield "spin echo", "No spin echo was acquired."
     else:
         yield (
@@ -126,13 +128,18 @@ def _masks(session: SessionFacts) -> Sentences:
         return
     method = session.parameters("mask").get("method")
     if method == "bet":
+        fluid = (
+            ""
+            if session.one_echo
+            else "fluid on the surface that decays more slowly than "
+            f"{session.said('mask', 'fluid_decay')} of the brain's median rate was left out, as were "
+        )
+        low = f"voxels below {session.said('mask', 'low_signal')} of the median signal"
         yield (
             "mask",
             "The brain was extracted from the gradient-echo magnitudes by a surface that grows to its edge "
             f"[@smith2002] and stops where the signal falls below {session.said('mask', 'fraction')} of that "
-            "inside; fluid on the surface that decays more slowly than "
-            f"{session.said('mask', 'fluid_decay')} of the brain's median rate was left out, as were voxels "
-            f"below {session.said('mask', 'low_signal')} of the median signal.",
+            f"inside; {fluid}{low}{'' if fluid else ' were left out'}.",
         )
     elif method == "threshold":
         yield (
@@ -156,8 +163,32 @@ def _masks(session: SessionFacts) -> Sentences:
         )
 
 
+def _field_of_one_echo(session: SessionFacts) -> Sentences:
+    yield (
+        "unwrapping",
+        "The phase of the one echo was unwrapped in space along the maximum spanning tree of edge qualities "
+        "(ROMEO) [@dymerska2021].",
+    )
+    yield (
+        "offset",
+        "The phase offset of the receiver (coil), which one echo does not tell from a field, was not taken "
+        "off.",
+    )
+    if session.parameters("field").get("phase_sign") == -1:
+        yield "sign", "The sign of the phase was reversed."
+    yield "combination", "The total field is that phase over the echo time."
+    yield (
+        "reliable",
+        f"Voxels whose phase differs by more than {session.said('field', 'max_step_rad')} from that of a "
+        "neighbour were not used.",
+    )
+
+
 def _field(session: SessionFacts) -> Sentences:
     if not session.has("field"):
+        return
+    if session.one_echo:
+        yield from _field_of_one_echo(session)
         return
     yield (
         "unwrapping",
@@ -248,6 +279,9 @@ def _background(session: SessionFacts) -> Sentences:
 
 
 def _rates(session: SessionFacts) -> Sentences:
+    if session.one_echo:
+        yield "R2*", "R2* and R2′ were not measured, since one gradient echo tells no decay."
+        return
     if session.has("registration"):
         yield from _registration(session)
     if session.has("relaxometry"):
@@ -268,7 +302,15 @@ def _registration(session: SessionFacts) -> Sentences:
 
 def _r2star(session: SessionFacts) -> Sentences:
     parameters = dict(flat(session.parameters("relaxometry")))
+    te_s = session.parameters("relaxometry").get("EchoTime")
+    two_echoes = isinstance(te_s, list) and len(te_s) == 2
     match parameters.get("R2star.method"):
+        case "nonlinear" | "arlo" if two_echoes:
+            yield (
+                "R2*",
+                "R2* is that of the ratio of both echoes, with the mean of a Rician variable [@koay2006]; "
+                "the noise of the echoes was taken from their phase.",
+            )
         case "nonlinear":
             yield (
                 "R2*",
@@ -353,6 +395,13 @@ def _qsm(session: SessionFacts) -> Sentences:
 
 
 def _separation(session: SessionFacts) -> Sentences:
+    if session.one_echo:
+        yield (
+            "method",
+            "Paramagnetic and diamagnetic sources were not separated: this needs R2* or R2′, and one "
+            "gradient echo tells no decay.",
+        )
+        return
     if not session.has("separation"):
         return
     method = str(session.parameters("separation").get("Method", NOT_RECORDED))
@@ -412,8 +461,9 @@ def regions_sentences(session: SessionFacts) -> Sentences:
         return
     parameters = session.parameters("labels")
     atlas = parameters.get("Atlas")
+    contrast = "susceptibility" if session.one_echo else "R2* and susceptibility"
     registered = (
-        "registered to R2* and susceptibility of each scan (rigid, affine, then symmetric demons) by "
+        f"registered to {contrast} of each scan (rigid, affine, then symmetric demons) by "
         "SimpleITK [@lowekamp2013]"
     )
     if isinstance(atlas, Mapping):

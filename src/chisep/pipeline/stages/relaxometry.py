@@ -21,6 +21,7 @@ from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.head_size import adult_grid, length_scale
+from chisep.preprocessing.magnitude_noise import noise_sigma_of_field
 from chisep.preprocessing.registration import LEAST_CONTRAST, register
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES, Rate, pseudo_r2prime, r2, r2prime, r2star
 from chisep.preprocessing.resampling import coverage, resample_to
@@ -113,6 +114,8 @@ def relaxometry_stage(context: SessionContext) -> Stage:
     config, mese, files = context.config, context.session.mese, context.files
     spin_echo_files = files_of(mese.magnitude) if mese else []
     inputs = [*context.magnitude_files, *spin_echo_files, *files.paths("mask", "total_field")]
+    if _two_echoes(context):
+        inputs += files.paths("field_sigma")
     outputs = files.paths("r2star", "r2star_sigma", "r2prime", "r2prime_sigma")
     parameters: dict[str, Any] = {**context.echo_parameters, "R2star": asdict(config.r2star)}
     if mese is None:
@@ -135,17 +138,40 @@ def has_b1(context: SessionContext) -> bool:
     return context.session.mese is not None and context.config.r2.method == "epg"
 
 
+def _two_echoes(context: SessionContext) -> bool:
+    return len(context.session.megre.te_s) == FEWEST_ECHOES
+
+
+def _noise_of_two_echoes(
+    context: SessionContext, magnitude: Tensor, brain: Tensor, files: StageFiles
+) -> float | None:
+    """Noise of the echoes where they are too few to tell it themselves."""
+    if not _two_echoes(context):
+        return None
+    return noise_sigma_of_field(
+        files.load("field_sigma"),
+        magnitude,
+        context.session.megre.te_s,
+        context.b0_t,
+        brain,
+        offset_fitted=context.config.field_map.fit == "nonlinear",
+    )
+
+
 def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult:
     brain, total = files.load_mask("mask"), files.load("total_field")
+    magnitude = files.echoes(context.magnitude)
     of_gre = r2star(
-        files.echoes(context.magnitude),
+        magnitude,
         context.session.megre.te_s,
         brain,
         context.config.r2star,
         total_field_ppm=total,
         field_known=total != 0,
         b0_t=context.b0_t,
+        noise_sigma=_noise_of_two_echoes(context, magnitude, brain, files),
     )
+    del magnitude
     if context.session.mese is None:
         difference = pseudo_r2prime(of_gre, context.b0_t)
         facts: dict[str, Any] = {}
@@ -156,13 +182,12 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         ]
     else:
         difference, facts, warnings = _r2prime(context, context.session.mese, of_gre, brain, files)
-    if len(context.session.megre.te_s) == FEWEST_ECHOES:
-        known = of_gre.sigma_hz[brain]
-        median = round(float(known.median()), 3)
+    if _two_echoes(context):
+        median = round(float(of_gre.sigma_hz[brain].median()), 3)
         facts |= {"MedianR2starNoiseHz": median}
         warnings.append(
-            f"two gradient echoes: R2* is that of their ratio, with a noise of {median:.1f} 1/s (median), and "
-            "nothing tells voxels whose decay is not exponential"
+            f"two gradient echoes: R2* is that of their ratio, with a noise of {median:.1f} 1/s (median), "
+            "and nothing tells voxels whose decay is not exponential"
         )
     noise = difference.sigma_hz[difference.sigma_hz > 0]
     if noise.numel():

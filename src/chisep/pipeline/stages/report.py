@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -60,13 +60,14 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
 
 
 def _images(context: SessionContext, files: StageFiles) -> SessionImages:
-    mese = context.session.mese
+    separated = context.fits_r2star
+    mese = context.session.mese if separated else None
     return SessionImages(
         affine=files.affine,
         te_s=context.session.megre.te_s,
         magnitude=np.stack([files.echo(image) for image in context.magnitude]),
         unwrapped_rad=np.moveaxis(nifti.load(files.path("unwrapped"), ndim=4).data, -1, 0),
-        residual_rad=files.array("residual"),
+        residual_rad=files.array("residual") if len(context.session.megre.te_s) > 1 else None,
         quality=files.array("quality"),
         mask=files.array("mask") > 0,
         reliable_mask=files.array("reliable_mask") > 0,
@@ -75,16 +76,16 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
         field_sigma_ppm=files.array("field_sigma"),
         local_field_ppm=files.array("local_field"),
         spin_echo=files.array("spin_echo") if mese else None,
-        r2star_hz=files.array("r2star"),
+        r2star_hz=files.array("r2star") if separated else None,
         r2_hz=files.array("r2") if mese else None,
-        r2prime_hz=files.array("r2prime"),
-        r2prime_sigma_hz=files.array("r2prime_sigma"),
-        b1=files.array("b1") if has_b1(context) else None,
+        r2prime_hz=files.array("r2prime") if separated else None,
+        r2prime_sigma_hz=files.array("r2prime_sigma") if separated else None,
+        b1=files.array("b1") if separated and has_b1(context) else None,
         qsm_ppm=files.array("qsm"),
-        chi_pos_ppm=files.array("chi_pos"),
-        chi_neg_ppm=files.array("chi_neg"),
-        chi_ppm=files.array("chi"),
-        chi_sigmas_ppm=tuple(files.array(key) for key in source_sigmas(context)),
+        chi_pos_ppm=files.array("chi_pos") if separated else None,
+        chi_neg_ppm=files.array("chi_neg") if separated else None,
+        chi_ppm=files.array("chi") if separated else None,
+        chi_sigmas_ppm=tuple(files.array(key) for key in source_sigmas(context)) if separated else (),
         labels=files.labels(),
     )
 
@@ -92,23 +93,36 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
 def _summary(context: SessionContext, files: StageFiles, images: SessionImages) -> list[tuple[str, str]]:
     inside, grid = images.eroded_mask, files.grid
     millilitre = inside.sum() * np.prod(grid.voxel_mm) / 1000
-    d_r = session_relaxivity(context, files)
-    rate = "R2′" if context.reads_r2prime else "R2*"
     megre = context.session.megre
     return [
         ("Field strength", f"{context.b0_t:g} T"),
         ("Voxel", " × ".join(f"{edge:.3g}" for edge in grid.voxel_mm) + " mm"),
         ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in grid.b0_direction)),
         ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in megre.te_s) + " ms"),
-        ("R2", "from spin echo" if context.session.mese else "none measured: pseudo-R2 in R2'"),
-        ("Method", f"{context.config.method} from {rate}, QSM by {context.config.qsm}"),
-        *(
-            ("Weights", f"{used['Name']}, trained on: {used['TrainingData']}")
-            for stage in context.weights.values()
-            for used in stage
-        ),
-        ("D_r", f"{d_r.pos_hz_per_ppm:.4g} (χ_pos), {d_r.neg_hz_per_ppm:.4g} (χ_neg) 1/s/ppm"),
+        *_method_lines(context, files),
         ("Brain within the eroded mask", f"{millilitre:.0f} ml"),
-        ("Mean χ_pos", f"{1000 * images.chi_pos_ppm[inside].mean():.1f} ppb"),
-        ("Mean χ_neg", f"{1000 * images.chi_neg_ppm[inside].mean():.1f} ppb"),
+        *(
+            (f"Mean {name}", f"{1000 * volume[inside].mean():.1f} ppb")
+            for name, volume in (("χ_pos", images.chi_pos_ppm), ("χ_neg", images.chi_neg_ppm))
+            if volume is not None
+        ),
     ]
+
+
+def _method_lines(context: SessionContext, files: StageFiles) -> Iterator[tuple[str, str]]:
+    """Methods and assumptions of the summary; without separation also why there is none."""
+    config = context.config
+    separated = context.fits_r2star
+    if separated:
+        yield "R2", "from spin echo" if context.session.mese else "none measured: pseudo-R2 in R2'"
+        rate = "R2′" if context.reads_r2prime else "R2*"
+        yield "Method", f"{config.method} from {rate}, QSM by {config.qsm}"
+    else:
+        yield "R2*, R2′ and sources", "not made: one gradient echo tells no decay"
+        yield "Method", f"QSM by {config.qsm}"
+    for stage, weights in context.weights.items():
+        for used in weights if separated or stage == "qsm" else ():
+            yield "Weights", f"{used['Name']}, trained on: {used['TrainingData']}"
+    if separated:
+        d_r = session_relaxivity(context, files)
+        yield "D_r", f"{d_r.pos_hz_per_ppm:.4g} (χ_pos), {d_r.neg_hz_per_ppm:.4g} (χ_neg) 1/s/ppm"
