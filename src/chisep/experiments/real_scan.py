@@ -78,7 +78,7 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
     own = make_directory(config.out / config.name)
     raw, derivatives = own / "bids", own / "derivatives"
     if not raw.is_dir():
-        import_session(ImportConfig(raw, config.magnitude, config.phase, config.te, config.b0))
+        import_session(ImportConfig(raw, (config.magnitude,), (config.phase,), config.te, config.b0))
     (result,) = run(RunConfig(raw, derivatives), progress)
     if result.error is not None:
         raise result.error

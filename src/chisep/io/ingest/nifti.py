@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,16 +23,16 @@ class ImportConfig:
 
     bids: Positional[Path]
     """BIDS dataset to create or to add a subject to."""
-    magnitude: Path
-    """4-D NIfTI: gradient-echo magnitude, echoes along the last axis."""
-    phase: Path
-    """4-D NIfTI: gradient-echo phase in any scale; kept as it is, scaled later."""
+    magnitude: tuple[Path, ...]
+    """Gradient-echo magnitude: one 4-D NIfTI, echoes along the last axis, or one 3-D NIfTI per echo."""
+    phase: tuple[Path, ...]
+    """Gradient-echo phase, likewise, in any scale; kept as it is, scaled later."""
     te: tuple[float, ...]
     """Echo times of the gradient echo in seconds, one per echo."""
     b0: float
     """Field strength in tesla."""
-    spin_echo: Path | None = None
-    """4-D NIfTI: multi-echo spin-echo magnitude."""
+    spin_echo: tuple[Path, ...] = ()
+    """Multi-echo spin-echo magnitude, likewise."""
     te_spin_echo: tuple[float, ...] = ()
     """Echo times of the spin echo in seconds, one per echo."""
     subject: str = "01"
@@ -57,7 +57,7 @@ class ImportConfig:
             raise InputError(
                 "--b0", found=f"{self.b0:g}", expected="tesla, e.g. 3", fix="Give the field strength."
             )
-        if (self.spin_echo is None) != (not self.te_spin_echo):
+        if bool(self.spin_echo) != bool(self.te_spin_echo):
             raise InputError(
                 "--te-spin-echo",
                 found="only one of --spin-echo and --te-spin-echo",
@@ -67,7 +67,7 @@ class ImportConfig:
 
 
 def import_session(config: ImportConfig) -> list[Path]:
-    """Write one subject of a BIDS raw dataset from 4-D files.
+    """Write one subject of a BIDS raw dataset from files that are not BIDS.
 
     Returns
     -------
@@ -115,7 +115,21 @@ def _refuse_overwriting(config: ImportConfig) -> None:
         )
 
 
-def _echoes(path: Path, te_s: Sequence[float]) -> nifti.Image:
+def _echoes(paths: Sequence[Path], te_s: Sequence[float]) -> nifti.Image:
+    """Read the echoes of one 4-D file, or of one 3-D file each; shape (i, j, k, echo)."""
+    if len(paths) == len(te_s):
+        images = [nifti.load(path) for path in paths]
+        for image in images[1:]:
+            nifti.require_same_grid(images[0], image)
+        return replace(images[0], data=np.stack([image.data for image in images], axis=-1))
+    path = paths[0]
+    if len(paths) != 1:
+        raise InputError(
+            path,
+            found=f"{len(paths)} files",
+            expected=f"one 4-D file, or {len(te_s)} 3-D files, one for each echo time given",
+            fix="Give one file and one echo time in seconds for every echo.",
+        )
     image = nifti.load(path, ndim=4)
     if image.data.shape[3] != len(te_s):
         raise InputError(
