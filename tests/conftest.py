@@ -30,7 +30,7 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that read real data."""
     for item in items:
-        if {"shared_labels", "shared_megre"} & set(getattr(item, "fixturenames", ())):
+        if {"shared_labels", "shared_megre", "shared_philips"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("real")
 
 
@@ -51,6 +51,12 @@ def shared_labels() -> Path:
 def shared_megre() -> Path:
     """Folder with crops of real multi-echo gradient-echo scans."""
     return _shared("megre")
+
+
+@pytest.fixture(scope="session")
+def shared_philips() -> Path:
+    """Folder with a whole-head gradient echo of two echoes."""
+    return _shared("philips-2echo")
 
 
 @pytest.fixture(scope="session")

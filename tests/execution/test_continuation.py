@@ -110,8 +110,8 @@ def session(tmp_path, monkeypatch) -> RunConfig:
     shutil.copytree(OLD / "session", out)
     for name, echoes in (("magnitude", 5), ("phase", 5), ("spin_echo", 6)):
         nifti.save(tmp_path / f"{name}.nii.gz", np.ones((3, 4, 5, echoes), np.float32), np.eye(4))
-    images = (tmp_path / f"{name}.nii.gz" for name in ("magnitude", "phase"))
-    import_session(ImportConfig(raw, *images, TE_S, 3.0, tmp_path / "spin_echo.nii.gz", TE_SPIN_ECHO_S))
+    images = ((tmp_path / f"{name}.nii.gz",) for name in ("magnitude", "phase"))
+    import_session(ImportConfig(raw, *images, TE_S, 3.0, (tmp_path / "spin_echo.nii.gz",), TE_SPIN_ECHO_S))
     for sidecar in raw.rglob("*_part-phase_MEGRE.json"):
         sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"Units": "rad"}))
     records = records_of(out, "sub-01")

@@ -49,9 +49,9 @@ def test_anything_imported_is_a_dataset_or_nothing(files, tmp_path, subject, te,
     before = names(tmp_path) - names(out)
 
     def import_session():
-        spin_echo = files / "mag.nii.gz" if te_spin_echo else None
+        spin_echo = (files / "mag.nii.gz",) if te_spin_echo else ()
         config = importing.ImportConfig(
-            out, files / "mag.nii.gz", files / "phase.nii.gz", te, b0, spin_echo, te_spin_echo, subject
+            out, (files / "mag.nii.gz",), (files / "phase.nii.gz",), te, b0, spin_echo, te_spin_echo, subject
         )
         return importing.import_session(config)
 
@@ -73,7 +73,7 @@ def test_links_are_not_written_through(files, tmp_path):
     elsewhere.mkdir()
     (out / "sub-01").symlink_to(elsewhere)
     config = importing.ImportConfig(
-        out, files / "mag.nii.gz", files / "phase.nii.gz", datasets.TE_S, 3.0, subject="01"
+        out, (files / "mag.nii.gz",), (files / "phase.nii.gz",), datasets.TE_S, 3.0, subject="01"
     )
     with pytest.raises(OutputError, match="symbolic link"):
         importing.import_session(config)

@@ -101,6 +101,18 @@ def test_b0_direction_of_registered_images(dataset):
         discovery.find_sessions(dataset)
 
 
+def keep_first_echo(root, suffix):
+    for number in (2, 3):
+        for file in sidecar(root).parent.glob(f"*echo-{number}*_{suffix}.*"):
+            file.unlink()
+
+
+def test_one_gradient_echo_is_a_series(dataset):
+    keep_first_echo(dataset, "MEGRE")
+    (session,) = discovery.find_sessions(dataset)
+    assert session.megre.te_s == TE_S[:1]
+
+
 class TestRefuses:
     def check(self, root, *words, participants=()):
         with pytest.raises(InputError) as caught:
@@ -155,12 +167,15 @@ class TestRefuses:
         bids.raw_path(dataset, "01", "MEGRE", echo=3, part="phase").unlink()
         self.check(dataset, "magnitude and a phase image")
 
-    @pytest.mark.parametrize("suffix", ["MEGRE", "MESE"])
-    def test_one_echo_only(self, dataset, suffix):
-        for number in (2, 3):
-            for file in sidecar(dataset).parent.glob(f"*echo-{number}*_{suffix}.*"):
-                file.unlink()
-        self.check(dataset, f"the only echo of a {suffix} series", "at least two")
+    def test_one_spin_echo_only(self, dataset):
+        keep_first_echo(dataset, "MESE")
+        self.check(dataset, "the only echo of a MESE series", "at least two")
+
+    def test_one_file_of_all_echoes(self, dataset):
+        keep_first_echo(dataset, "MEGRE")
+        image = bids.raw_path(dataset, "01", "MEGRE", echo=1, part="mag")
+        nifti.save(image, np.ones((4, 5, 6, 3), np.float32), AFFINE)
+        self.check(dataset, "4-D file: 3 volumes")
 
     def test_echo_times_against_echo_numbers(self, dataset):
         for part in ("mag", "phase"):
@@ -193,8 +208,8 @@ class TestImport:
     def config(self, files, **changes):
         facts = {
             "bids": files / "bids",
-            "magnitude": files / "mag.nii.gz",
-            "phase": files / "phase.nii.gz",
+            "magnitude": (files / "mag.nii.gz",),
+            "phase": (files / "phase.nii.gz",),
             "te": TE_S,
             "b0": 7.0,
         }
@@ -212,6 +227,26 @@ class TestImport:
         with pytest.raises(InputError, match="3 echoes"):
             importing.import_session(self.config(files, te=TE_S[:2]))
         assert not (files / "bids").exists()
+
+    def test_one_file_for_each_echo(self, files):
+        for name in ("mag", "phase"):
+            whole = nifti.load(files / f"{name}.nii.gz", ndim=4).data
+            for echo in range(3):
+                nifti.save(files / f"{name}-{echo}.nii.gz", whole[..., echo], AFFINE)
+        given = {
+            part: tuple(files / f"{name}-{echo}.nii.gz" for echo in range(3))
+            for part, name in (("magnitude", "mag"), ("phase", "phase"))
+        }
+        importing.import_session(self.config(files, bids=files / "split", **given))
+        importing.import_session(self.config(files))
+        for one, other in zip(
+            sorted((files / "split").rglob("*.nii.gz")),
+            sorted((files / "bids").rglob("*.nii.gz")),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(nifti.load(one).data, nifti.load(other).data)
+        with pytest.raises(InputError, match="2 files"):
+            importing.import_session(self.config(files, **(given | {"magnitude": given["magnitude"][:2]})))
 
     def test_refuses_to_overwrite(self, files):
         importing.import_session(self.config(files))

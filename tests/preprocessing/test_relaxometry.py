@@ -352,7 +352,7 @@ def test_options_are_checked(make):
 @pytest.mark.parametrize(
     ("fit", "echoes", "te_s", "said"),
     [
-        (r2star, 2, (0.005, 0.011), "2 echoes"),
+        (r2star, 1, (0.005,), "1 echo;"),
         (r2, 1, (0.015,), "1 echo;"),
         (r2star, 3, (0.005, 0.011), "3 echoes and 2 echo times"),
         (r2star, 3, (0.005, 0.004, 0.011), "0.004"),

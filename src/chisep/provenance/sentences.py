@@ -461,9 +461,9 @@ def regions_sentences(session: SessionFacts) -> Sentences:
         return
     parameters = session.parameters("labels")
     atlas = parameters.get("Atlas")
-    contrast = "susceptibility" if session.one_echo else "R2* and susceptibility"
+    contrast = session.fact("labels", "AtlasContrast") or "R2* and susceptibility"
     registered = (
-        f"registered to {contrast} of each scan (rigid, affine, then symmetric demons) by "
+        f"registered to {escaped(str(contrast))} of each scan (rigid, affine, then symmetric demons) by "
         "SimpleITK [@lowekamp2013]"
     )
     if isinstance(atlas, Mapping):

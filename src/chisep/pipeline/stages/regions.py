@@ -23,7 +23,8 @@ from chisep.preprocessing.head_size import length_scale
 from chisep.preprocessing.phase_sign import iron_contrast_ppb, phase_sign_warnings
 from chisep.preprocessing.registration import register
 from chisep.preprocessing.relaxivity import DEEP_GREY
-from chisep.regions.atlas import atlas_on_scan, packaged_atlas, packaged_atlas_facts
+from chisep.preprocessing.relaxometry import FEWEST_ECHOES
+from chisep.regions.atlas import AtlasLabels, atlas_on_scan, packaged_atlas, packaged_atlas_facts
 from chisep.regions.labels import (
     LabelArray,
     LabelImage,
@@ -38,9 +39,9 @@ from chisep.regions.statistics import RegionMap, region_values, values_dictionar
 _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
 _WITHOUT_R2STAR = (
-    "the atlas was registered to the outline of the brain and the susceptibility map alone, since there is "
-    "no R2*: regions are less certain; look at the report's figure of regions, or give a segmentation "
-    "(--regions)"
+    "the atlas was registered to the outline of the brain and the susceptibility map alone, since R2* is "
+    "missing or too noisy: regions are less certain; look at the report's figure of regions, or give a "
+    "segmentation (--regions)"
 )
 _MAPS = ("chi_pos", "chi_neg", "chi", "qsm", "r2star", "r2", "r2prime")
 """Outputs of the region table, in its order."""
@@ -142,17 +143,10 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     else:
         table = next(iter(_atlas_table(context.atlas)), None)
         atlas = load_labels(files.path(context.atlas), table)
-    found = atlas_on_scan(
-        atlas,
-        files.array("r2star") if context.fits_r2star else None,
-        files.array("qsm"),
-        files.array("mask") > 0,
-        files.array("eroded_mask") > 0,
-        files.grid,
-    )
+    found, alone = _atlas_by_best_contrast(context, atlas, files)
     poor = found.overlap < _LEAST_ATLAS
     _save_labels(np.zeros_like(found.labels) if poor else found.labels, atlas, files)
-    warnings = [] if context.fits_r2star else [_WITHOUT_R2STAR]
+    warnings = [_WITHOUT_R2STAR] if alone else []
     if found.overlap < _POOR_ATLAS:
         warnings.append(
             f"the registration of the atlas is poor: its brain and the brain mask overlap by "
@@ -163,7 +157,25 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
                 else "look at the report's figure of regions before their values are used"
             )
         )
-    return StageResult({"AtlasOverlapDice": round(found.overlap, 4)}, warnings)
+    facts: dict[str, Any] = {"AtlasContrast": "susceptibility"} if alone else {}
+    return StageResult(facts | {"AtlasOverlapDice": round(found.overlap, 4)}, warnings)
+
+
+def _atlas_by_best_contrast(
+    context: SessionContext, atlas: LabelImage, files: StageFiles
+) -> tuple[AtlasLabels, bool]:
+    """Atlas registered to R2* and χ, or to χ alone; also whether R2* was left out.
+
+    R2* of two echoes may be too noisy for a registration.
+    """
+    volumes = files.array("qsm"), files.array("mask") > 0, files.array("eroded_mask") > 0, files.grid
+    found = None
+    if context.fits_r2star:
+        found = atlas_on_scan(atlas, files.array("r2star"), *volumes)
+        if found.overlap >= _POOR_ATLAS or len(context.session.megre.te_s) > FEWEST_ECHOES:
+            return found, False
+    alone = atlas_on_scan(atlas, None, *volumes)
+    return (alone, True) if found is None or alone.overlap > found.overlap else (found, False)
 
 
 def _save_labels(labels: LabelArray, image: LabelImage, files: StageFiles) -> None:
