@@ -81,7 +81,7 @@ def test_summary_of_a_real_crop(shared_megre, tmp_path):
     assert str(tmp_path) not in json.dumps(found)
     with pytest.raises(InputError, match="letters, digits"):
         RealScanConfig(
-            out=tmp_path, magnitude=shared_megre, phase=shared_megre, te=(0.004,), b0=7.0, name="../x"
+            out=tmp_path, magnitude=(shared_megre,), phase=(shared_megre,), te=(0.004,), b0=7.0, name="../x"
         )
     low, median, high = found["R2starHz"].values()
     assert low < median < high

@@ -37,8 +37,9 @@ def raw(make_once) -> Path:
         simulate(wanted, paint_mm=4.0)
         for subject, echoes in KEPT.items():
             for file in (root / "sub-01" / "anat").iterdir():
-                number = int(bids.entities(file.name)["echo"])
-                if "MEGRE" in file.name and number in echoes or "MESE" in file.name and subject != TWO_ALONE:
+                names = bids.entities(file.name)
+                wanted = int(names["echo"]) in echoes if names["suffix"] == "MEGRE" else subject != TWO_ALONE
+                if wanted:
                     copied(file, root, subject)
             if subject != ONE:  # its regions are those of the atlas
                 for file in (root / "derivatives" / "truth" / "sub-01" / "anat").glob("*dseg*"):
@@ -81,14 +82,16 @@ def relative(found: np.ndarray, expected: np.ndarray, where: np.ndarray) -> floa
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize(("subject", "of_field", "of_qsm"), [(ONE, 0.25, 0.45), (TWO, 0.1, 0.2)])
-def test_local_field_and_qsm_are_near_those_of_five_echoes(out, subject, of_field, of_qsm):
+@pytest.mark.parametrize(
+    ("subject", "of_total", "of_local", "of_qsm"), [(ONE, 0.2, 0.4, 0.6), (TWO, 0.03, 0.25, 0.45)]
+)
+def test_field_and_qsm_are_near_those_of_five_echoes(out, subject, of_total, of_local, of_qsm):
+    """Noise is most of the difference of two echoes, the phase of the receiver that of one."""
     both = (image(out, FIVE, "desc-eroded_mask") > 0) & (image(out, subject, "desc-eroded_mask") > 0)
     assert both.sum() > 0.7 * image(out, FIVE, "desc-eroded_mask").sum()
-    for name, limit in (("desc-local_fieldmap", of_field), ("desc-qsm_Chimap", of_qsm)):
-        found = relative(image(out, subject, name), image(out, FIVE, name), both)
-        print(subject, name, found)
-        assert found < limit
+    limits = {"desc-total_fieldmap": of_total, "desc-local_fieldmap": of_local, "desc-qsm_Chimap": of_qsm}
+    for name, limit in limits.items():
+        assert relative(image(out, subject, name), image(out, FIVE, name), both) < limit, name
 
 
 @pytest.mark.parametrize("subject", [FIVE, ONE, TWO])
@@ -96,7 +99,6 @@ def test_qsm_against_the_truth(raw, out, subject):
     known = image(out, subject, "desc-eroded_mask") > 0
     truth = image(raw / "derivatives" / "truth", FIVE, "desc-total_Chimap")
     r = np.corrcoef(image(out, subject, "desc-qsm_Chimap")[known], truth[known])[0, 1]
-    print(subject, r)
     assert r > 0.7
 
 
@@ -140,7 +142,7 @@ def test_the_methods_text_tells_sessions_apart(out):
         "No spin echo was used.",
         "registered to susceptibility of each scan",
     ):
-        assert re.search(rf"In \d of 4 sessions \([^)]*\): [^.]*{re.escape(words)}", text), words
+        assert re.search(rf"In \d of 4 sessions \([^)]*\): (?:(?!In \d).)*{re.escape(words)}", text), words
     assert "sub-02" in text
 
 
@@ -197,7 +199,6 @@ def test_sources_of_two_echoes_are_near_those_of_five(out, subject):
     both = (image(out, FIVE, "desc-eroded_mask") > 0) & (image(out, subject, "desc-eroded_mask") > 0)
     for name in ("desc-paramagnetic_Chimap", "desc-diamagnetic_Chimap"):
         found, expected = (image(out, which, name)[both] for which in (subject, FIVE))
-        print(subject, name, np.corrcoef(found, expected)[0, 1])
         assert np.corrcoef(found, expected)[0, 1] > (0.8 if subject == TWO else 0.7)
 
 

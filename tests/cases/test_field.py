@@ -12,7 +12,7 @@ from chisep.errors import InputError
 from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.field import FieldConfig, FieldMap
 from chisep.preprocessing.phase_scale import phase_in_radians
-from chisep.preprocessing.unwrapping import wrap
+from chisep.preprocessing.unwrapping import residual_jumps, wrap
 
 
 def difference(found: FieldMap, expected: FieldMap) -> float:
@@ -247,3 +247,14 @@ class TestJudge:
         with pytest.raises(InputError, match=r"noise: 3 rad.*add --x"):
             judge([self.check(3.0)], "field", accept_poor=False, option="--x")
         assert len(judge([self.check(3.0)], "field", accept_poor=True, option="--x")) == 1
+
+
+def test_a_receiver_phase_near_pi_leaves_no_steps_in_the_unwrapped_phase(even, sound):
+    """An offset is known within ±π: where it crosses ±π, steps of 2π are no unwrapping errors."""
+    moved = even.field(
+        phase_rad=wrap(even.phase_rad + math.pi - float(sound.phase_offset_rad[even.mask].median()))
+    )
+    for found in (sound, moved):
+        jumps = [residual_jumps(echo, found.reliable) for echo in found.unwrapped_rad]
+        assert max(jumps) < 100, jumps
+    assert difference(moved, sound) < 0.01

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 import chisep
 from chisep.errors import InputError
-from chisep.io import nifti
+from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json
 from chisep.io.ingest.nifti import ImportConfig, import_session
 from chisep.pipeline.config import RunConfig
@@ -34,10 +34,10 @@ class RealScanConfig:
 
     out: Positional[Path]
     """Folder for the results."""
-    magnitude: Path
-    """4-D NIfTI: gradient-echo magnitude, echoes along the last axis."""
-    phase: Path
-    """4-D NIfTI: gradient-echo phase in any scale."""
+    magnitude: tuple[Path, ...]
+    """Gradient-echo magnitude: one 4-D NIfTI, echoes along the last axis, or one 3-D NIfTI per echo."""
+    phase: tuple[Path, ...]
+    """Gradient-echo phase, likewise, in any scale."""
     te: tuple[float, ...]
     """Echo times in seconds, one per echo."""
     b0: float
@@ -78,18 +78,18 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
     own = make_directory(config.out / config.name)
     raw, derivatives = own / "bids", own / "derivatives"
     if not raw.is_dir():
-        import_session(ImportConfig(raw, (config.magnitude,), (config.phase,), config.te, config.b0))
+        import_session(ImportConfig(raw, config.magnitude, config.phase, config.te, config.b0))
     (result,) = run(RunConfig(raw, derivatives), progress)
     if result.error is not None:
         raise result.error
     read = _ScanReader(derivatives / "sub-01" / "anat")
     found = {
         "GeneratedBy": f"chisep {chisep.__version__}",
-        "Scan": config.magnitude.name,
+        "Scan": config.magnitude[0].name,
         "EchoTime": config.te,
         "MagneticFieldStrength": config.b0,
         "Warnings": [text.replace(f"{own}/", "") for text in result.warnings],
-        **_measured(read, nifti.load(config.magnitude, ndim=4).data, len(config.te)),
+        **_measured(read, _magnitude(raw, len(config.te))),
     }
     rows = [
         figures.Row("Unwrapped phase, last echo", read.echoes[..., -1], "rad", None, "gray"),
@@ -97,6 +97,7 @@ def real_scan(config: RealScanConfig, progress: Progress | None = None) -> list[
             "Quality of the phase", read.map("desc-phasequality_probseg"), "0 to 1", (0.0, 1.0), "gray"
         ),
         figures.Row("Local field", _PPB * read.map("desc-local_fieldmap"), "ppb", (-50.0, 50.0), "gray"),
+        figures.Row("QSM", _PPB * read.map("desc-qsm_Chimap"), "ppb", (-100.0, 100.0), "gray"),
         figures.Row("R2*", read.map("R2starmap"), "1/s", (0.0, 80.0), "gray"),
     ]
     picture = figures.planes(rows, read.affine, mask=read.map("desc-brain_mask") > 0)
@@ -119,11 +120,16 @@ class _ScanReader:
         return nifti.load(self._folder / f"sub-01_{name}.nii.gz").data
 
 
-def _measured(read: _ScanReader, magnitude: np.ndarray, echoes: int) -> dict[str, Any]:
+def _magnitude(raw: Path, echoes: int) -> np.ndarray:
+    paths = [bids.raw_path(raw, "01", "MEGRE", echo=echo + 1, part="mag") for echo in range(echoes)]
+    return np.stack([nifti.load(path).data for path in paths], axis=-1)
+
+
+def _measured(read: _ScanReader, magnitude: np.ndarray) -> dict[str, Any]:
     """Count 2π wraps in every echo within its signal, and summarise R2* and field."""
     reliable, known = read.map("desc-reliable_mask") > 0, read.map("desc-eroded_mask") > 0
     jumps, voxels = [], []
-    for echo in range(echoes):
+    for echo in range(magnitude.shape[-1]):
         here = reliable & (magnitude[..., echo] > _BRIGHT * np.median(magnitude[..., echo]))
         jumps.append(residual_jumps(torch.from_numpy(read.echoes[..., echo]), torch.from_numpy(here)))
         voxels.append(int(here.sum()))

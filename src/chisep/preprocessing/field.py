@@ -304,7 +304,7 @@ def _of_echoes(
     return FieldMap(
         total_field_ppm=volume_of(rate / rad_hz_per_ppm, mask),
         sigma_ppm=volume_of(sigma / rad_hz_per_ppm, mask),
-        unwrapped_rad=volume_of(origin + rate * te + deviation, mask),
+        unwrapped_rad=volume_of(_around_mean(origin, weight[0]) + rate * te + deviation, mask),
         phase_offset_rad=volume_of(wrap(offset + jumps_rad), mask),
         bipolar_rad=volume_of(bipolar_rad, mask),
         residual_rad=volume_of(residual, mask),
@@ -323,6 +323,12 @@ def _of_echoes(
         ),
         warnings=tuple(warnings),
     )
+
+
+def _around_mean(offset: Tensor, weight: Tensor) -> Tensor:
+    """Move a wrapped offset by whole wraps to within ±π of its mean, so that it has no steps of 2π there."""
+    mean = torch.polar(weight, offset).sum().angle()
+    return offset - 2 * math.pi * torch.round((offset - mean) / (2 * math.pi))
 
 
 def _of_one_echo(
