@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -358,8 +360,12 @@ class _FixedScan:
         """
         chosen = rng.choice(len(self.inside), min(count, len(self.inside)), replace=False)
         voxels = self.inside[chosen] + rng.uniform(-0.5, 0.5, (len(chosen), 3))
-        smooth = (_smoothed(echo, self.affine, smoothing_mm, other_affine) for echo in self.echoes)
-        signals = [_sampled(echo, voxels) for echo in smooth]
+
+        def signal(echo: _Volume) -> Values:
+            return _sampled(_smoothed(echo, self.affine, smoothing_mm, other_affine), voxels)
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            signals = list(pool.map(signal, self.echoes))
         return _apply(self.affine, voxels), signals
 
 
