@@ -235,7 +235,7 @@ class _Notes:
         mese = self.session.mese
         if not self.fits_r2star:
             if mese is not None:
-                self.missing.append("a use of the spin echo: with one gradient echo there is no R2*")
+                self.missing.append("R2*, without which the spin echo is not used")
             return
         if mese is None:
             self.missing.append("multi-echo spin echo (MESE): R2 is not measured")
