@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,8 @@ import torch
 
 torch.set_num_threads(1)
 
+from chisep import cli  # noqa: E402
+from chisep.io import files, nifti  # noqa: E402
 from chisep.simulation.dataset import SimulateConfig, simulate  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -91,3 +95,26 @@ def raw_gradient_echo(make_once) -> Path:
     """A coarser gradient-echo scan, three echoes. Copy it before you change it."""
     config = {"voxel_mm": 6.0, "megre_only": True, "te_gre_s": (0.006, 0.012, 0.018)}
     return make_once("raw-megre", lambda root: simulate(SimulateConfig(out=root, **config), paint_mm=4.0))
+
+
+@pytest.fixture(scope="session")
+def processed(raw_session, make_once) -> Path:
+    """What the default methods make of this scan; reads.json beside it says how often files were read."""
+
+    def write(folder: Path) -> None:
+        reads = {"load": Counter(), "checksum": Counter()}
+
+        def counted(function, counter):
+            def call(path, *rest, **options):
+                counter[str(path)] += 1
+                return function(path, *rest, **options)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nifti, "load", counted(nifti.load, reads["load"]))
+            patch.setattr(files, "checksum", counted(files.checksum, reads["checksum"]))
+            assert cli.main(["run", str(raw_session), str(folder), "participant"]) == 0
+        folder.with_name("reads.json").write_text(json.dumps(reads))
+
+    return make_once("processed", write)

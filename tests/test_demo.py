@@ -11,7 +11,7 @@ from chisep.methods import METHODS
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    return demo(DemoConfig(tmp_path_factory.mktemp("demo"), voxel_mm=5.0))
+    return demo(DemoConfig(tmp_path_factory.mktemp("demo"), voxel_mm=6.0), paint_mm=4.0)
 
 
 def test_every_method_that_has_its_weights_is_compared(shown):

@@ -61,7 +61,9 @@ class _Inputs:
     support: Path
 
 
-def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
+def demo(
+    config: DemoConfig, progress: Progress | None = None, *, paint_mm: float | None = None
+) -> DemoResult:
     """Simulate one subject, run the pipeline, and evaluate every method on true and on pipeline inputs.
 
     Networks without packaged weights are left out.
@@ -72,6 +74,8 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
         Output folder and simulation options.
     progress
         Called with the current step.
+    paint_mm
+        As of `chisep.simulation.dataset.simulate`.
 
     Returns
     -------
@@ -85,7 +89,7 @@ def demo(config: DemoConfig, progress: Progress | None = None) -> DemoResult:
     """
     raw, out = config.out / "bids", config.out / "derivatives"
     scan = SimulateConfig(out=raw, voxel_mm=config.voxel_mm, snr=config.snr, seed=config.seed)
-    simulate(scan, progress)
+    simulate(scan, progress, paint_mm=paint_mm)
     (result,) = run(RunConfig(raw, out), progress)
     if result.error or result.report is None:
         raise result.error or RuntimeError("the run left no report")

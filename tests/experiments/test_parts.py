@@ -25,9 +25,9 @@ def heads(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     whole = packaged_labels()
     head = nifti.save(
-        folder / "third_dseg.nii.gz",
-        whole.labels[::3, ::3, ::3],
-        whole.affine @ np.diag([3.0, 3.0, 3.0, 1.0]),
+        folder / "sixth_dseg.nii.gz",
+        whole.labels[::6, ::6, ::6],
+        whole.affine @ np.diag([6.0, 6.0, 6.0, 1.0]),
         dtype=np.int16,
     )
     out = folder / "bids"

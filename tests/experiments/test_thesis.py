@@ -64,19 +64,22 @@ LESIONS = {"strengths_ppb": (100.0, 300.0, 600.0), "size_mm": 9.0, "separation_m
 
 
 @pytest.fixture(scope="module")
-def thesis(tmp_path_factory) -> ThesisConfig:
+def thesis(make_once) -> ThesisConfig:
     """The dataset: every sixth voxel of the packaged head, shrunk to half its size, at 4 mm."""
-    folder = tmp_path_factory.mktemp("thesis")
-    whole = packaged_labels()
-    small = np.ascontiguousarray(whole.labels[::6, ::6, ::6])
-    affine = whole.affine @ np.diag([3.0, 3.0, 3.0, 1.0])
-    file = nifti.save(folder / "small_dseg.nii.gz", small, affine, dtype=np.int16)
-    made = ThesisConfig(out=folder, labels=(file,), voxel_mm=4.0, jobs=1)
-    calls: list[tuple[str, int, int]] = []
-    root = dataset_of(made, lambda *said: calls.append(said))
-    assert root == folder / "dataset"
-    assert calls[-1] == ("labels", 8, 8)
-    return replace(made, dataset=root)
+
+    def config(folder: Path) -> ThesisConfig:
+        return ThesisConfig(out=folder, labels=(folder / "small_dseg.nii.gz",), voxel_mm=4.0, jobs=1)
+
+    def write(folder: Path) -> None:
+        whole, made = packaged_labels(), config(folder)
+        affine = whole.affine @ np.diag([3.0, 3.0, 3.0, 1.0])
+        nifti.save(made.labels[0], whole.labels[::6, ::6, ::6], affine, dtype=np.int16)
+        calls: list[tuple[str, int, int]] = []
+        assert dataset_of(made, lambda *said: calls.append(said)) == folder / "dataset"
+        assert calls[-1] == ("labels", 8, 8)
+
+    folder = make_once("thesis", write)
+    return replace(config(folder), dataset=folder / "dataset")
 
 
 @pytest.fixture(scope="module")

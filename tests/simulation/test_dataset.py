@@ -30,15 +30,15 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def made(coarse_file, tmp_path_factory) -> Path:
+def made(coarser_file, tmp_path_factory) -> Path:
     """Two subjects, phase in scanner units, head oblique."""
     out = tmp_path_factory.mktemp("simulated")
     calls: list[tuple[str, int, int]] = []
     config = SimulateConfig(
         out=out,
         subjects=2,
-        labels=(coarse_file,),
-        voxel_mm=4.0,
+        labels=(coarser_file,),
+        voxel_mm=6.0,
         phase_units="arbitrary",
         tilt_deg=(15.0, 0.0, 0.0),
     )
@@ -128,10 +128,10 @@ def test_the_bids_validator_has_no_errors_with_other_options(small, options):
     assert "sub-01" in (config.out / TRUTH / "participants.tsv").read_text()
 
 
-def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number(coarse_file, tmp_path):
+def test_equal_seeds_give_equal_bytes_and_subjects_do_not_depend_on_their_number(coarser_file, tmp_path):
     def dataset(name: str, **options: object) -> dict[str, bytes]:
         config = SimulateConfig(
-            out=tmp_path / name, labels=(coarse_file,), voxel_mm=8.0, megre_only=True, **options
+            out=tmp_path / name, labels=(coarser_file,), voxel_mm=8.0, megre_only=True, **options
         )
         simulate(config)
         return contents(config.out)
@@ -166,14 +166,15 @@ def test_a_quick_look_is_painted_coarser_and_says_so(tmp_path):
     assert chi[8.0][coarse].mean() == pytest.approx(chi[4.0][fine].mean(), rel=0.15)
 
 
-def test_label_maps_are_used_in_turn(coarse, coarse_file, tmp_path):
-    other = nifti.save(tmp_path / "flipped_dseg.nii.gz", coarse.labels[::-1], coarse.affine, dtype=np.int16)
+def test_label_maps_are_used_in_turn(coarser_file, tmp_path):
+    first = nifti.load(coarser_file)
+    other = nifti.save(tmp_path / "flipped_dseg.nii.gz", first.data[::-1], first.affine, dtype=np.int16)
     config = SimulateConfig(
-        out=tmp_path / "bids", subjects=3, labels=(coarse_file, other), voxel_mm=8.0, megre_only=True
+        out=tmp_path / "bids", subjects=3, labels=(coarser_file, other), voxel_mm=8.0, megre_only=True
     )
     simulate(config)
     rows = (tmp_path / "bids" / "participants.tsv").read_text().splitlines()
-    assert [row.split("\t")[-1] for row in rows[1:]] == [coarse_file.name, other.name, coarse_file.name]
+    assert [row.split("\t")[-1] for row in rows[1:]] == [coarser_file.name, other.name, coarser_file.name]
 
 
 def test_a_wrong_label_map_leaves_nothing_behind(tmp_path):
@@ -184,9 +185,9 @@ def test_a_wrong_label_map_leaves_nothing_behind(tmp_path):
 
 
 @pytest.fixture
-def small(coarse_file, tmp_path) -> SimulateConfig:
+def small(coarser_file, tmp_path) -> SimulateConfig:
     return SimulateConfig(
-        out=tmp_path / "bids", subjects=2, labels=(coarse_file,), voxel_mm=8.0, megre_only=True, simple=True
+        out=tmp_path / "bids", subjects=2, labels=(coarser_file,), voxel_mm=8.0, megre_only=True, simple=True
     )
 
 
@@ -328,9 +329,9 @@ def test_where_fibres_run_along_b0_orientation_makes_r2prime_smaller(small):
     assert np.corrcoef(apparent, np.sin(angle[white]) ** 2)[0, 1] > 0.5
 
 
-def test_a_patient_has_lesions_where_the_label_says(small, tmp_path):
+def test_a_patient_has_lesions_where_the_label_says(small, coarse_file, tmp_path):
     patient = PatientConfig(kinds=("calcification", "hemorrhage"), count=3, size_mm=(12.0, 15.0))
-    config = replace(small, subjects=1, voxel_mm=4.0, maps_only=True, patient=patient)
+    config = replace(small, subjects=1, labels=(coarse_file,), voxel_mm=4.0, maps_only=True, patient=patient)
     healthy = replace(config, out=tmp_path / "healthy", patient=PatientConfig())
     simulate(config)
     simulate(healthy)

@@ -205,7 +205,7 @@ def test_iron_grows_with_age_as_published_and_myelin_does_not():
 
 
 def test_equal_seeds_give_equal_heads_and_parts_draw_by_themselves(coarse):
-    config = TissueConfig()
+    config = TissueConfig(refine_mm=2.0)
     one, again = (made(coarse, config, voxel_mm=4.0, seed=3) for _ in range(2))
     other = made(coarse, config, voxel_mm=4.0, seed=4)
     torch.testing.assert_close(one.chi_pos_ppm, again.chi_pos_ppm, rtol=0, atol=0)

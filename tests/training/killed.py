@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from chisep.training.train import train
-from tests.training.tiny import config, tiny
+from tests.training.tiny import EPOCHS, config, tiny
 
 
 def kill_at_first_checkpoint(out: Path) -> None:
@@ -22,4 +22,4 @@ def kill_at_first_checkpoint(out: Path) -> None:
 if __name__ == "__main__":
     out, dataset = map(Path, sys.argv[1:])
     threading.Thread(target=kill_at_first_checkpoint, args=(out,), daemon=True).start()
-    train(config(out, dataset, tiny("thesis-unrolled", epochs=8)))
+    train(config(out, dataset, tiny("thesis-unrolled", epochs=EPOCHS)))

@@ -29,7 +29,7 @@ from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule
 from chisep.training.recipes import recipes
 from chisep.training.train import history, read_scans, train
-from tests.training.tiny import config, tiny
+from tests.training.tiny import EPOCHS, config, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,32 +60,32 @@ def run_script(name: str, out: Path, dataset: Path) -> subprocess.CompletedProce
 @pytest.mark.parametrize("name", [name for name in recipes() if not name.endswith("-small")])
 def test_the_loss_falls(name, dataset, tmp_path):
     """Of the same crops after every epoch of four steps: crops differ by more than so few steps gain."""
-    recipe = tiny(name, epochs=24)
+    recipe = tiny(name, epochs=10, saves_per_epoch=1, optimiser=OptimiserConfig(learning_rate=5e-3))
     done = train(config(tmp_path, dataset, recipe))
-    assert done.epochs == 24
+    assert done.epochs == 10
     assert np.isfinite([value for _, value in history(tmp_path, "loss")]).all()
     losses = [value for _, value in history(tmp_path, "val_loss")]
-    assert len(losses) == 24
+    assert len(losses) == 10
     assert done.best_loss < 0.92 * losses[0]
     assert done.best_loss == pytest.approx(min(losses))
 
 
 @pytest.fixture(scope="module")
 def straight(dataset, tmp_path_factory) -> Path:
-    """An unrolled training without interruption: eight epochs, sixteen checkpoints."""
+    """An unrolled training without interruption, two checkpoints an epoch."""
     out = tmp_path_factory.mktemp("straight")
-    train(config(out, dataset, tiny("thesis-unrolled", epochs=8)))
+    train(config(out, dataset, tiny("thesis-unrolled", epochs=EPOCHS)))
     return out
 
 
 class TestResume:
     def test_stopped_by_the_clock_at_every_checkpoint(self, straight, dataset, tmp_path):
         """Weights, α, running statistics and logs are as without interruption, to the bit."""
-        training = config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8), minutes=0.0)
-        for call in range(1, 17):
+        training = config(tmp_path, dataset, tiny("thesis-unrolled", epochs=EPOCHS), minutes=0.0)
+        for call in range(1, 2 * EPOCHS + 1):
             done = train(training)
             assert done.epochs == call / 2
-            assert (done.weights is None) == (call < 16)
+            assert (done.weights is None) == (call < 2 * EPOCHS)
         assert set(differences(tmp_path, straight).values()) == {0.0}
         for quantity in ("loss", "alpha", "val_loss", "loss_field"):
             assert history(tmp_path, quantity) == history(straight, quantity)
@@ -95,21 +95,21 @@ class TestResume:
         done = run_script("killed.py", tmp_path, dataset)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (tmp_path / "weights.safetensors").exists()
-        train(config(tmp_path, dataset, tiny("thesis-unrolled", epochs=8)))
+        train(config(tmp_path, dataset, tiny("thesis-unrolled", epochs=EPOCHS)))
         assert set(differences(tmp_path, straight).values()) == {0.0}
         for quantity in ("alpha", "val_loss"):
             assert history(tmp_path, quantity) == history(straight, quantity)
 
     def test_a_finished_training_is_not_done_again(self, straight, dataset):
         before, stamp = tensors(straight), (straight / "last.ckpt").stat().st_mtime_ns
-        again = train(config(straight, dataset, tiny("thesis-unrolled", epochs=8)))
+        again = train(config(straight, dataset, tiny("thesis-unrolled", epochs=EPOCHS)))
         assert again.weights == straight / "weights.safetensors"
         assert again.best_loss == min(value for _, value in history(straight, "val_loss"))
         assert (straight / "last.ckpt").stat().st_mtime_ns == stamp
         assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(straight).items())
 
     def test_a_folder_of_another_recipe_is_refused(self, straight, dataset):
-        other = config(straight, dataset, tiny("thesis-unrolled", epochs=9, seed=1))
+        other = config(straight, dataset, tiny("thesis-unrolled", epochs=EPOCHS + 1, seed=1))
         with pytest.raises(InputError, match="a training with other epochs, seed") as raised:
             train(other)
         assert str(straight) in str(raised.value)
@@ -144,10 +144,10 @@ def test_two_processes_equal_one(dataset, tmp_path):
 class TestWeights:
     def test_header(self, straight, dataset, folders):
         """Config, statistics, data and its licence, metrics, commit."""
-        recipe = tiny("thesis-unrolled", epochs=8)
+        recipe = tiny("thesis-unrolled", epochs=EPOCHS)
         _, header = load_weights(straight / "weights.safetensors")
         assert header["network"] == json.loads(json.dumps(asdict(recipe.network)))
-        assert header["recipe"]["epochs"] == 8
+        assert header["recipe"]["epochs"] == EPOCHS
         assert header["recipe"]["loss"] == asdict(recipe.loss)
         assert "network" not in header["recipe"]
         assert (header["summary"], header["reference"]) == (recipe.summary, recipe.reference)
@@ -231,7 +231,7 @@ class TestStart:
     def test_a_folder_of_another_start_is_refused(self, straight, dataset):
         start = str(straight / "weights.safetensors")
         with pytest.raises(InputError, match="a training with other start"):
-            train(config(straight, dataset, tiny("thesis-unrolled", epochs=8), start=start))
+            train(config(straight, dataset, tiny("thesis-unrolled", epochs=EPOCHS), start=start))
 
     def test_other_networks_are_refused(self, straight, dataset, tmp_path):
         wider = replace(tiny("thesis-unrolled").network, unet=UNetConfig((4, 12)))

@@ -11,6 +11,9 @@ from chisep.training.module import OptimiserConfig
 from chisep.training.recipes import Recipe, find
 from chisep.training.train import TrainConfig
 
+EPOCHS = 4
+"""Of the training that is interrupted, and of the one that is not."""
+
 
 def tiny(name: str = "qsmnet", norm: str = "batch", **changes) -> Recipe:
     """Two epochs of four steps, each saved twice, on two crops of 16³."""
