@@ -43,6 +43,10 @@ class OutputError(InputError):
     """Output that cannot be written."""
 
 
+class ResultError(InputError):
+    """Result that cannot be right; nothing of it is written."""
+
+
 class ChisepWarning(UserWarning):
     """The result is valid, but something was assumed, repaired or left out."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ from chisep.networks.inference import NetworkOptions, Precision
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.head_size import length_scale
+from chisep.pipeline.result_checks import check_result
 from chisep.preprocessing.relaxivity import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
 from chisep.progress import Progress
-from chisep.types import Maps
+from chisep.types import Maps, Volume
 
 IterationProgress = Callable[[int, int], None]
 """Called with the number of finished iterations and their maximum number."""
@@ -173,7 +174,7 @@ def separate(
     InputError
         If an input cannot be used or one that the method needs is missing, grids differ, values are not of
         the units stated here, the field strength is neither given nor in a sidecar, the method or its
-        weights are unknown.
+        weights are unknown; a `ResultError` if the result cannot be right.
     """
     options = options or SeparationOptions()
     b0_t = field_strength(options.b0, (field, r2prime, r2star, qsm))
@@ -196,13 +197,22 @@ def separate(
         maps = _with_pseudo_r2(maps, b0_t)
     config = methods.config_for(options.method, options.network)
     sources = methods.separate(maps, options.method, config, device=options.device, progress=_named(progress))
+    results = {
+        "chi_pos": sources.chi_pos_ppm,
+        "chi_neg": sources.chi_neg_ppm,
+        "chi": sources.chi_ppm,
+        "chi_pos_sigma": sources.chi_pos_sigma_ppm,
+        "chi_neg_sigma": sources.chi_neg_sigma_ppm,
+    }
+    _check_results(results, options.method)
     _show(sources.convergence.warnings)
+    wrapped = {key: images.wrap(volume) for key, volume in results.items() if volume is not None}
     return SeparatedImages(
-        *(images.wrap(x) for x in (sources.chi_pos_ppm, sources.chi_neg_ppm, sources.chi_ppm)),
-        *(
-            None if sigma is None else images.wrap(sigma)
-            for sigma in (sources.chi_pos_sigma_ppm, sources.chi_neg_sigma_ppm)
-        ),
+        wrapped["chi_pos"],
+        wrapped["chi_neg"],
+        wrapped["chi"],
+        wrapped.get("chi_pos_sigma"),
+        wrapped.get("chi_neg_sigma"),
     )
 
 
@@ -257,7 +267,7 @@ def qsm(
     ------
     InputError
         If an input cannot be used, grids differ, values are not of the units stated here, or the method or
-        its weights are unknown.
+        its weights are unknown; a `ResultError` if the result cannot be right.
     """
     options = options or InversionOptions()
     b0_t = options.b0 or stated_field_strength((field,))
@@ -272,8 +282,16 @@ def qsm(
     maps = _checked(maps, images, options, b0_t)
     config = methods.config_for(options.method, options.network)
     found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
+    _check_results({"qsm": found.chi_ppm}, options.method)
     _show(found.convergence.warnings)
     return images.wrap(found.chi_ppm)
+
+
+def _check_results(results: Mapping[str, Volume | None], method: str) -> None:
+    """Refuse results that cannot be right, before they are written or returned."""
+    for key, volume in results.items():
+        if volume is not None:
+            check_result(key, volume.numpy(), f"method {method}")
 
 
 def _show(texts: Sequence[str]) -> None:

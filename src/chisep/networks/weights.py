@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,14 @@ import torch
 import tyro
 
 from chisep.errors import InputError
+from chisep.io.files import checksum
 from chisep.io.weights import load_header, load_weights
 from chisep.networks.config import Network, NetworkConfig, Statistics, build
 from chisep.networks.unet import CascadeBatchNorm, UNet
 
+_SHIPPED = Path(__file__).parent / "shipped"
+SHA256SUMS = _SHIPPED / "SHA256SUMS"
+"""List of checksums of the weights that come with chisep, as `sha256sum` writes it."""
 _MOST_ENTRIES, _LARGEST_COUNT, _MOST_CASCADES = 12, 4096, 100
 """Limits of a header: levels or channels, channels per level or count, and cascades."""
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
@@ -115,8 +120,7 @@ def _check_size(value: object) -> None:
 
 def shipped() -> dict[str, Path]:
     """Weights that come with chisep, by name."""
-    folder = Path(__file__).parent / "shipped"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
 
 
 def find_weights(weights: str | Path) -> Path:
@@ -152,9 +156,13 @@ def load(weights: str | Path) -> LoadedNetwork:
     Raises
     ------
     InputError
-        If there are no such weights, or they do not fit the network that their header describes.
+        If there are no such weights, they do not fit the network that their header describes, a value is NaN
+        or infinite, or weights that come with chisep were changed.
     """
     path = find_weights(weights)
+    if path.parent == _SHIPPED:
+        state = path.stat()
+        _check_shipped(path, state.st_size, state.st_mtime_ns)
     tensors, header = load_weights(path)
     try:
         known = read_header(header)
@@ -181,7 +189,39 @@ def load(weights: str | Path) -> LoadedNetwork:
             expected="weights that `chisep train` of this version wrote",
             fix="Train again, or use the version of chisep that the header names.",
         ) from error
+    _require_finite(path, network)
     return LoadedNetwork(network.eval(), config, header)
+
+
+def _require_finite(path: Path, network: Network) -> None:
+    for name, tensor in network.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            count = tensor.numel() - int(torch.isfinite(tensor).sum())
+            raise InputError(
+                path,
+                found=f"tensor {name} with {count} of {tensor.numel()} values that are NaN or infinite",
+                expected="finite numbers",
+                fix="The file is damaged, or its training diverged: copy it again, or train again.",
+            )
+
+
+@cache
+def _check_shipped(path: Path, _size: int, _modified_ns: int) -> None:
+    """Compare weights that come with chisep with the list of checksums, once for each state of a file."""
+    listed = checksums().get(path.name)
+    if listed != checksum(path):
+        raise InputError(
+            path,
+            found="other weights than this version of chisep came with (another SHA-256)",
+            expected=f"SHA-256 {listed}" if listed else f"a line in {SHA256SUMS.name} beside it",
+            fix="Install chisep again; give weights of your own by --weights FILE.",
+        )
+
+
+def checksums() -> dict[str, str]:
+    """SHA-256 of the weights that come with chisep, by file name, as listed."""
+    lines = SHA256SUMS.read_text(encoding="ascii").splitlines()
+    return {name: listed for listed, name in (line.split() for line in lines)}
 
 
 def fuse(network: Network) -> Network:

@@ -72,7 +72,7 @@ class DeclaredFiles:
     """
 
     def __init__(self, name: str, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-        self._name, self._inputs, self._outputs = name, frozenset(inputs), frozenset(outputs)
+        self.name, self._inputs, self._outputs = name, frozenset(inputs), frozenset(outputs)
 
     def read(self, path: Path) -> Path:
         """Return a path to read from.
@@ -83,13 +83,13 @@ class DeclaredFiles:
             If the stage does not declare it: a bug in chisep, since a change of the file would be missed.
         """
         if path not in self._inputs and path not in self._outputs:
-            raise ValueError(f"stage {self._name} reads {path.name}, which is none of its inputs")
+            raise ValueError(f"stage {self.name} reads {path.name}, which is none of its inputs")
         return path
 
     def write(self, path: Path) -> Path:
         """Return a path to write to; errors as of `read`."""
         if path not in self._outputs:
-            raise ValueError(f"stage {self._name} writes {path.name}, which is none of its outputs")
+            raise ValueError(f"stage {self.name} writes {path.name}, which is none of its outputs")
         return path
 
 

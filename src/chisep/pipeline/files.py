@@ -22,6 +22,7 @@ from chisep.io.files import write_json
 from chisep.io.placement import SCANNER
 from chisep.pipeline.engine import DeclaredFiles, Stage
 from chisep.pipeline.outputs import OUTPUTS
+from chisep.pipeline.result_checks import check_result
 from chisep.types import Affine, Grid
 
 _CACHED_BYTES = 300_000_000
@@ -258,19 +259,33 @@ class StageFiles:
         """Write maps by their keys, (i, j, k) or (i, j, k, echo); masks become integers.
 
         Files are compressed side by side, which does not change their bytes.
+
+        Raises
+        ------
+        ResultError
+            If one of the maps cannot be right; none is written then.
         """
+        arrays = {key: volume.cpu().numpy() for key, volume in volumes.items()}
 
         def write(key: str) -> None:
-            volume = volumes[key]
-            dtype = np.uint8 if volume.dtype == torch.bool else np.float32
-            self.save_array(key, volume.cpu().numpy(), dtype)
+            self._write(key, arrays[key], np.uint8 if volumes[key].dtype == torch.bool else np.float32)
 
+        for key, volume in arrays.items():
+            check_result(key, volume, self._made_by)
         with ThreadPoolExecutor(min(len(volumes), torch.get_num_threads())) as pool:
             for _ in pool.map(write, volumes):
                 pass
 
     def save_array(self, key: str, volume: NDArray[Any], dtype: type[np.generic]) -> None:
-        """Write a map with a number type on disk."""
+        """Write a map with a number type on disk; errors as of `save`."""
+        check_result(key, volume, self._made_by)
+        self._write(key, volume, dtype)
+
+    @property
+    def _made_by(self) -> str:
+        return f"stage {self._declared.name} of {self.session.session.name}"
+
+    def _write(self, key: str, volume: NDArray[Any], dtype: type[np.generic]) -> None:
         path = self._declared.write(self.session[key])
         place = self.session.header.place
         # Maps of images that are not in the scanner's frame must not claim to be.

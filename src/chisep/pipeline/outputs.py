@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chisep.io import bids
+from chisep.preprocessing.decay_fit import MAX_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Output:
         Key of the map of its standard deviation, if there is one.
     region_column
         Name of its values in the table of regions, with their unit; empty where regions have no values of it.
+    limits
+        Lowest and highest value that a result of a scan can have, in its unit; None: any finite number.
     """
 
     key: str
@@ -36,6 +40,7 @@ class Output:
     unit: str = ""
     sigma: str = ""
     region_column: str = ""
+    limits: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -49,6 +54,13 @@ class Output:
 
 
 _PPM, _RATE = "ppm", "1/s"
+_CHI = (-5.0, 5.0)
+"""Susceptibility in ppm: iron in a hemorrhage and dense calcifications stay below 3, air is at 9.4."""
+_SOURCE = (0.0, _CHI[1])
+_FIELD = (-20.0, 20.0)
+"""Field in ppm: twice what air next to tissue makes."""
+_RATES = (0.0, MAX_RATE_HZ)
+_POSITIVE = (0.0, math.inf)
 
 _ALL = (
     Output("mask", "Brain mask", "mask", {"desc": "brain"}),
@@ -65,14 +77,36 @@ _ALL = (
         "MEGRE",
         {"part": "phase", "desc": "residual"},
         unit="rad",
+        limits=_POSITIVE,
     ),
-    Output("quality", "Phase quality, 0 to 1", "probseg", {"desc": "phasequality"}),
-    Output("total_field", "Field before background removal", "fieldmap", {"desc": "total"}, unit=_PPM),
-    Output("field_sigma", "Standard deviation of the field", "fieldmap", {"stat": "std"}, unit=_PPM),
+    Output("quality", "Phase quality, 0 to 1", "probseg", {"desc": "phasequality"}, limits=(0.0, 1.0)),
+    Output(
+        "total_field",
+        "Field before background removal",
+        "fieldmap",
+        {"desc": "total"},
+        unit=_PPM,
+        limits=_FIELD,
+    ),
+    Output(
+        "field_sigma",
+        "Standard deviation of the field",
+        "fieldmap",
+        {"stat": "std"},
+        unit=_PPM,
+        limits=_POSITIVE,
+    ),
     Output(
         "reliable_mask", "Phase-quality mask: where the total field is reliable", "mask", {"desc": "reliable"}
     ),
-    Output("local_field", "Field after background removal", "fieldmap", {"desc": "local"}, unit=_PPM),
+    Output(
+        "local_field",
+        "Field after background removal",
+        "fieldmap",
+        {"desc": "local"},
+        unit=_PPM,
+        limits=_FIELD,
+    ),
     Output("eroded_mask", "Valid-field mask: where the local field is known", "mask", {"desc": "eroded"}),
     Output(
         "transform",
@@ -82,15 +116,33 @@ _ALL = (
         extension=".json",
     ),
     Output("spin_echo", "Spin echo, registered to the gradient echo", "MESE", {"desc": "registered"}),
-    Output("r2star", "R2*, 1/s", "R2starmap", unit=_RATE, sigma="r2star_sigma", region_column="r2star_hz"),
-    Output("r2", "R2, 1/s", "R2map", unit=_RATE, sigma="r2_sigma", region_column="r2_hz"),
     Output(
-        "r2prime", "R2', 1/s", "R2primemap", unit=_RATE, sigma="r2prime_sigma", region_column="r2prime_hz"
+        "r2star",
+        "R2*, 1/s",
+        "R2starmap",
+        unit=_RATE,
+        sigma="r2star_sigma",
+        region_column="r2star_hz",
+        limits=_RATES,
     ),
-    Output("r2star_sigma", "Standard deviation of R2*", "R2starmap", {"stat": "std"}, unit=_RATE),
-    Output("r2_sigma", "Standard deviation of R2", "R2map", {"stat": "std"}, unit=_RATE),
-    Output("r2prime_sigma", "Standard deviation of R2'", "R2primemap", {"stat": "std"}, unit=_RATE),
-    Output("b1", "Transmit field relative to nominal", "TB1map", unit="arbitrary"),
+    Output("r2", "R2, 1/s", "R2map", unit=_RATE, sigma="r2_sigma", region_column="r2_hz", limits=_RATES),
+    Output(
+        "r2prime",
+        "R2', 1/s",
+        "R2primemap",
+        unit=_RATE,
+        sigma="r2prime_sigma",
+        region_column="r2prime_hz",
+        limits=_RATES,
+    ),
+    Output(
+        "r2star_sigma", "Standard deviation of R2*", "R2starmap", {"stat": "std"}, unit=_RATE, limits=_RATES
+    ),
+    Output("r2_sigma", "Standard deviation of R2", "R2map", {"stat": "std"}, unit=_RATE, limits=_RATES),
+    Output(
+        "r2prime_sigma", "Standard deviation of R2'", "R2primemap", {"stat": "std"}, unit=_RATE, limits=_RATES
+    ),
+    Output("b1", "Transmit field relative to nominal", "TB1map", unit="arbitrary", limits=_POSITIVE),
     Output("calibration", "D_r from deep grey matter", "relaxivity", extension=".json"),
     Output("labels", "Regions on the grid of the gradient echo", "dseg", {"desc": "regions"}),
     Output("label_names", "Names of the regions", "dseg", {"desc": "regions"}, extension=".tsv"),
@@ -104,8 +156,16 @@ _ALL = (
         unit=_PPM,
         sigma="qsm_sigma",
         region_column="qsm_ppb",
+        limits=_CHI,
     ),
-    Output("qsm_sigma", "Standard deviation of the QSM", "Chimap", {"desc": "qsm", "stat": "std"}, unit=_PPM),
+    Output(
+        "qsm_sigma",
+        "Standard deviation of the QSM",
+        "Chimap",
+        {"desc": "qsm", "stat": "std"},
+        unit=_PPM,
+        limits=_SOURCE,
+    ),
     Output(
         "chi_pos",
         "Paramagnetic susceptibility",
@@ -114,6 +174,7 @@ _ALL = (
         unit=_PPM,
         sigma="chi_pos_sigma",
         region_column="chi_pos_ppb",
+        limits=_SOURCE,
     ),
     Output(
         "chi_neg",
@@ -123,6 +184,7 @@ _ALL = (
         unit=_PPM,
         sigma="chi_neg_sigma",
         region_column="chi_neg_ppb",
+        limits=_SOURCE,
     ),
     Output(
         "chi",
@@ -131,6 +193,7 @@ _ALL = (
         {"desc": "total"},
         unit=_PPM,
         region_column="chi_total_ppb",
+        limits=_CHI,
     ),
     Output(
         "chi_pos_sigma",
@@ -138,6 +201,7 @@ _ALL = (
         "Chimap",
         {"desc": "paramagnetic", "stat": "std"},
         unit=_PPM,
+        limits=_SOURCE,
     ),
     Output(
         "chi_neg_sigma",
@@ -145,6 +209,7 @@ _ALL = (
         "Chimap",
         {"desc": "diamagnetic", "stat": "std"},
         unit=_PPM,
+        limits=_SOURCE,
     ),
 )
 

@@ -71,6 +71,8 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
     if found.contrast < LEAST_CONTRAST:
         raise _not_of_this_head(mese, found.contrast)
     transform = found.fixed_to_moving_mm.tolist()
+    together = spin_echoes.square().sum(0, keepdim=True).sqrt()
+    files.save({"spin_echo": _resampled(together, image, np.asarray(transform), files)[0]})
     files.save_json(
         "transform",
         {
@@ -79,8 +81,6 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
             **facts,
         },
     )
-    together = spin_echoes.square().sum(0, keepdim=True).sqrt()
-    files.save({"spin_echo": _resampled(together, image, np.asarray(transform), files)[0]})
     return StageResult(facts | contrast, [*_place_notes(image, files), *found.warnings])
 
 
@@ -175,13 +175,16 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
     if context.session.mese is None:
         difference = pseudo_r2prime(of_gre, context.b0_t)
         facts: dict[str, Any] = {}
+        of_spin_echo: dict[str, Tensor] = {}
         pseudo = pseudo_r2_hz(context.b0_t)
         warnings = [
             f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
             "an assumption"
         ]
     else:
-        difference, facts, warnings = _r2prime(context, context.session.mese, of_gre, brain, files)
+        difference, of_spin_echo, facts, warnings = _r2prime(
+            context, context.session.mese, of_gre, brain, files
+        )
     if _two_echoes(context):
         median = round(float(of_gre.sigma_hz[brain].median()), 3)
         facts |= {"MedianR2starNoiseHz": median}
@@ -198,6 +201,7 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
             "r2star_sigma": of_gre.sigma_hz,
             "r2prime": difference.rate_hz,
             "r2prime_sigma": difference.sigma_hz,
+            **of_spin_echo,
         }
     )
     return StageResult(facts, warnings)
@@ -205,8 +209,8 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
 
 def _r2prime(
     context: SessionContext, mese: bids.Series, of_gre: Rate, brain: Tensor, files: StageFiles
-) -> tuple[Rate, dict[str, Any], list[str]]:
-    """R2' from the spin echo, with its R2 maps; 0 outside the field of view of the spin echo."""
+) -> tuple[Rate, dict[str, Tensor], dict[str, Any], list[str]]:
+    """R2' from the spin echo, R2 maps by their keys; 0 outside the field of view of the spin echo."""
     spin_echoes, image = files.echoes_on_own_grid(mese.magnitude)
     transform = np.asarray(files.json("transform")["MegreToMeseWorldMm"], dtype=np.float64)
     i, j, k = spin_echoes.shape[1:]
@@ -237,10 +241,10 @@ def _r2prime(
     maps = {"r2": of_se.rate_hz, "r2_sigma": of_se.sigma_hz}
     if has_b1(context):
         maps["b1"] = torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1
-    files.save(maps)
     difference = r2prime(of_gre, of_se)
     return (
         Rate(difference.rate_hz * known, difference.sigma_hz * known),
+        maps,
         {"SpinEchoCoverage": round(1 - missing, 4), "R2Model": of_se.model, "Checks": [check.fact()]},
         [*warnings, *of_se.warnings],
     )
