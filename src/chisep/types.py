@@ -150,6 +150,8 @@ class Maps:
     support
         Where sources may be and R2' is known, at least `mask`, shape (i, j, k); `mask` if None. Background
         removal loses the field in a rim of the brain, but sources of the rim act on the field inside.
+    b0_t
+        Field strength, if known.
     """
 
     field_ppm: Volume
@@ -163,6 +165,7 @@ class Maps:
     r2prime_sigma_hz: Volume | float | None = None
     support: MaskVolume | None = None
     r2star_hz: Volume | None = None
+    b0_t: float | None = None
 
     @property
     def sources_mask(self) -> MaskVolume:
@@ -181,7 +184,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class Convergence:
-    """Convergence of an iterative solver.
+    """Convergence of an iterative solver, and warnings of any method.
 
     Parameters
     ----------
@@ -192,7 +195,7 @@ class Convergence:
     change
         Relative change of the solution at every iteration.
     warnings
-        Warnings for the user; empty if it converged.
+        Warnings for the user: no convergence, or a scan outside the range of a network's training.
     """
 
     iterations: int = 0

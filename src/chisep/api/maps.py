@@ -17,9 +17,9 @@ from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids
 from chisep.networks.inference import NetworkOptions, Precision
 from chisep.physics.relaxation import pseudo_r2_hz
+from chisep.pipeline.result_checks import check_result
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.head_size import length_scale
-from chisep.pipeline.result_checks import check_result
 from chisep.preprocessing.relaxivity import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
 from chisep.progress import Progress
@@ -191,6 +191,7 @@ def separate(
         support=None if support is None else images.mask(support),
         field_sigma_ppm=None if field_sigma is None else images.volume(field_sigma, "field_sigma"),
         r2prime_sigma_hz=None if r2prime_sigma is None else images.volume(r2prime_sigma, "r2prime_sigma"),
+        b0_t=options.b0,
     )
     maps = _checked(maps, images, options, b0_t)
     if methods.METHODS[options.method].uses_noise_maps:

@@ -28,7 +28,7 @@ from chisep.preprocessing.relaxometry import R2Config
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
-from chisep.types import Maps, MaskVolume, Volume
+from chisep.types import Maps
 
 _SUBJECT = "01"
 _METHOD = "iterative"
@@ -326,7 +326,9 @@ def _with_one_input_made(
 
 
 def _separated(
-    scan: SimulateConfig, read: _MapReader, **maps: Volume | MaskVolume
+    scan: SimulateConfig,
+    read: _MapReader,
+    **maps: Any,  # noqa: ANN401
 ) -> dict[str, NDArray[np.float32]]:
     grid = nifti.grid_of(nifti.load(read._path(read.truth, _FIELD)))
     sources = methods.separate(

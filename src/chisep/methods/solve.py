@@ -9,6 +9,8 @@ import torch
 
 from chisep.errors import InputError
 from chisep.methods.registry import Method, find
+from chisep.methods.weights_used import range_warnings
+from chisep.networks.inference import NetworkOptions
 from chisep.progress import Progress
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
@@ -144,4 +146,9 @@ def _solve(method: Method, maps: Maps, config: object, device: str, progress: Pr
     # A method that takes R2* must not read R2': without a spin echo, R2' is an assumption.
     unread: dict[str, Any] = {a: None for n, a in _ATTRIBUTES.items() if n not in method.needs + method.uses}
     solve, default = method.load()
-    return solve(replace(maps, **unread).to(device), config or default(), progress)
+    maps, config = replace(maps, **unread), config or default()
+    result = solve(maps.to(device), config, progress)
+    if not isinstance(config, NetworkOptions):
+        return result
+    warnings = (*result.convergence.warnings, *range_warnings(method.name, maps, config))
+    return replace(result, convergence=replace(result.convergence, warnings=warnings))

@@ -7,6 +7,8 @@ from chisep.io.files import checksum
 from chisep.methods.registry import METHODS
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
+from chisep.networks.training_range import beyond_training
+from chisep.types import Maps
 
 
 def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
@@ -60,6 +62,14 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
     InputError
         If weights cannot be found or read, or are given to a method that is no network.
     """
+    return [_record(file) for file in weight_files(name, options, chi_given=chi_given)]
+
+
+def weight_files(name: str, options: NetworkOptions, *, chi_given: bool) -> list[str]:
+    """List the files or names of the weights that a method computes with, its own first.
+
+    Parameters and errors as of `weights_used`.
+    """
     method = METHODS[name]
     if config_for(name, options) is None:
         return []
@@ -70,7 +80,32 @@ def weights_used(name: str, options: NetworkOptions, *, chi_given: bool) -> list
         files.append(options.rate_weights)
     if "qsm" in inputs and not chi_given:
         files.append(options.chi_weights)
-    return [_record(file) for file in files]
+    return files
+
+
+def range_warnings(name: str, maps: Maps, options: NetworkOptions) -> list[str]:
+    """Warn of a network that is applied to a scan outside of the range of its training.
+
+    Parameters
+    ----------
+    name
+        Of the method.
+    maps
+        Of the scan.
+    options
+        Weights that were chosen.
+    """
+    said = []
+    for file in weight_files(name, options, chi_given=maps.chi_ppm is not None):
+        trained = network_weights.load(file)
+        limits = network_weights.read_header(trained.header).training_range
+        if limits is not None and (beyond := beyond_training(limits, maps)):
+            weights = trained.header.get("name", network_weights.find_weights(file).stem)
+            said.append(
+                f"network {weights} was not trained on such scans: {'; '.join(beyond)}. Its result may be "
+                "wrong without another sign of it"
+            )
+    return said
 
 
 def _record(weights: str) -> dict[str, str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from chisep.errors import InputError
+from chisep.networks.training_range import TrainingRange
 
 _LIMITS = """\
 ## What it was not tested on
@@ -66,6 +69,7 @@ def _page(card: Mapping[str, Any]) -> str:
         "best epoch chosen on": f"subjects {_joined(data['validation'])}",
         "licence of the data": card["licence_of_data"],
         **({"scanned by": _protocol(protocol)} if protocol else {}),
+        **({"range": limits} if (limits := _training_range(card.get("range"))) else {}),
         "mean ± SD of the data (ppm)": _joined(statistics),
         "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
         f"{recipe['batch_size']} crops of {crops['size']}³, learning rate {optimiser['learning_rate']:g}, "
@@ -92,6 +96,14 @@ def _page(card: Mapping[str, Any]) -> str:
             "",
         )
     )
+
+
+def _training_range(limits: Mapping[str, Any] | None) -> str:
+    """Say which scans are within the training; a scan beyond is a warning."""
+    if limits is None:
+        return ""
+    texts = msgspec.convert(limits, TrainingRange).texts()
+    return "; ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def _start(start: Mapping[str, Any]) -> str:

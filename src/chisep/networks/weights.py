@@ -18,6 +18,7 @@ from chisep.errors import InputError
 from chisep.io.files import checksum
 from chisep.io.weights import load_header, load_weights
 from chisep.networks.config import Network, NetworkConfig, Statistics, build
+from chisep.networks.training_range import TrainingRange
 from chisep.networks.unet import CascadeBatchNorm, UNet
 
 _SHIPPED = Path(__file__).parent / "shipped"
@@ -70,12 +71,15 @@ class WeightsHeader(msgspec.Struct):
         Dataset and subjects.
     sigma_factors
         Conformal factors of each output: one number, or pairs of noise level in ppm, rising, and factor.
+    training_range
+        Range of the scans in the training data (`range` in the header); None: not stated.
     """
 
     network: NetworkConfig
     statistics: dict[str, tuple[float, float]]
     training_data: dict[str, Any] = {}
     sigma_factors: dict[str, _Factors] = {}
+    training_range: TrainingRange | None = msgspec.field(default=None, name="range")
 
 
 def read_header(header: Mapping[str, Any]) -> WeightsHeader:
@@ -98,6 +102,9 @@ def read_header(header: Mapping[str, Any]) -> WeightsHeader:
         for count in ("iterations", "passes", "inverse_steps", "last_steps"):
             if getattr(part, count, 0) > _MOST_CASCADES:
                 raise ValueError(f"more than {_MOST_CASCADES} {count}")
+    for ends in () if known.training_range is None else known.training_range.pairs():
+        if ends[0] > ends[1]:
+            raise ValueError("a range from high to low")
     for factors in known.sigma_factors.values():
         if isinstance(factors, list) and any(low[0] >= high[0] for low, high in pairwise(factors)):
             raise ValueError("sigma_factors that are not of rising noise")

@@ -91,6 +91,7 @@ class TrainingScan:
     grid: Grid
     mask: MaskVolume
     channels: Mapping[str, Volume]
+    b0_t: float = 3.0
     field_of_label: Volume | None = None
     """D * (χ_pos − χ_neg) of the label, of the whole brain; None if not needed."""
 
@@ -229,7 +230,8 @@ def _load(
         nifti.grid_of(reference, facts.get("B0DirectionVoxelAxes")),
         b0_along_z=network.b0_along_z,
     )
-    d_r = default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))).pos_hz_per_ppm
+    b0_t = float(facts.get("MagneticFieldStrength", 3.0))
+    d_r = default_relaxivity(b0_t).pos_hz_per_ppm
 
     def read(channel: Channel) -> Volume:
         path = acquisition_path(folders, channel, subject, field_path)
@@ -243,7 +245,7 @@ def _load(
 
     names = dict.fromkeys((*network.inputs, *network.outputs))
     channels: dict[str, Volume] = {channel: read(channel) for channel in names}
-    scan = TrainingScan(field_path.name.split("_desc")[0], box.grid, box.mask, channels)
+    scan = TrainingScan(field_path.name.split("_desc")[0], box.grid, box.mask, channels, b0_t)
     if "field" not in names or not field_of_label:
         return scan
     sources = {name: channels[name] if name in channels else read(name) for name in ("chi_pos", "chi_neg")}

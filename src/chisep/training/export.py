@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
@@ -14,13 +15,15 @@ from torch.utils.data import ConcatDataset
 import chisep
 from chisep.io.weights import save_weights
 from chisep.networks.config import build
+from chisep.networks.training_range import TrainingRange
 from chisep.networks.uncertainty import Factors
 from chisep.training.callbacks import BEST
 from chisep.training.config import TrainConfig
 from chisep.training.conformal import sigma_factors
-from chisep.training.data import Example
+from chisep.training.data import Example, TrainingScan
 from chisep.training.recipes import Recipe
 from chisep.training.record import described_data, described_start
+from chisep.training.trained_range import range_of_protocols, range_of_scans
 
 WEIGHTS = "weights.safetensors"
 """File in the output folder that holds the best weights."""
@@ -31,6 +34,7 @@ def export(
     statistics: Mapping[str, tuple[float, float]],
     best_loss: float,
     calibration: ConcatDataset[Example],
+    scans: Sequence[TrainingScan],
 ) -> Path:
     """Write the best weights of a training as safetensors, with their header.
 
@@ -44,6 +48,8 @@ def export(
         Lowest validation loss.
     calibration
         Calibration set of the predicted uncertainty.
+    scans
+        Training data.
     """
     checkpoint = torch.load(config.out / BEST, map_location="cpu", weights_only=True)
     prefix = "network."
@@ -62,12 +68,19 @@ def export(
         "training_data": described_data(config.data),
         **described_start(config),
         "licence_of_data": config.licence,
+        "range": msgspec.to_builtins(_range(config.recipe, scans)),
         "best_step": int(checkpoint["global_step"]),
         **_sigma_factors(config.recipe, statistics, tensors, calibration),
         "metrics": {"validation_loss": best_loss},
         "made_by": {"chisep": chisep.__version__, "commit": _commit()},
     }
     return save_weights(config.out / WEIGHTS, tensors, header)
+
+
+def _range(recipe: Recipe, scans: Sequence[TrainingScan]) -> TrainingRange:
+    if recipe.protocol is None:
+        return range_of_scans(scans, recipe.network)
+    return range_of_protocols(recipe.protocol, recipe.network)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of a phantom: sources in ppm, R2 in 1/s at 3 T."""
-_THICKEST_SLICE_MM = 3.2
+THICKEST_SLICE_MM = 3.2
+"""Thickest slice of a drawn protocol whose voxels are thinner in their plane."""
 _FEWEST_VOXELS = 8
 """Smallest brain in a crop that field errors are scaled for."""
 _SMOOTH_MM = 4.0
@@ -137,7 +138,7 @@ def load_heads(
     return heads
 
 
-class _Protocol(NamedTuple):
+class DrawnProtocol(NamedTuple):
     """Protocol of one crop."""
 
     grid: Grid
@@ -178,13 +179,15 @@ class ProtocolCrops(RandomCrops):
         self.config, self.size = config, size
 
     def _around(self, scan: TrainingScan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
-        protocol = _drawn(rng, self.config, self.size)
+        protocol = drawn(rng, self.config, self.size)
         head = _resampled(scan, centre, protocol.grid)
         flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
         return _simulated(head.flip(flips), protocol, self.network, self.config, rng)
 
 
-def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Protocol:
+def drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> DrawnProtocol:
+    """Draw a protocol for a crop of `size`³ voxels."""
+
     def log_uniform(low: float, high: float) -> float:
         return float(math.exp(rng.uniform(math.log(low), math.log(high))))
 
@@ -195,12 +198,12 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
         relaxivity = default_relaxivity(3.0)
         echoes = [0.005 + 0.006 * n for n in range(5)]
         spin_echoes = [0.015 * n for n in range(1, 7)]
-        return _Protocol(
+        return DrawnProtocol(
             Grid(shape, (1.0, 1.0, 1.0)), 3.0, relaxivity, relaxivity, echoes, spin_echoes, snr, gre_only
         )
     b0_t = log_uniform(*config.b0_t)
     edge = log_uniform(*config.voxel_mm)
-    slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, _THICKEST_SLICE_MM))
+    slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, THICKEST_SLICE_MM))
     edges = [edge, edge, edge]
     axial = config.axial_share is not None and rng.random() < config.axial_share
     edges[2 if axial else int(rng.integers(3))] = slice_mm
@@ -215,7 +218,7 @@ def _drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> _Prot
     echoes = [first + step * n for n in range(int(rng.integers(4, 9)))]
     spacing = scale * rng.uniform(0.010, 0.018)
     spin_echoes = [spacing * n for n in range(1, int(rng.integers(5, 9)))]
-    return _Protocol(
+    return DrawnProtocol(
         Grid(shape, (edges[0], edges[1], edges[2]), b0),
         b0_t,
         Relaxivity(pos, neg),
@@ -251,7 +254,7 @@ def _resampled(scan: TrainingScan, centre: Sequence[int], grid: Grid) -> Tensor:
 
 def _simulated(
     head: Tensor,
-    protocol: _Protocol,
+    protocol: DrawnProtocol,
     network: NetworkConfig,
     config: ProtocolConfig,
     rng: np.random.Generator,
@@ -305,7 +308,7 @@ def _rate_sigma_hz(rate_hz: Volume, mask: MaskVolume, te_s: Sequence[float], snr
 
 
 def _measured_r2(
-    r2: Volume, mask: MaskVolume, protocol: _Protocol, config: ProtocolConfig, rng: np.random.Generator
+    r2: Volume, mask: MaskVolume, protocol: DrawnProtocol, config: ProtocolConfig, rng: np.random.Generator
 ) -> tuple[Volume, Volume]:
     """R2 of a misregistered spin echo, or a constant R2; and its noise SD."""
     if protocol.gre_only:

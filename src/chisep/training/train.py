@@ -128,7 +128,7 @@ def train(
         return TrainingResult(None, done, best_loss, seconds)
     calibration = calibration_crops(recipe, validation)
     return TrainingResult(
-        export(config, channel_statistics, best_loss, calibration), done, best_loss, seconds
+        export(config, channel_statistics, best_loss, calibration, scans), done, best_loss, seconds
     )
 
 

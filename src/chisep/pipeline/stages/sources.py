@@ -196,6 +196,7 @@ def _maps(context: SessionContext, files: StageFiles, *, uses_magnitude: bool) -
         grid=files.grid,
         magnitude=magnitude,
         field_sigma_ppm=files.load("field_sigma"),
+        b0_t=context.b0_t,
     )
 
 
