@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from chisep import cli
 from chisep.demo import DemoConfig, demo
+from chisep.errors import ChisepWarning
 from chisep.methods import METHODS
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    return demo(DemoConfig(tmp_path_factory.mktemp("demo"), voxel_mm=6.0), paint_mm=4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ChisepWarning)
+        return demo(DemoConfig(tmp_path_factory.mktemp("demo"), voxel_mm=6.0), paint_mm=4.0)
 
 
 def test_every_method_that_has_its_weights_is_compared(shown):
@@ -27,6 +32,16 @@ def test_every_method_that_has_its_weights_is_compared(shown):
     assert {name for name, *_ in compared} >= {
         name for name, method in METHODS.items() if not method.is_network
     }
+
+
+def test_networks_that_were_trained_on_other_voxels_are_named_on_the_page(shown):
+    page = shown.comparison.read_text()
+    for name, method in METHODS.items():
+        said = f"{name}: network "
+        if method.is_network:
+            assert f"{said}{method.weights[0]} was not trained on such scans: " in page
+        else:
+            assert said not in page
 
 
 def test_pages(shown):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from tyro.conf import Positional
 
 import chisep
 from chisep import methods, metrics
 from chisep.api.files import SOURCE_FILES
 from chisep.api.maps import InversionOptions, IterationProgress, SeparationOptions, qsm, separate
+from chisep.errors import ChisepWarning
 from chisep.io import nifti
+from chisep.networks.inference import NetworkOptions
+from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.report.subject import Panel, SubjectReport, Table, write_report
 from chisep.simulation.dataset import SimulateConfig, simulate
+from chisep.types import Maps
 
 _SYMBOLS = {"paramagnetic": "χ_pos", "diamagnetic": "χ_neg", "total": "χ"}
 _COLUMNS = ("method", "map", "inputs", "NRMSE %", "PSNR dB", "SSIM", "xSIM")
@@ -110,11 +116,27 @@ def demo(
             continue
         for label, files in inputs.items():
             show = progress and _bar(progress, f"{name} on {label} inputs")
-            for source, volume in _solve(name, files, scan.b0_t, show).items():
-                comparison.add(name, source, label, volume)
+            with warnings.catch_warnings():  # they are on the page
+                warnings.filterwarnings("ignore", f".*{methods.NOT_TRAINED}", ChisepWarning)
+                for source, volume in _solve(name, files, scan.b0_t, show).items():
+                    comparison.add(name, source, label, volume)
+        comparison.warnings += _range_warnings(name, inputs["pipeline"], scan.b0_t)
     page = config.out / "comparison.html"
     write_report(page, comparison.report())
     return DemoResult(_COLUMNS, comparison.rows, result.report, page)
+
+
+def _range_warnings(name: str, files: _Inputs, b0_t: float) -> list[str]:
+    """Warn of a network that was trained on other scans than that of the demonstration."""
+    field, mask = nifti.load(files.field), nifti.load_mask(files.mask)
+    maps = Maps(
+        field_ppm=torch.from_numpy(field.data),
+        mask=torch.from_numpy(mask.data),
+        grid=nifti.grid_of(field),
+        relaxivity=default_relaxivity(b0_t),
+        b0_t=b0_t,
+    )
+    return [f"{name}: {text}" for text in methods.range_warnings(name, maps, NetworkOptions())]
 
 
 def _bar(progress: Progress, what: str) -> IterationProgress:
@@ -155,6 +177,7 @@ class _Comparison:
             source: nifti.load(truth / f"sub-01_{name}").data for source, name in SOURCE_FILES.items()
         }
         self.rows: list[tuple[str, ...]] = []
+        self.warnings: list[str] = []
         self._shown: dict[str, list[figures.Row]] = {
             source: [self._row("truth", source, volume)] for source, volume in self.truth.items()
         }
@@ -203,6 +226,7 @@ class _Comparison:
             title="chisep: methods against the truth",
             subject="01",
             summary=[("Data", "a digital phantom, not a person")],
+            warnings=self.warnings,
             panels=panels,
             versions={"chisep": chisep.__version__},
         )

@@ -23,12 +23,13 @@ from chisep.networks.config import PHI_ROWS, SOURCES
 from chisep.networks.inference import has_fast_bfloat16
 from chisep.networks.unet import UNetConfig
 from chisep.networks.unrolled_gradient import UnrolledGradient
-from chisep.networks.weights import load
+from chisep.networks.weights import load, read_header
 from chisep.training.data import load_scans, statistics
 from chisep.training.losses import LossConfig
 from chisep.training.module import OptimiserConfig, TrainingModule
 from chisep.training.recipes import recipes
 from chisep.training.train import history, read_scans, train
+from chisep.training.trained_range import range_of_scans
 from tests.training.tiny import EPOCHS, config, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,7 @@ class TestWeights:
         for channel, pair in statistics(scans).items():
             assert header["statistics"][channel] == pytest.approx(pair)
         assert header["training_data"]["train"] == ["01"]
+        assert read_header(header).training_range == range_of_scans(scans, recipe.network)
         assert header["training_data"]["validation"] == ["02"]
         description = json.loads((dataset / "dataset_description.json").read_text())
         assert header["training_data"]["dataset"] == description["Name"]

@@ -2,11 +2,12 @@
 
 from chisep.methods.registry import DEFAULTS, METHODS, Method, MethodsConfig, Target, find, settings
 from chisep.methods.solve import check_device, invert, separate
-from chisep.methods.weights_used import config_for, tells_sigma, weights_used
+from chisep.methods.weights_used import NOT_TRAINED, config_for, range_warnings, tells_sigma, weights_used
 
 __all__ = [
     "DEFAULTS",
     "METHODS",
+    "NOT_TRAINED",
     "Method",
     "MethodsConfig",
     "Target",
@@ -14,6 +15,7 @@ __all__ = [
     "config_for",
     "find",
     "invert",
+    "range_warnings",
     "separate",
     "settings",
     "tells_sigma",

@@ -10,6 +10,9 @@ from chisep.networks.inference import NetworkOptions
 from chisep.networks.training_range import beyond_training
 from chisep.types import Maps
 
+NOT_TRAINED = "was not trained on such scans"
+"""Words of the warning of a network outside of the range of its training."""
+
 
 def config_for(name: str, options: NetworkOptions) -> NetworkOptions | None:
     """Config of a network method; None for a solver, which has its own defaults.
@@ -102,7 +105,7 @@ def range_warnings(name: str, maps: Maps, options: NetworkOptions) -> list[str]:
         if limits is not None and (beyond := beyond_training(limits, maps)):
             weights = trained.header.get("name", network_weights.find_weights(file).stem)
             said.append(
-                f"network {weights} was not trained on such scans: {'; '.join(beyond)}. Its result may be "
+                f"network {weights} {NOT_TRAINED}: {'; '.join(beyond)}. Its result may be "
                 "wrong without another sign of it"
             )
     return said
