@@ -1,4 +1,4 @@
-"""The range of a training: scans within it are quiet, scans beyond it are named, however a network is used."""
+"""The range of a training: scans within it are quiet, scans beyond it are named."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def separate(
         support=None if support is None else images.mask(support),
         field_sigma_ppm=None if field_sigma is None else images.volume(field_sigma, "field_sigma"),
         r2prime_sigma_hz=None if r2prime_sigma is None else images.volume(r2prime_sigma, "r2prime_sigma"),
-        b0_t=options.b0,
+        b0_t=b0_t,
     )
     maps = _checked(maps, images, options, b0_t)
     if methods.METHODS[options.method].uses_noise_maps:
@@ -279,6 +279,7 @@ def qsm(
         grid=images.grid(options.b0_dir),
         magnitude=None if magnitude is None else images.magnitude(magnitude),
         support=None if support is None else images.mask(support),
+        b0_t=b0_t,
     )
     maps = _checked(maps, images, options, b0_t)
     config = methods.config_for(options.method, options.network)
