@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import random
 import shutil
@@ -24,6 +25,7 @@ from chisep.errors import InputError
 from chisep.execution.config import CohortConfig
 from chisep.io import bids, nifti
 from chisep.networks.inference import NetworkOptions
+from chisep.pipeline.check import check_dataset
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
 from chisep.preprocessing.relaxivity import relaxivity
@@ -62,6 +64,34 @@ def test_raw_images_are_read_twice_at_most_and_hashed_once(raw, out):
     for image in images:
         assert 1 <= reads["load"][str(image)] <= 2
         assert reads["checksum"][str(image)] == 1
+
+
+def test_what_bids_check_assumes_stands_in_records_sidecars_and_report(raw, out):
+    (check,) = check_dataset(raw)
+    assert len(check.assumed) >= 4
+    records = {
+        path.stem.split("_")[-1]: json.loads(path.read_text()).get("facts", {}).get("Assumptions", [])
+        for path in sorted((out / "records").rglob("*.json"))
+    }
+    assert {text for texts in records.values() for text in texts} == set(check.assumed)
+    for stage, words in {"field": "phase that grows", "background": "B0 along", "qsm": "B0 along"}.items():
+        assert any(words in text for text in records[stage])
+    sidecar = json.loads((out / ANAT / "sub-01_desc-total_Chimap.json").read_text())
+    assert any("D_r of 114" in text for text in sidecar["Assumptions"])
+    page = html.unescape((out / "sub-01.html").read_text())
+    for text in check.assumed:
+        assert text in page
+
+
+def test_a_network_beyond_its_training_is_named_in_record_and_report(out):
+    """The scan has voxels of 4 mm."""
+    page = html.unescape((out / "sub-01.html").read_text())
+    for stage, name in (("separation", "unrolled"), ("qsm", "unrolled-qsm")):
+        text = f"network {name} was not trained on such scans: voxel edges: 4 mm (trained: 0.6–3.2 mm)"
+        sidecar = "sub-01_desc-qsm_Chimap" if stage == "qsm" else "sub-01_desc-paramagnetic_Chimap"
+        said = json.loads((out / ANAT / f"{sidecar}.json").read_text())["Warnings"]
+        assert any(one.startswith(text) for one in said)
+        assert f"{stage}: {text}" in page
 
 
 class TestResults:

@@ -18,11 +18,11 @@ from chisep.errors import InputError
 from chisep.io import bids, discovery
 from chisep.io.filters import read_filters
 from chisep.networks.inference import NetworkOptions
-from chisep.physics.relaxation import pseudo_r2_hz
-from chisep.physics.signal import default_relaxivity
+from chisep.pipeline.assumptions import assumptions
 from chisep.pipeline.inputs import check_inputs
 from chisep.pipeline.session import as_user_error
 from chisep.pipeline.stages.field import ONE_ECHO_ONLY
+from chisep.preprocessing.field import FieldConfig
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES
 
 _EVEN_STEPS = 1e-3
@@ -174,11 +174,22 @@ class _Notes:
         self.session, self.method, self.b0_t = session, methods.METHODS[method], session.megre.b0_t
         self.will_run: list[str] = []
         self.missing: list[str] = []
-        self.assumed: list[str] = []
         self.warnings: list[str] = []
         self.problems: list[str] = []
         self.inputs = check_inputs(session)
         self.fits_r2star = len(session.megre.te_s) >= FEWEST_ECHOES
+        grid = self.inputs.megre
+        known = grid is None or session.megre.b0_direction is not None
+        self.assumed = [
+            one.text
+            for one in assumptions(
+                session,
+                session.megre.b0_t,
+                FieldConfig(),
+                b0_from_affine=None if known or grid is None else grid.b0_direction,
+                dr_stated=False,
+            )
+        ]
 
     def images(self) -> None:
         """Note what a run finds in names, sidecars and headers before its first stage."""
@@ -208,14 +219,6 @@ class _Notes:
             self.warnings.append(f"only {count} gradient echoes: R2* and R2' will be noisy")
         if not megre.phase_units:
             self.missing.append("Units in the sidecars of the phase")
-            self.assumed.append("the scale of the phase, recognised by its values")
-        elif megre.phase_units.lower() == "arbitrary":
-            self.assumed.append("the scale of the phase, recognised by its values (Units are arbitrary)")
-        self.assumed.append("phase that grows with the field; --field-map.phase-sign -1 for the opposite")
-        if count > 1:
-            self.assumed.append(
-                "read-out of all echoes in one direction (unipolar), as sidecars do not state it"
-            )
         grid = self.inputs.megre
         if grid is None:
             return
@@ -224,11 +227,6 @@ class _Notes:
             size = " × ".join(f"{edge:.3g}" for edge in edges)
             self.warnings.append(f"voxels of {size} mm: susceptibility is underestimated with thick slices")
         self.warnings += self.inputs.notes
-        if megre.b0_direction is None:
-            i, j, k = grid.b0_direction
-            self.assumed.append(
-                f"B0 along scanner z: ({i:.3f}, {j:.3f}, {k:.3f}) in voxel axes, from the affine"
-            )
 
     def spin_echo(self) -> None:
         """Check the data of R2 and R2'."""
@@ -239,16 +237,12 @@ class _Notes:
             return
         if mese is None:
             self.missing.append("multi-echo spin echo (MESE): R2 is not measured")
-            r2 = pseudo_r2_hz(self.b0_t)
-            self.assumed.append(f"R2 of {r2:.1f} 1/s everywhere (pseudo-R2), so that R2' = R2* − {r2:.1f}")
             return
         times = ", ".join(f"{1000 * te:.4g}" for te in mese.te_s)
         self.will_run.append("registration of the spin echo to the gradient echo (rigid)")
         self.will_run.append(f"R2 from {len(mese.te_s)} spin echoes (TE {times} ms), R2' = R2* − R2")
         if len(mese.te_s) < _FEW_ECHOES:
             self.warnings.append(f"only {len(mese.te_s)} spin echoes: R2 will be noisy, and biased by B1")
-        if mese.b0_t is None:
-            self.assumed.append("that the spin echo is of the field strength of the gradient echo")
         gre, spin_echo = self.inputs.megre, self.inputs.mese
         if gre is None or spin_echo is None:
             return
@@ -262,13 +256,11 @@ class _Notes:
             )
 
     def separation(self) -> None:
-        """Check the separation method and D_r."""
+        """Check the separation method."""
         if not self.fits_r2star:
             self.will_run.append("QSM")
             return
         self.will_run.append(f"QSM, and χ_pos and χ_neg by {self.method.name}")
-        d_r = default_relaxivity(self.b0_t).pos_hz_per_ppm
-        self.assumed.append(f"D_r of {d_r:.4g} 1/s/ppm for both sources at {self.b0_t:g} T; --dr for another")
         if self.method.missing_weights:
             try:
                 methods.weights_used(self.method.name, NetworkOptions(), chi_given=True)

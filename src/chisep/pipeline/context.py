@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from chisep import methods
 from chisep.io import bids
 from chisep.io.echoes import EchoImage, files_of
+from chisep.pipeline.assumptions import Assumption, assumptions
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.segmentation import Segmentation, find_segmentation
@@ -99,6 +101,23 @@ class SessionContext:
     def b0_parameters(self) -> dict[str, Any]:
         """Direction of B0."""
         return {"B0Direction": list(self.files.grid.b0_direction)}
+
+    @cached_property
+    def assumptions(self) -> list[Assumption]:
+        """Assumptions on this session, with these options."""
+        known = self.files.b0_direction is not None
+        return assumptions(
+            self.session,
+            self.b0_t,
+            self.config.field_map,
+            b0_from_affine=None if known else self.files.grid.b0_direction,
+            dr_stated=bool(self.config.dr) or self.config.calibrate_dr,
+        )
+
+    def assumption_facts(self, stage: str) -> dict[str, list[str]]:
+        """Assumptions that the result of a stage depends on, for its record; nothing if there are none."""
+        texts = [one.text for one in self.assumptions if stage in one.stages]
+        return {"Assumptions": texts} if texts else {}
 
     def weight_parameters(self, stage: str) -> dict[str, Any]:
         """Weights and precision of a stage; nothing for a solver."""

@@ -92,6 +92,7 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         "MedianFieldNoisePpb": round(1000 * float(result.sigma_ppm[reliable].median()), 3),
         "ReliablePartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
         "Checks": [check.fact() for check in result.checks],
+        **context.assumption_facts("field"),
     }
     notes = [note] if note else []
     missing = float((brain & ~known).sum() / brain.sum())
@@ -141,6 +142,7 @@ def background_stage(context: SessionContext) -> Stage:
             "ErosionMm": round(local.erosion_mm * scale, 2),
             "ErosionMl": round(local.erosion_ml * scale**3, 1 if scale == 1 else 4),
             "Checks": [check.fact() for check in checks],
+            **context.assumption_facts("background"),
         }
         return StageResult(facts, [*warnings, *poor])
 

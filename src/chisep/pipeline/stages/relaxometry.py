@@ -204,7 +204,7 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
             **of_spin_echo,
         }
     )
-    return StageResult(facts, warnings)
+    return StageResult(facts | context.assumption_facts("relaxometry"), warnings)
 
 
 def _r2prime(

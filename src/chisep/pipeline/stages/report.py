@@ -29,6 +29,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         *(f"{name}: {text}" for name, record in records.items() for text in record.warnings),
     ]
     checks = [fact for record in records.values() for fact in record.facts.get("Checks", ())]
+    assumed = [one.text for one in context.assumptions]
     parameters = {stage.name: dict(stage.parameters) for stage in stages}
 
     def work(declared: DeclaredFiles) -> StageResult:
@@ -38,7 +39,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
             title=f"chisep: {context.session.name}",
             subject=context.session.subject,
             session=context.session.entities.get("ses"),
-            summary=_summary(context, files, images),
+            summary=[*_summary(context, files, images), *(("Assumed", text) for text in assumed)],
             warnings=warnings,
             quality=[QualityRow.of_fact(fact) for fact in checks],
             panels=panels(images, convergence),
@@ -54,7 +55,13 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         "report",
         [*context.magnitude_files, *(path for stage in stages for path in stage.outputs)],
         [context.files.report],
-        {"Warnings": warnings, "Checks": checks, "Convergence": convergence, "Parameters": parameters},
+        {
+            "Warnings": warnings,
+            "Checks": checks,
+            "Assumptions": assumed,
+            "Convergence": convergence,
+            "Parameters": parameters,
+        },
         work,
     )
 

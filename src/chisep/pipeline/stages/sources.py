@@ -51,7 +51,8 @@ def qsm_stage(context: SessionContext) -> Stage:
         result = methods.invert(maps, config.qsm, options, device=config.device)
         volumes = {"qsm": result.chi_ppm, "qsm_sigma": result.chi_sigma_ppm}
         own.save({key: volume for key, volume in volumes.items() if volume is not None})
-        return StageResult(convergence_facts(result.convergence), result.convergence.warnings)
+        facts = convergence_facts(result.convergence) | context.assumption_facts("qsm")
+        return StageResult(facts, result.convergence.warnings)
 
     return Stage(
         "qsm",
@@ -151,7 +152,8 @@ def separation_stage(context: SessionContext) -> Stage:
             "chi_neg_sigma": result.chi_neg_sigma_ppm,
         }
         own.save({key: volume for key, volume in volumes.items() if volume is not None})
-        return StageResult(convergence_facts(result.convergence), [*warnings, *result.convergence.warnings])
+        facts = convergence_facts(result.convergence) | context.assumption_facts("separation")
+        return StageResult(facts, [*warnings, *result.convergence.warnings])
 
     return Stage(
         "separation",
