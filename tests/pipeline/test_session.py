@@ -29,6 +29,7 @@ from chisep.pipeline.check import check_dataset
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
 from chisep.preprocessing.relaxivity import relaxivity
+from chisep.provenance.records import read_record, record_path
 from chisep.regions.statistics import read_values
 from chisep.simulation.labelmap import WHITE_MATTER
 from chisep.simulation.tissue_properties import BRAIN_LABELS
@@ -69,9 +70,9 @@ def test_raw_images_are_read_twice_at_most_and_hashed_once(raw, out):
 def test_what_bids_check_assumes_stands_in_records_sidecars_and_report(raw, out):
     (check,) = check_dataset(raw)
     assert len(check.assumed) >= 4
+    stages = ("field", "background", "relaxometry", "qsm", "separation")
     records = {
-        path.stem.split("_")[-1]: json.loads(path.read_text()).get("facts", {}).get("Assumptions", [])
-        for path in sorted((out / "records").rglob("*.json"))
+        name: read_record(record_path(out, "sub-01", name)).facts.get("Assumptions", []) for name in stages
     }
     assert {text for texts in records.values() for text in texts} == set(check.assumed)
     for stage, words in {"field": "phase that grows", "background": "B0 along", "qsm": "B0 along"}.items():
