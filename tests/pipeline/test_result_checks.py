@@ -54,6 +54,11 @@ class TestOneMap:
             check_result(key, of(value), "stage x")
         check_result(key, of(value, 9), "stage x")  # less than 1 % are stray voxels
 
+    def test_a_user_can_insist_on_large_values_but_not_on_nan(self):
+        check_result("qsm", of(30), "method x", any_size=True)
+        with pytest.raises(ResultError, match="NaN"):
+            check_result("qsm", of(np.nan), "method x", any_size=True)
+
     def test_a_single_voxel_far_beyond(self):
         with pytest.raises(ResultError, match="to 1e"):
             check_result("chi_pos", of(1e6, 1), "stage x")

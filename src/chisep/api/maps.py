@@ -205,7 +205,7 @@ def separate(
         "chi_pos_sigma": sources.chi_pos_sigma_ppm,
         "chi_neg_sigma": sources.chi_neg_sigma_ppm,
     }
-    _check_results(results, options.method)
+    _check_results(results, options)
     _show(sources.convergence.warnings)
     wrapped = {key: images.wrap(volume) for key, volume in results.items() if volume is not None}
     return SeparatedImages(
@@ -284,16 +284,19 @@ def qsm(
     maps = _checked(maps, images, options, b0_t)
     config = methods.config_for(options.method, options.network)
     found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
-    _check_results({"qsm": found.chi_ppm}, options.method)
+    _check_results({"qsm": found.chi_ppm}, options)
     _show(found.convergence.warnings)
     return images.wrap(found.chi_ppm)
 
 
-def _check_results(results: Mapping[str, Volume | None], method: str) -> None:
+def _check_results(
+    results: Mapping[str, Volume | None], options: SeparationOptions | InversionOptions
+) -> None:
     """Refuse results that cannot be right, before they are written or returned."""
+    insists = options.units is not None
     for key, volume in results.items():
         if volume is not None:
-            check_result(key, volume.numpy(), f"method {method}")
+            check_result(key, volume.numpy(), f"method {options.method}", any_size=insists)
 
 
 def _show(texts: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ _FAR = 20.0
 """Widths of the allowed range beyond its limits at which a single voxel is too much."""
 
 
-def check_result(key: str, values: NDArray[Any], made_by: str) -> None:
+def check_result(key: str, values: NDArray[Any], made_by: str, *, any_size: bool = False) -> None:
     """Refuse a map that cannot be right.
 
     Parameters
@@ -28,6 +28,8 @@ def check_result(key: str, values: NDArray[Any], made_by: str) -> None:
         The map, of any shape.
     made_by
         The step that computed it, for the message.
+    any_size
+        Do not compare with the limits of the catalogue: the user insists on inputs that no brain has.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def check_result(key: str, values: NDArray[Any], made_by: str) -> None:
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         count = int(values.size - np.isfinite(values).sum())
         raise _error(key, made_by, f"{count} values that are NaN or infinite", "finite numbers everywhere")
-    if output.limits is None:
+    if output.limits is None or any_size:
         return
     low, high = output.limits
     beyond = max(low - lowest, highest - high)
