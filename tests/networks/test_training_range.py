@@ -134,7 +134,7 @@ def test_every_protocol_of_a_training_is_within_its_range():
     limits, rng = limits_of("unrolled"), np.random.default_rng(5)
     for _ in range(300):
         protocol = drawn(rng, config, 12)
-        maps = replace(scan(dr=protocol.stated, b0_t=protocol.b0_t), grid=protocol.grid)
+        maps = replace(scan(dr=protocol.assumed, b0_t=protocol.b0_t), grid=protocol.grid)
         assert beyond_training(limits, maps) == []
 
 

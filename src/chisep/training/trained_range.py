@@ -149,7 +149,7 @@ def _noise_ppb(protocol: DrawnProtocol) -> tuple[float, float]:
     else:
         se_hz = _sigma_hz(r2, protocol.te_se_s, protocol.snr)
     field_ppm = gre_hz / (2 * math.pi * hz_per_ppm(protocol.b0_t))
-    return 1000 * field_ppm, 1000 * math.hypot(gre_hz, se_hz) / protocol.stated.pos_hz_per_ppm
+    return 1000 * field_ppm, 1000 * math.hypot(gre_hz, se_hz) / protocol.assumed.pos_hz_per_ppm
 
 
 def _sigma_hz(rate_hz: torch.Tensor, te_s: Sequence[float], snr: float) -> float:
