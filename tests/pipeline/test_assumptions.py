@@ -55,3 +55,5 @@ def test_every_assumption_belongs_to_a_stage(session):
     known = {"field", "background", "relaxometry", "qsm", "separation"}
     found = assumptions(session, 3.0, FieldConfig(), b0_from_affine=(0.0, 0.0, 1.0), dr_stated=False)
     assert all(one.stages and known.issuperset(one.stages) for one in found)
+    (b0,) = [one for one in found if one.text.startswith("B0")]
+    assert b0.stages == ("background", "qsm", "separation")
