@@ -57,3 +57,11 @@ def test_every_assumption_belongs_to_a_stage(session):
     assert all(one.stages and known.issuperset(one.stages) for one in found)
     (b0,) = [one for one in found if one.text.startswith("B0")]
     assert b0.stages == ("background", "qsm", "separation")
+
+
+def test_one_echo_has_neither_read_out_nor_sources(session):
+    one = replace(session, megre=replace(session.megre, te_s=session.megre.te_s[:1]))
+    said = texts(one)
+    assert "phase that grows" in said
+    for words in ("unipolar", "pseudo-R2", "D_r"):
+        assert words not in said
