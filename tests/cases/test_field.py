@@ -113,7 +113,7 @@ def test_directions_that_do_not_fit_are_refused(bipolar):
     assert "residual" in worst(bipolar.field(echoes=(0, 1, 3, 4, 5), config=FieldConfig(bipolar=False)))
 
 
-@pytest.mark.parametrize("echo", [2, 4])
+@pytest.mark.parametrize("echo", [0, 1, 2, 4])
 def test_an_echo_with_an_offset_is_named(even, echo):
     phase = even.phase_rad.clone()
     phase[echo] += 2.0
@@ -187,6 +187,44 @@ class TestScale:
         phase, note = phase_in_radians(stored, "phase.nii", units)
         assert "the phase of 1 voxels" in note
         assert difference(even.field(phase_rad=phase), sound) < 0.01
+
+    @pytest.mark.parametrize("units", [None, "rad"])
+    @pytest.mark.parametrize("largest", [0.5, 1.0, math.pi / 2])
+    def test_wraps_tell_a_narrow_scale_from_radians(self, even, sound, largest, units):
+        """Cycles, half turns: radians wrap at π only."""
+        stored = even.phase_rad / math.pi * largest
+        phase, note = phase_in_radians(stored, "phase.nii", units)
+        assert "linear scale" in note
+        assert difference(even.field(phase_rad=phase), sound) < 0.01
+
+    @pytest.mark.parametrize("echo", [0, 3])
+    def test_one_echo_of_half_scale(self, even, sound, echo):
+        stored = even.phase_rad.clone()
+        stored[echo] /= 2
+        phase, note = phase_in_radians(stored, "phase.nii", "rad")
+        assert f"echo {echo + 1}" in note
+        assert difference(even.field(phase_rad=phase), sound) < 0.01
+
+    @pytest.mark.parametrize("factor", [1000.0, 180 / math.pi])
+    @pytest.mark.parametrize("units", [None, "rad", "arbitrary"])
+    def test_unwrapped_phase_of_another_unit_is_refused(self, even, sound, factor, units):
+        stored = (factor * torch.where(even.mask, sound.unwrapped_rad, 0)).round()
+        with pytest.raises(InputError, match=r"without wraps, in no known unit.*Units"):
+            phase_in_radians(stored, "phase.nii", units)
+
+    def test_unwrapped_radians_of_arbitrary_units_and_whole_wraps_of_each_echo(self, even, sound):
+        wraps = torch.tensor([0, 1, -1, 2, 5])[:, None, None, None]
+        stored = sound.unwrapped_rad + 2 * math.pi * wraps
+        stored[1, 0, 0, :8] = 1e6
+        phase, note = phase_in_radians(stored, "phase.nii", "arbitrary")
+        assert "unwrapped radians" in note
+        assert difference(even.field(phase_rad=phase), sound) < 0.01
+
+    def test_magnitude_in_place_of_phase(self, even):
+        """Masked, so that no noise of air shows, and smoothed, as neighbours of a finer image are."""
+        smooth = torch.nn.functional.avg_pool3d(even.magnitude, 3, stride=1, padding=1)
+        with pytest.raises(InputError, match="Check that it is phase, not magnitude"):
+            phase_in_radians(smooth * even.mask / smooth.max() * 300, "phase.nii")
 
     def test_echoes_of_different_scales(self, even, sound):
         stored = even.phase_rad.clone()

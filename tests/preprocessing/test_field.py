@@ -73,8 +73,12 @@ def test_radians_stay_as_they_are(radians, shift, units):
 
 
 def test_small_phase_is_believed_only_where_the_sidecar_says_radians(radians):
-    assert phase_in_radians(radians * 0.05, "phase.nii", "rad")[1] is None
-    assert phase_in_radians(radians * 0.05, "phase.nii")[1] is not None
+    """Without wraps; phase that jumps by nearly its whole range wraps there."""
+    smooth = radians.sort(dim=1).values * 0.05
+    assert phase_in_radians(smooth, "phase.nii", "rad")[1] is None
+    with pytest.raises(InputError, match="without wraps"):
+        phase_in_radians(smooth, "phase.nii")
+    assert phase_in_radians(radians * 0.05, "phase.nii", "rad")[1] is not None
 
 
 def test_a_sidecar_that_contradicts_its_image_is_told(radians):

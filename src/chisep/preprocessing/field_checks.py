@@ -12,6 +12,7 @@ from torch import Tensor
 
 from chisep.preprocessing.checks import Check
 from chisep.preprocessing.masked_values import MaskedVoxels, volume_of
+from chisep.preprocessing.unwrapping import wrap
 
 _APART = 3
 """Voxels between the two of a pair: noise of neighbours is correlated where images are interpolated."""
@@ -35,7 +36,9 @@ _NOISE_PPB = (8.0, 30.0)
 _LOW_FREQUENCY_PPB = (30.0, 12.0)
 """Limits for a warning and for a refusal; docs/decisions/0012-scan-checks.md has their measurements."""
 _ODD_ECHO_FALL = 0.5
-"""An echo is odd if the median residual falls to less than this part without it."""
+"""An echo is odd if the others are this much closer to a line without it."""
+_BENT_RAD = 0.9
+"""Curvature over the echoes that random phase does not reach."""
 
 
 # Long because every check has its own limits and message.
@@ -73,7 +76,7 @@ def field_checks(
         residual = coherent_residual_rad(deviation, weight, te, mask)
         cause = _NOT_LINEAR
         if residual >= _RESIDUAL_RAD[0] or part <= _RELIABLE[0]:
-            odd = odd_echo(deviation, weight, te)
+            odd = odd_echo(deviation, te)
         if odd is not None:
             cause = (
                 f"Echo {numbers[odd]} does not fit the other echoes. Check its image and its EchoTime, or "
@@ -89,7 +92,8 @@ def field_checks(
                 "rad",
             )
         )
-    low_signal = odd is None and (not checks or checks[0].level == "green")
+    bent = len(te) > 2 and curvature_rad(deviation, te, range(len(te))) > _BENT_RAD
+    low_signal = odd is None and not bent and (not checks or checks[0].level == "green")
     checks += [
         Check(
             "ReliablePhasePart",
@@ -187,25 +191,44 @@ def coherent_residual_rad(deviation: Tensor, weight: Tensor, te: Tensor, mask: T
     return math.sqrt(largest)
 
 
-def odd_echo(deviation: Tensor, weight: Tensor, te: Tensor) -> int | None:
+def odd_echo(deviation: Tensor, te: Tensor) -> int | None:
     """Find the one echo without which the others agree; None if there is no such echo.
 
     Two of three echoes always agree, so it needs four. Parameters as of `coherent_residual_rad`.
     """
+    echoes = range(len(te))
     if len(te) < 4:
         return None
-    everything = _median_residual(deviation, weight, te)
-    left = []
-    for echo in range(len(te)):
-        others = [number for number in range(len(te)) if number != echo]
-        w, t, d = weight[others], te[others], deviation[others]
-        curvature = (w * t**2).sum(0).clamp_min(torch.finfo(w.dtype).tiny)
-        left.append(_median_residual(d - (w * t * d).sum(0) / curvature * t, w, t))
-    best = min(range(len(te)), key=left.__getitem__)
-    return best if left[best] < _ODD_ECHO_FALL * min(everything, sorted(left)[1]) else None
+    left = [curvature_rad(deviation, te, [one for one in echoes if one != echo]) for echo in echoes]
+    best = min(echoes, key=left.__getitem__)
+    others = [curvature_rad(deviation, te, echoes), sorted(left)[1]]
+    return best if left[best] < _ODD_ECHO_FALL * min(others) else None
 
 
-def _median_residual(deviation: Tensor, weight: Tensor, te: Tensor) -> float:
-    share = weight * te**2
-    square = (share * deviation**2).sum(0) / share.sum(0).clamp_min(torch.finfo(share.dtype).tiny)
-    return math.sqrt(float(square.median()))
+def curvature_rad(deviation: Tensor, te: Tensor, echoes: Sequence[int]) -> float:
+    """How far three echoes are from a line, whatever its offset and slope.
+
+    Where echoes are evenly spaced, whole wraps and a wrong fit do not count. Noise gives its standard
+    deviation or so, phase at random 0.6 rad.
+
+    Parameters
+    ----------
+    deviation, te
+        As of `coherent_residual_rad`.
+    echoes
+        Those to look at, three at least.
+
+    Returns
+    -------
+    float
+        Median over the brain; the largest of three echoes in turn, and of the first two and the last.
+    """
+    largest = 0.0
+    threes = {*zip(echoes[:-2], echoes[1:-1], echoes[2:], strict=True), (echoes[0], echoes[1], echoes[-1])}
+    for a, b, c in threes:
+        before, after = float(te[b] - te[a]), float(te[c] - te[b])
+        shortest = min(before, after)
+        one, other = after / shortest, before / shortest
+        bend = wrap(one * deviation[a] - (one + other) * deviation[b] + other * deviation[c])
+        largest = max(largest, float(bend.abs().median()) / math.hypot(one, one + other, other))
+    return largest

@@ -22,8 +22,12 @@ _STRAY_GAP = 0.5
 """Stray voxels are at most this part of all at either end, and this part of the others' range apart."""
 _SAME_RANGE = 0.05
 _WRAP_STEP = 0.75
-_WRAP_PART = 1e-4
-"""Phase is wrapped if this part of the steps between neighbours exceeds `_WRAP_STEP` of the range."""
+_WRAP_PART = 3e-4
+"""Phase is wrapped if this part of the steps between neighbours exceeds `_WRAP_STEP` of the range: 5e-4 to
+0.06 of phase, below 3e-5 of magnitudes in brains."""
+_LARGEST_STEP = 1.01
+_NARROW_RAD = 0.9 * 2 * math.pi
+"""Phase in radians that has wraps spans more."""
 _UNWRAPPED_RAD = 1000.0
 """Largest range of unwrapped phase: ±8 ppm at 7 T and 50 ms."""
 
@@ -51,15 +55,15 @@ def phase_in_radians(phase: Echoes, source: str, units: str | None = None) -> tu
     Raises
     ------
     InputError
-        If an echo is constant.
+        If an echo is constant, or has no wraps and is in no known unit.
 
     Notes
     -----
     Known scales are radians (within ±2π, spanning more than 1), integers 0…4095 (12 bit) and
     −4096…4095 (12 bit, doubled and centred), degrees (±180 or 0…360), and unwrapped radians: values beyond 2π
     without the jumps that wraps leave. Any other scale is read as linear, its smallest and largest value
-    being −π and π: true of whole images, where air holds every phase. Echoes whose ranges differ are read one
-    by one.
+    being −π and π: true of images with wraps, and refused without. Echoes whose ranges differ are read one by
+    one.
 
     Fill values (one value of many voxels in all echoes, or apart from all others) and stray voxels (a few,
     far beyond the others) do not count for the range. Fill values become NaN, since the phase there is
@@ -148,7 +152,7 @@ def _read(
 ) -> tuple[Echoes, str | None]:
     """Bring phase of one range to radians, and say how."""
     low, high = bounds
-    scale, centre, name = _scale(phase, low, high, units)
+    scale, centre, name = _scale(phase, low, high, source, units)
     if scale == 1.0:  # radians: whole wraps do no harm, so only absurd values are strays
         low, high = -_UNWRAPPED_RAD, _UNWRAPPED_RAD
     outside = (phase < low) | (phase > high)
@@ -172,26 +176,44 @@ def _is_radians(units: str | None) -> bool:
     return units is not None and units.lower() in ("rad", "radian", "radians")
 
 
-def _scale(phase: Echoes, low: float, high: float, units: str | None) -> tuple[float, float, str | None]:
+def _scale(
+    phase: Echoes, low: float, high: float, source: str, units: str | None
+) -> tuple[float, float, str | None]:
     """Factor, centre and name of a scale; no name where values are radians by the sidecar or their range."""
     span, largest = high - low, max(-low, high)
     named, unnamed = _is_radians(units), units is None or not units.strip()
-    if largest <= 2 * math.pi + _RADIAN_SLACK and (named or (unnamed and span > 1.0)):
+    wrapped = _has_wraps(phase, span)
+    # Values that jump by nearly their whole range wrap there: radians wrap at 2π only.
+    possible = largest <= 2 * math.pi + _RADIAN_SLACK and (span > _NARROW_RAD or not wrapped)
+    if possible and (named or (unnamed and span > 1.0)):
         return 1.0, 0.0, None
-    if (named or unnamed) and span > 2 * math.pi and span <= _UNWRAPPED_RAD and not _has_wraps(phase, span):
+    whole = span > 1.0 and bool(((phase == phase.round()) | phase.isnan()).all())
+    unwrapped = 2 * math.pi < span <= _UNWRAPPED_RAD and not wrapped
+    if unwrapped and (named or (not whole and low < 0)):  # magnitudes are never negative
         return 1.0, 0.0, None if named else "unwrapped radians"
-    whole = span > 1.0 and bool((phase == phase.round()).all())
     if whole and low >= 0 and 3500 < high <= 4096:
         return 2 * math.pi / 4096, 2048.0, "12-bit integers 0…4095 for −π…π"
     if whole and -4096 <= low < -3500 and 3500 < high <= 4096:
         return math.pi / 4096, 0.0, "integers −4096…4095 for −π…π"
     if 300 < span <= 361 and (largest <= 180.5 or (low >= -0.5 and high <= 360.5)):
         return math.pi / 180, 0.0, "degrees"
+    if not wrapped:
+        raise InputError(
+            source,
+            found=f"values from {low:g} to {high:g} without wraps, in no known unit",
+            expected="wrapped phase of any linear scale, or unwrapped phase in radians",
+            fix="Check that it is phase, not magnitude. Convert unwrapped phase to radians, and write "
+            '"Units": "rad" in its sidecars.',
+        )
     return 2 * math.pi / span, (low + high) / 2, "a linear scale of unknown unit from −π to π"
 
 
 def _has_wraps(phase: Tensor, span: float) -> bool:
     """Whether neighbours differ by nearly the whole range, as at wraps and in air."""
     steps = (phase.diff(dim=axis).abs() for axis in (1, 2, 3))
-    counts = [(int((step > _WRAP_STEP * span).sum()), step.numel()) for step in steps]
+    # Beyond the range are steps to stray voxels.
+    counts = [
+        (int(((step > _WRAP_STEP * span) & (step <= _LARGEST_STEP * span)).sum()), int(step.isfinite().sum()))
+        for step in steps
+    ]
     return sum(n for n, _ in counts) > _WRAP_PART * sum(n for _, n in counts)

@@ -16,7 +16,7 @@ from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.field import total_field
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
-from chisep.preprocessing.magnitude_checks import check_magnitudes
+from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
 
@@ -56,7 +56,9 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     around = max_pool3d(brain[None].float(), 3, stride=1, padding=1)[0] > 0
     scale = length_scale(brain, files.grid)
     magnitude = files.echoes(megre.magnitude)
-    check_magnitudes(magnitude, [str(path) for path in megre.magnitude])
+    names = [str(path) for path in megre.magnitude]
+    check_magnitudes(magnitude, names)
+    decay = check_decay(magnitude, megre.te_s, names)
     phase, note = phase_in_radians(files.echoes(megre.phase), str(megre.phase[0]), megre.phase_units)
     known = phase.isfinite().all(0)
     result = total_field(
@@ -94,7 +96,7 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         "Checks": [check.fact() for check in result.checks],
         **context.assumption_facts("field"),
     }
-    notes = [note] if note else []
+    notes = [note, *decay] if note else decay
     missing = float((brain & ~known).sum() / brain.sum())
     if missing > _MISSING_PHASE:
         notes.append(

@@ -13,7 +13,7 @@ from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.head_size import length_scale, small_head
-from chisep.preprocessing.magnitude_checks import check_magnitudes
+from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import brain_mask, checked_mask
 
 
@@ -31,7 +31,9 @@ def mask_stage(context: SessionContext) -> Stage:
         def extract(declared: DeclaredFiles) -> StageResult:
             files = StageFiles(context.files, declared)
             magnitude = files.echoes(context.magnitude)
-            check_magnitudes(magnitude, [str(path) for path in context.magnitude])
+            names = [str(path) for path in context.magnitude]
+            check_magnitudes(magnitude, names)
+            check_decay(magnitude, context.session.megre.te_s, names)  # its warnings are those of the field
             return _save(files, brain_mask(magnitude, files.grid, context.config.mask))
 
         return Stage(
