@@ -148,8 +148,10 @@ class TestSession:
         kept = {name for name, reason in planned.reasons.items() if reason is None}
         assert kept == {"mask", "registration", "labels"}
         assert planned.reasons["field"] == "parameter accept_poor: none → false"
-        for name in ("relaxometry", "qsm", "separation", "regions"):
+        for name in ("relaxometry", "regions"):
             assert str(planned.reasons[name]).startswith("follows ")
+        for name in ("qsm", "separation"):  # the headers of the weights state the training range since
+            assert str(planned.reasons[name]).startswith("weights unrolled")
         assert planned.reasons["background"]
         assert planned.reasons["report"]
         assert contents(session.out) == before
