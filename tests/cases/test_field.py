@@ -10,7 +10,7 @@ import torch
 
 from chisep.errors import InputError
 from chisep.preprocessing.checks import Check, judge
-from chisep.preprocessing.field import FieldConfig, FieldMap
+from chisep.preprocessing.field import FieldConfig, FieldMap, total_field
 from chisep.preprocessing.phase_scale import phase_in_radians
 from chisep.preprocessing.unwrapping import residual_jumps, wrap
 
@@ -103,6 +103,16 @@ def test_a_bipolar_scan_without_one_echo_whose_others_were_numbered_anew(bipolar
     assert "follow from the echo times" in found.warnings[0]
 
 
+@pytest.mark.parametrize("echoes", [(0, 2, 3), (0, 1, 3), (0, 3, 5)])
+def test_three_bipolar_echoes_whose_others_were_numbered_anew(bipolar, echoes):
+    """Their phase fits any directions, so only the gaps tell."""
+    found = bipolar.field(echoes=echoes)
+    numbered = bipolar.field(echoes=echoes, numbers=tuple(echo + 1 for echo in echoes))
+    assert difference(found, numbered) < 0.01
+    assert difference(found, bipolar.field()) < 0.1
+    assert "follow from the echo times" in found.warnings[0]
+
+
 def test_bipolar_echoes_of_one_direction_need_no_correction(bipolar):
     found = bipolar.field(echoes=(0, 2, 4), numbers=(1, 3, 5))
     assert not found.bipolar_rad.any()
@@ -132,8 +142,7 @@ def test_echoes_in_the_wrong_order_are_doubted(even):
     assert "wrong echo times" in judge(found.checks, "field", accept_poor=True, option="")[0]
 
 
-@pytest.mark.parametrize("part", [0.5, 1.0])
-def test_filtered_phase_is_refused(even, part):
+def filtered(even, part: float) -> torch.Tensor:
     """High-pass filter of every echo, as for SWI: a Hann window of a part of k-space is divided out."""
     phase = []
     for magnitude, angle in zip(even.magnitude, even.phase_rad, strict=True):
@@ -146,7 +155,26 @@ def test_filtered_phase_is_refused(even, part):
             window = window * np.where(k < 1, (1 + np.cos(np.pi * k)) / 2, 0).reshape(shape)
         smooth = np.fft.ifftn(np.fft.fftn(signal) * window)
         phase.append(torch.from_numpy(np.angle(signal * smooth.conj())).float())
-    assert "high-pass filtered" in worst(even.field(phase_rad=torch.stack(phase)))
+    return torch.stack(phase)
+
+
+@pytest.mark.parametrize("part", [0.5, 1.0])
+def test_filtered_phase_is_refused(even, part):
+    assert "high-pass filtered" in worst(even.field(phase_rad=filtered(even, part)))
+
+
+@pytest.mark.parametrize("part", [0.125, 0.25])
+def test_weakly_filtered_phase_is_doubted(even, part):
+    """It has its low frequencies still, but does not grow in proportion to the echo time."""
+    found = even.field(phase_rad=filtered(even, part))
+    assert "filtered" in judge(found.checks, "field", accept_poor=True, option="")[0]
+
+
+@pytest.mark.parametrize("echo", [0, 2, 3])
+def test_a_wrong_echo_time_is_doubted(even, echo):
+    te_s = [te + 0.002 * (number == echo) for number, te in enumerate(even.te_s)]
+    found = total_field(even.magnitude, even.phase_rad, te_s, 3.0, even.mask, even.grid)
+    assert levels(found)["CoherentResidualRad"] != "green"
 
 
 class TestScale:

@@ -32,6 +32,8 @@ from chisep.preprocessing.unwrapping import unwrap, wrap
 from chisep.types import Echoes, Grid, MaskVolume, Volume
 
 _SAME_STEP = 1e-3
+_SAME_PLACE = 0.05
+"""Distance of an echo from its place among evenly spaced ones, in spacings: times are rounded."""
 _BIPOLAR_RAD = 0.1
 """Half the phase (RMS in the mask) between odd and even echoes from which they count as bipolar: less changes
 the field by less than a ppb."""
@@ -46,8 +48,8 @@ _TWO_ECHOES = (
     "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
 )
 _DIRECTIONS_BY_TIME = (
-    "the read-out directions of the echoes follow from the echo times: by the echo numbers, the phase would "
-    "not grow in proportion to the echo time"
+    "the read-out directions of the echoes follow from the echo times: by the echo numbers, they would "
+    "contradict the phase, or echoes that are left out"
 )
 _ONE_ECHO = (
     "one echo does not tell the receiver's phase from a field: the field holds both, and background removal "
@@ -209,17 +211,21 @@ def total_field(
     other_directions = any(
         (a - b) % 2 != (numbers[0] - by_time[0]) % 2 for a, b in zip(numbers, by_time, strict=True)
     )
-    if config.bipolar is None and other_directions and _is_doubtful(found):
+    # Three echoes fit any directions: then the gap tells, unless the names have gaps themselves.
+    untold = len(te_s) == 3 and numbers[2] - numbers[0] == 2 and bool(found.bipolar_rad.any())
+    if config.bipolar is None and other_directions and (untold or _is_doubtful(found)):
         again = _of_echoes(magnitude, phase_rad, te_s, b0_t, mask, grid, by_time, config)
-        if not _is_doubtful(again):
+        if untold or not _is_doubtful(again):
             return replace(again, warnings=(*again.warnings, _DIRECTIONS_BY_TIME))
     return found
 
 
 def _numbers_by_time(te_s: Sequence[float]) -> list[int]:
-    """Numbers of the echoes in a scan whose echoes are as far apart as the closest two are here."""
-    spacing = min(after - before for before, after in pairwise(te_s))
-    return [1 + round((te - te_s[0]) / spacing) for te in te_s]
+    """Numbers of the echoes in a scan of even spacing, of which some may be left out."""
+    closest = min(after - before for before, after in pairwise(te_s))
+    places = [[(te - te_s[0]) / closest * part for te in te_s] for part in (1, 2, 3)]
+    fits = [place for place in places if all(abs(one - round(one)) < _SAME_PLACE for one in place)]
+    return [1 + round(one) for one in (fits or places)[0]]
 
 
 def _is_doubtful(found: FieldMap) -> bool:
