@@ -96,6 +96,14 @@ def test_hertz_are_recognised_at_every_field_strength(maps, b0_t):
         )
 
 
+def test_a_stray_voxel_of_the_field_is_refused(maps):
+    data, affine = _read(maps["field"])
+    data[tuple(np.argwhere(_read(maps["mask"])[0] > 0)[100])] = 1e4
+    path = nifti.save(maps["field"].with_name("stray.nii.gz"), data, affine)
+    with pytest.raises(InputError, match="beyond ±5 ppm in 1 voxels of the mask"):
+        separated(maps, field=path)
+
+
 def test_frequency_without_field_strength_asks_for_it(maps):
     with pytest.raises(InputError, match="--b0"):
         qsm(maps["field"], maps["mask"], options=InversionOptions(method="tkd", units="hz"))

@@ -23,6 +23,8 @@ from chisep.types import Maps
 FieldUnits = Literal["ppm", "ppb", "hz", "rad/s"]
 """Units that a field map may have."""
 _LARGEST_FIELD_PPM, _LARGE_FIELD_PPM, _SMALL_FIELD_PPM = 0.2, 0.05, 0.0005
+_STRAY_FIELD_PPM = 5.0
+"""A single voxel beyond this spoils a dipole inversion; no tissue has it."""
 _USUAL_FIELD = "0.003 to 0.02"
 _LARGEST_CHI_PPM = 0.5
 _NO_BRAIN = 1e-9
@@ -138,6 +140,13 @@ def _field(maps: Maps, b0_t: float | None) -> Iterator[InputError | str]:
             found=f"values of typically {size:.3g} (robust RMS in the mask)",
             expected=f"the local field in ppm, typically {_USUAL_FIELD}",
             fix=_field_fix(size, b0_t),
+        )
+    elif stray := int((maps.field_ppm[maps.mask].abs() > _STRAY_FIELD_PPM).sum()):
+        yield InputError(
+            "field map",
+            found=f"values beyond ±{_STRAY_FIELD_PPM:g} ppm in {stray} voxels of the mask",
+            expected=f"the local field in ppm, typically {_USUAL_FIELD}",
+            fix="Leave fill values and stray voxels out of the mask.",
         )
     elif size > _LARGE_FIELD_PPM:
         yield (
