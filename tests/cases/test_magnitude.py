@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 
+import numpy as np
 import pytest
 
 from chisep.errors import InputError
+from chisep.io import nifti
+from chisep.pipeline.config import RunConfig
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
+from tests.pipeline.stages import run_up_to
 
 NAMES = [f"echo-{number}" for number in range(1, 6)]
 
@@ -66,3 +71,27 @@ def test_masked_phase_in_place_of_one_magnitude(even, echo):
     magnitude[echo] = (even.phase_rad[echo] / math.pi * 2048 + 2048).round() * head
     with pytest.raises(InputError, match=rf"echo-{echo + 1}.*swapped"):
         check_decay(magnitude, even.te_s, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data * 10, "typically .* times as bright"),
+        (np.zeros_like, "one value everywhere"),
+        (lambda data: np.random.default_rng(0).rayleigh(1, data.shape), "looks like phase|little in common"),
+        (lambda data: data[:, :, 5:6], "1 slice along the third axis"),
+    ],
+    ids=["scale", "empty", "noise", "one slice"],
+)
+def test_a_spin_echo_that_cannot_be_used_is_named(raw_session, tmp_path, change, words):
+    """R2 would be wrong, and with it R2' and the sources."""
+    root = tmp_path / "bids"
+    shutil.copytree(raw_session, root)
+    paths = sorted(root.glob("sub-*/anat/*_MESE.nii.gz"))
+    for path in paths if "slice" in words else paths[1:2]:
+        image = nifti.load(path)
+        nifti.save(path, change(image.data), image.affine)
+    config = RunConfig(root, tmp_path / "out", method="closed-form", qsm="tkd")
+    with pytest.raises(InputError, match=words) as raised:
+        run_up_to("registration", config)
+    assert "MESE" in str(raised.value)

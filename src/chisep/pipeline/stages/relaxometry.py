@@ -20,7 +20,9 @@ from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.checks import Check, judge
+from chisep.preprocessing.extent import require_slices
 from chisep.preprocessing.head_size import adult_grid, length_scale
+from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.magnitude_noise import noise_sigma_of_field
 from chisep.preprocessing.registration import LEAST_CONTRAST, register
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES, Rate, pseudo_r2prime, r2, r2prime, r2star
@@ -48,6 +50,10 @@ def registration_stage(context: SessionContext, mese: bids.Series) -> Stage:
 
 def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> StageResult:
     spin_echoes, image = files.echoes_on_own_grid(mese.magnitude)
+    require_slices(image.data.shape[:3], str(mese.first))
+    names = [str(path) for path in mese.magnitude]
+    check_magnitudes(spin_echoes, names)
+    decay = check_decay(spin_echoes, mese.te_s, names, spin_echo=True)
     brain = files.load_mask("mask")
     found = register(
         spin_echoes,
@@ -81,7 +87,7 @@ def _register(context: SessionContext, mese: bids.Series, files: StageFiles) -> 
             **facts,
         },
     )
-    return StageResult(facts | contrast, [*_place_notes(image, files), *found.warnings])
+    return StageResult(facts | contrast, [*_place_notes(image, files), *decay, *found.warnings])
 
 
 def _rounded(value: float) -> float | None:
