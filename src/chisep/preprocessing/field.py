@@ -207,12 +207,12 @@ def total_field(
     if len(te_s) == 1:
         return _of_one_echo(magnitude, phase_rad, te_s[0], b0_t, mask, grid, numbers, config)
     found = _of_echoes(magnitude, phase_rad, te_s, b0_t, mask, grid, numbers, config)
-    by_time = _numbers_by_time(te_s)
+    by_time, gaps = _numbers_by_time(te_s)
     other_directions = any(
         (a - b) % 2 != (numbers[0] - by_time[0]) % 2 for a, b in zip(numbers, by_time, strict=True)
     )
     # Three echoes fit any directions: then the gap tells, unless the names have gaps themselves.
-    untold = len(te_s) == 3 and numbers[2] - numbers[0] == 2 and bool(found.bipolar_rad.any())
+    untold = gaps and len(te_s) == 3 and numbers[2] - numbers[0] == 2 and bool(found.bipolar_rad.any())
     if config.bipolar is None and other_directions and (untold or _is_doubtful(found)):
         again = _of_echoes(magnitude, phase_rad, te_s, b0_t, mask, grid, by_time, config)
         if untold or not _is_doubtful(again):
@@ -220,12 +220,12 @@ def total_field(
     return found
 
 
-def _numbers_by_time(te_s: Sequence[float]) -> list[int]:
-    """Numbers of the echoes in a scan of even spacing, of which some may be left out."""
+def _numbers_by_time(te_s: Sequence[float]) -> tuple[list[int], bool]:
+    """Numbers of the echoes in a scan of even spacing, of which some may be left out; whether all fit."""
     closest = min(after - before for before, after in pairwise(te_s))
-    places = [[(te - te_s[0]) / closest * part for te in te_s] for part in (1, 2, 3)]
+    places = [[(te - te_s[0]) / closest * part for te in te_s] for part in (1, 2)]
     fits = [place for place in places if all(abs(one - round(one)) < _SAME_PLACE for one in place)]
-    return [1 + round(one) for one in (fits or places)[0]]
+    return [1 + round(one) for one in (fits or places)[0]], bool(fits)
 
 
 def _is_doubtful(found: FieldMap) -> bool:
