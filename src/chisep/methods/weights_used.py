@@ -39,7 +39,7 @@ def tells_sigma(name: str, options: NetworkOptions) -> bool:
     method = METHODS[name]
     if config_for(name, options) is None:
         return False
-    proximal = network_weights.load(options.weights or method.weights[0]).config.proximal
+    proximal = network_weights.description_of(options.weights or method.weights[0]).config.proximal
     return proximal is not None and proximal.uncertainty
 
 
@@ -77,7 +77,7 @@ def weight_files(name: str, options: NetworkOptions, *, chi_given: bool) -> list
     if config_for(name, options) is None:
         return []
     own = options.weights or method.weights[0]
-    inputs = network_weights.load(own).config.inputs
+    inputs = network_weights.description_of(own).config.inputs
     files = [own]
     if "r2prime" in inputs and "r2prime" not in method.needs:
         files.append(options.rate_weights)
@@ -100,7 +100,7 @@ def range_warnings(name: str, maps: Maps, options: NetworkOptions) -> list[str]:
     """
     said = []
     for file in weight_files(name, options, chi_given=maps.chi_ppm is not None):
-        trained = network_weights.load(file)
+        trained = network_weights.description_of(file)
         limits = network_weights.read_header(trained.header).training_range
         if limits is not None and (beyond := beyond_training(limits, maps)):
             weights = trained.header.get("name", network_weights.find_weights(file).stem)
@@ -112,7 +112,7 @@ def range_warnings(name: str, maps: Maps, options: NetworkOptions) -> list[str]:
 
 
 def _record(weights: str) -> dict[str, str]:
-    path, header = network_weights.find_weights(weights), network_weights.load(weights).header
+    path, header = network_weights.find_weights(weights), network_weights.description_of(weights).header
     return {
         "Name": str(header.get("name", path.stem)),
         "SHA256": checksum(path),

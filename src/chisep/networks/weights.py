@@ -152,6 +152,36 @@ def find_weights(weights: str | Path) -> Path:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class WeightsDescription:
+    """Description of weights that can be loaded.
+
+    Parameters
+    ----------
+    config, header
+        As of `LoadedNetwork`.
+    """
+
+    config: NetworkConfig
+    header: Mapping[str, Any]
+
+
+def description_of(weights: str | Path) -> WeightsDescription:
+    """Load a network once in a process, and keep its description; parameters and errors as of `load`."""
+    path = find_weights(weights)
+    try:
+        state = path.stat()
+    except OSError:
+        return _described(path, 0, 0)
+    return _described(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _described(path: Path, _size: int, _mtime_ns: int) -> WeightsDescription:
+    loaded = load(path)
+    return WeightsDescription(loaded.config, loaded.header)
+
+
 def load(weights: str | Path) -> LoadedNetwork:
     """Load a network.
 

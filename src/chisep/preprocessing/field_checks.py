@@ -31,7 +31,7 @@ _LOW_SIGNAL = (
 _MEDIAN_OF_CHI2 = 0.4549
 """Median of the square of a standard normal variable."""
 _RESIDUAL_RAD = (0.012, 0.1)
-_RELIABLE = (0.85, 0.6)
+_RELIABLE = (0.8, 0.6)
 _NOISE_PPB = (8.0, 30.0)
 _LOW_FREQUENCY_PPB = (30.0, 12.0)
 """Limits for a warning and for a refusal; docs/decisions/0012-scan-checks.md has their measurements."""

@@ -52,7 +52,7 @@ def check_magnitudes(magnitude: Echoes, sources: Sequence[str]) -> None:
             )
     first = magnitude[0]
     for echo, source in zip(magnitude, sources, strict=True):
-        negative = float((echo < 0).double().mean()) > _NEGATIVE_PART
+        negative = int((echo < 0).sum()) > _NEGATIVE_PART * echo.numel()
         if negative or _roughness(echo) > _ROUGHEST:
             raise InputError(
                 source,
@@ -72,12 +72,18 @@ def check_magnitudes(magnitude: Echoes, sources: Sequence[str]) -> None:
 
 
 def _roughness(image: Tensor) -> float:
-    steps = [image.diff(dim=axis).square().mean() for axis, n in enumerate(image.shape) if n > 1]
-    variance = image.var().clamp_min(1e-30)
+    steps = []
+    for axis, n in enumerate(image.shape):
+        if n > 1:
+            # Every second line along the axis is enough.
+            lines = image.movedim(axis, 0)[:, ::2, ::2]
+            steps.append(lines.diff(dim=0).square().mean())
+    variance = image[::2, ::2, ::2].var().clamp_min(1e-30)
     return float(sum(steps) / len(steps) / (2 * variance))
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
+    one, other = one[::2, ::2, ::2], other[::2, ::2, ::2]
     a, b = one - one.mean(), other - other.mean()
     return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30))
 

@@ -210,7 +210,9 @@ def _scale(
 
 def _has_wraps(phase: Tensor, span: float) -> bool:
     """Whether neighbours differ by nearly the whole range, as at wraps and in air."""
-    steps = (phase.diff(dim=axis).abs() for axis in (1, 2, 3))
+    # Every fourth line along each axis is enough.
+    lines = (phase[:, :, ::4, ::4], phase[:, ::4, :, ::4], phase[:, ::4, ::4, :])
+    steps = (line.diff(dim=axis).abs() for axis, line in enumerate(lines, start=1))
     # Beyond the range are steps to stray voxels.
     counts = [
         (int(((step > _WRAP_STEP * span) & (step <= _LARGEST_STEP * span)).sum()), int(step.isfinite().sum()))

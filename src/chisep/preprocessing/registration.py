@@ -40,6 +40,8 @@ _RIDGE = 1e-9
 """Relative; it affects only what the points do not determine, such as position terms across a thin slab."""
 _CONTRAST_DEGREE = 3
 _COARSE_POSITION_DEGREE, _POSITION_DEGREE = 4, 8
+_SAME_AGREEMENT = 0.002
+"""A smaller loss of agreement is noise: the scans need no registration."""
 _SOUND_CONTRAST, LEAST_CONTRAST = 0.3, 0.15
 """Shared contrast from which a registration is accepted without a word, and with a warning.
 
@@ -253,6 +255,14 @@ def _registered(
     if not shift_mm <= config.max_shift_mm or not rotation_deg <= config.max_rotation_deg:
         return _rejected(centre_mm, before, f"it found {shift_mm:.0f} mm and {rotation_deg:.0f}°")
     if not after.agreement >= before.agreement:
+        if before.agreement - after.agreement < _SAME_AGREEMENT:
+            return Rigid(
+                centre_mm=centre_mm,
+                agreement_before=before.agreement,
+                agreement=before.agreement,
+                contrast_before=before.contrast,
+                contrast=before.contrast,
+            )
         found = f"images agree less after it ({after.agreement:.3f} < {before.agreement:.3f})"
         return _rejected(centre_mm, before, found)
     if not after.contrast >= LEAST_CONTRAST:
