@@ -11,7 +11,8 @@ import torch
 
 from chisep.io import bids, nifti
 from chisep.io.discovery import find_sessions
-from chisep.preprocessing.field import FieldConfig, FieldMap, total_field
+from chisep.preprocessing.field import total_field
+from chisep.preprocessing.field_map import FieldConfig, FieldMap
 from chisep.simulation.dataset import SimulateConfig, simulate
 from chisep.types import Echoes, Grid, MaskVolume
 

@@ -17,7 +17,7 @@ from chisep import cli
 from chisep.io import bids, nifti
 from chisep.io.discovery import find_sessions
 from chisep.pipeline.check import check_dataset
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.magnitude_noise import noise_sigma_of_field
 from chisep.preprocessing.relaxometry import r2star
 from chisep.simulation.dataset import SimulateConfig, simulate

@@ -10,7 +10,8 @@ import torch
 
 from chisep.errors import InputError
 from chisep.preprocessing.checks import Check, judge
-from chisep.preprocessing.field import FieldConfig, FieldMap, total_field
+from chisep.preprocessing.field import total_field
+from chisep.preprocessing.field_map import FieldConfig, FieldMap
 from chisep.preprocessing.phase_scale import phase_in_radians
 from chisep.preprocessing.unwrapping import residual_jumps, wrap
 

@@ -11,7 +11,7 @@ import pytest
 from chisep.errors import InputError
 from chisep.io import nifti
 from chisep.pipeline.config import RunConfig
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.provenance.records import records_of
 from tests.pipeline.stages import run_up_to
 

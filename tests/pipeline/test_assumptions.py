@@ -10,7 +10,7 @@ import pytest
 from chisep.pipeline.assumptions import assumptions
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import discover
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from chisep.io import nifti
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import gre_signal, hz_per_ppm
 from chisep.preprocessing.background import vsharp
-from chisep.preprocessing.field import FieldConfig, total_field
+from chisep.preprocessing.field import total_field
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.phase_scale import phase_in_radians
 from chisep.preprocessing.unwrapping import residual_jumps
 from chisep.simulation.anatomy import LabelMap, packaged_labels, tilted

@@ -16,7 +16,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import write_json, write_text
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageCache, StageResult
 from chisep.preprocessing.background import BackgroundConfig
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.mask import MaskConfig, QualityConfig
 from chisep.preprocessing.vsharp import VsharpConfig
 from chisep.provenance.datasets import dataset_links

@@ -26,7 +26,7 @@ from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import Stage, StageCache
 from chisep.pipeline.session import map_stages
 from chisep.preprocessing.background import BackgroundConfig
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.mask import MaskConfig
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig, r2
 from chisep.preprocessing.vsharp import VsharpConfig

@@ -4,6 +4,7 @@ Files are untrusted input. The header is read first, on its own. Voxels are read
 one that chisep can process, and never more than the file contains.
 """
 
+# More than 500 lines: reading, checking and writing share one model of an image.
 from __future__ import annotations
 
 import gzip

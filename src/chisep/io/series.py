@@ -44,6 +44,7 @@ class _Echo:
     te_s: float
 
 
+# Long because every check of a series needs the sidecars read before it.
 def read_series(root: Path, suffix: str, images: Sequence[Path]) -> Series:
     """Check the sidecars of the images of one series against each other and sort its echoes.
 

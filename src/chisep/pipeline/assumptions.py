@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from chisep.io import bids
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.physics.signal import default_relaxivity
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES
 
 

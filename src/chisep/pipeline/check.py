@@ -22,7 +22,7 @@ from chisep.pipeline.assumptions import assumptions
 from chisep.pipeline.inputs import check_inputs
 from chisep.pipeline.session import as_user_error
 from chisep.pipeline.stages.field import ONE_ECHO_ONLY
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES
 
 _EVEN_STEPS = 1e-3

@@ -15,7 +15,7 @@ from chisep.io.discovery import Selection
 from chisep.io.filters import read_filters
 from chisep.networks.inference import NetworkOptions
 from chisep.preprocessing.background import BackgroundConfig
-from chisep.preprocessing.field import FieldConfig
+from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.mask import MaskConfig, QualityConfig
 from chisep.preprocessing.registration import RegistrationConfig
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig

@@ -210,6 +210,7 @@ def _shrunk(found: Rigid, scale: float) -> Rigid:
     )
 
 
+# Long because each way to reject an estimate ends here.
 def _registered(
     moving: MovingEchoes,
     moving_affine: Affine,

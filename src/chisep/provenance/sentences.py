@@ -1,5 +1,6 @@
 """Sentences of the methods part of a paper, by stage, with the works to cite."""
 
+# More than 500 lines: one short function for each sentence, in the order of the text.
 from __future__ import annotations
 
 import statistics

@@ -70,6 +70,7 @@ class GroupResult:
     status: Mapping[str, int]
 
 
+# Long because the docstring states the whole contract.
 def make_group(
     out: Path,
     progress: Progress | None = None,
