@@ -91,9 +91,10 @@ class TrainingScan:
     grid: Grid
     mask: MaskVolume
     channels: Mapping[str, Volume]
-    b0_t: float = 3.0
     field_of_label: Volume | None = None
     """D * (χ_pos − χ_neg) of the label, of the whole brain; None if not needed."""
+    b0_t: float = 3.0
+    """Field strength in T."""
 
 
 class Example(NamedTuple):
@@ -245,7 +246,7 @@ def _load(
 
     names = dict.fromkeys((*network.inputs, *network.outputs))
     channels: dict[str, Volume] = {channel: read(channel) for channel in names}
-    scan = TrainingScan(field_path.name.split("_desc")[0], box.grid, box.mask, channels, b0_t)
+    scan = TrainingScan(field_path.name.split("_desc")[0], box.grid, box.mask, channels, b0_t=b0_t)
     if "field" not in names or not field_of_label:
         return scan
     sources = {name: channels[name] if name in channels else read(name) for name in ("chi_pos", "chi_neg")}
