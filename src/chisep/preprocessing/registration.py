@@ -432,11 +432,10 @@ class _Level:
         log = np.log(np.maximum(values, _DARKEST * middle))
         # The noise of a logarithm is the relative noise of the signal.
         weight = np.minimum(values / middle, 2.0)
-        weighted = terms * weight[:, None]
-        # The product of a matrix with its own transpose takes half the time of another one.
-        normal = weighted.T @ weighted
+        weighted = terms * np.square(weight)[:, None]
+        normal = weighted.T @ terms
         normal += _RIDGE * np.diag(np.diag(normal))
-        right = weighted.T @ (weight * log)
+        right = weighted.T @ log
         low, high = log.min(), log.max()
         predictions = [np.asarray(np.exp(np.clip(terms @ np.linalg.solve(normal, right), low, high)))]
         for chosen in others:
