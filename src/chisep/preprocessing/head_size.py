@@ -19,7 +19,7 @@ _ADULT_HEAD_ML, _ADULT_HEAD_MM = 3000.0, 220.0
 """Volume and longest extent of what has signal in a scan of an adult's head."""
 _SMALLEST_HUMAN = 0.5
 """Relative length from which a brain counts as human: 160 ml, that of a child born three months early."""
-_STEPS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4)
+_STEPS = (0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4)
 """Lengths of small heads are rounded to one of these, so that all animals of a species are treated alike."""
 _CUT_SHARE = 0.01
 """A mask is cut by a face of its volume if more than this part of its own cross-section lies on the face."""
@@ -39,8 +39,9 @@ def length_scale(mask: MaskVolume, grid: Grid) -> float:
     -------
     float
         Cube root of the volume over 1.3 l, or the longest extent over 170 mm if that is more, as in a slab,
-        rounded to 0.05, 0.075, 0.1, 0.15, 0.2, 0.3 or 0.4. It is 1 from 0.5 on, for an empty mask, and for
-        a mask that faces of the volume cut along two axes or all: a crop does not tell the head's size.
+        rounded to 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3 or 0.4. It is 1 from 0.5 on, for an empty mask,
+        and for a mask that faces of the volume cut along two axes or all: a crop does not tell the head's
+        size.
     """
     return _scale(mask, grid, _ADULT_ML, _ADULT_LENGTH_MM)
 
