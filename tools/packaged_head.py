@@ -25,7 +25,8 @@ from skimage.segmentation import watershed
 
 from chisep.io import nifti
 from chisep.io.files import write_json
-from chisep.regions.atlas import LabelImage, freesurfer_names, resampled_labels
+from chisep.regions.freesurfer import freesurfer_names
+from chisep.regions.labels import LabelImage, resampled_labels
 from chisep.simulation.labelmap import (
     BRAIN_STEM,
     CEREBELLUM,
