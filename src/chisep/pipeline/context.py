@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from chisep.pipeline.assumptions import Assumption, assumptions
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.segmentation import Segmentation, find_segmentation
+from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.extent import require_slices
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES
 from chisep.types import Convergence
@@ -124,6 +125,31 @@ class SessionContext:
         if not self.weights[stage]:
             return {}
         return {"Weights": self.weights[stage], "Precision": self.config.network.precision}
+
+
+def judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[str]:
+    """Warnings of the quality checks of a stage.
+
+    Parameters
+    ----------
+    context
+        Of the session; its options say whether poor results are accepted.
+    checks
+        Of the stage.
+    what
+        Result that was checked, for the message.
+
+    Raises
+    ------
+    InputError
+        If a check is red and poor results are not accepted.
+    """
+    return judge(
+        checks,
+        f"{what} of {context.session.name}",
+        accept_poor=context.config.field_map.accept_poor,
+        option="--field-map.accept-poor",
+    )
 
 
 def convergence_facts(convergence: Convergence) -> dict[str, Any]:

@@ -43,16 +43,16 @@ _CHANCE = 1e-3
 """Residuals that are less probable than this under noise have another cause: phase that is not linear in
 TE."""
 _TWO_ECHOES = (
-    "two echoes cannot tell the phase of bipolar read-outs from a field: if there is one, the field "
-    "has a ramp along the read axis; tell that the read-outs are not bipolar if you know"
+    "two echoes cannot separate the phase of bipolar read-outs from a field: if there is one, the field "
+    "has a ramp along the read axis; add --field-map.bipolar False if they are not bipolar"
 )
 _DIRECTIONS_BY_TIME = (
     "the read-out directions of the echoes follow from the echo times: by the echo numbers, they would "
     "contradict the phase, or echoes that are left out"
 )
 _ONE_ECHO = (
-    "one echo does not tell the receiver's phase from a field: the field holds both, and background removal "
-    "takes off the smooth part only"
+    "one echo cannot separate the phase of the receiver from a field: the field holds both, and background "
+    "removal takes off the smooth part only"
 )
 
 
@@ -128,10 +128,10 @@ def total_field(
         (a - b) % 2 != (numbers[0] - by_time[0]) % 2 for a, b in zip(numbers, by_time, strict=True)
     )
     # Three echoes fit any directions: then the gap tells, unless the names have gaps themselves.
-    untold = gaps and len(te_s) == 3 and numbers[2] - numbers[0] == 2 and bool(found.bipolar_rad.any())
-    if config.bipolar is None and other_directions and (untold or _is_doubtful(found)):
+    undetermined = gaps and len(te_s) == 3 and numbers[2] - numbers[0] == 2 and bool(found.bipolar_rad.any())
+    if config.bipolar is None and other_directions and (undetermined or _is_doubtful(found)):
         again = _of_echoes(magnitude, phase_rad, te_s, b0_t, mask, grid, by_time, config)
-        if untold or not _is_doubtful(again):
+        if undetermined or not _is_doubtful(again):
             return replace(again, warnings=(*again.warnings, _DIRECTIONS_BY_TIME))
     return found
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 from torch.nn.functional import max_pool3d
 
-from chisep.pipeline.context import SessionContext
+from chisep.pipeline.context import SessionContext, judged
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.background import local_field_checks, remove_background
-from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.field import total_field
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
@@ -71,7 +69,7 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
         adult_lengths(config.field_map, scale),
         megre.echo_numbers,
     )
-    poor = _judged(context, result.checks, "field")
+    poor = judged(context, result.checks, "field")
     reliable = quality_mask(
         result.quality,
         result.reliable & brain,
@@ -110,16 +108,6 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     return StageResult(facts, warnings)
 
 
-def _judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[str]:
-    """Warnings of quality checks; errors as of `judge`."""
-    return judge(
-        checks,
-        f"{what} of {context.session.name}",
-        accept_poor=context.config.field_map.accept_poor,
-        option="--field-map.accept-poor",
-    )
-
-
 def background_stage(context: SessionContext) -> Stage:
     """Background field removal."""
     config, files = context.config.background, context.files
@@ -138,7 +126,7 @@ def background_stage(context: SessionContext) -> Stage:
             sigma_ppm=own.load("field_sigma"),
         )
         checks = local_field_checks(local, brain)
-        poor = _judged(context, checks, "local field")
+        poor = judged(context, checks, "local field")
         own.save({"local_field": local.local_field_ppm, "eroded_mask": local.mask})
         facts = {
             "ErosionMm": round(local.erosion_mm * scale, 2),

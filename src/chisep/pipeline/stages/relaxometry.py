@@ -16,10 +16,10 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.echoes import files_of
 from chisep.physics.relaxation import pseudo_r2_hz
-from chisep.pipeline.context import SessionContext
+from chisep.pipeline.context import SessionContext, judged
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
-from chisep.preprocessing.checks import Check, judge
+from chisep.preprocessing.checks import Check
 from chisep.preprocessing.extent import require_slices
 from chisep.preprocessing.head_size import adult_grid, length_scale
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
@@ -230,12 +230,7 @@ def _r2prime(
         *_SPIN_ECHO_PART,
         "Sources are not separated elsewhere.",
     )
-    warnings = judge(
-        [check],
-        f"spin echo of {context.session.name}",
-        accept_poor=context.config.field_map.accept_poor,
-        option="--field-map.accept-poor",
-    )
+    warnings = judged(context, [check], "spin echo")
     known = brain & covered
     of_se = r2(
         _resampled(spin_echoes, image, transform, files, known),
