@@ -39,6 +39,7 @@ def test_round_trip(tmp_path, volume, name):
 def test_equal_data_give_equal_bytes(tmp_path, volume):
     first, second = (nifti.save(tmp_path / n, volume, AFFINE).read_bytes() for n in ("a.nii.gz", "b.nii.gz"))
     assert first == second
+    assert first[:10] == bytes.fromhex("1f8b08000000000000ff"), "no name and no time in the stream's header"
 
 
 def test_nothing_else_is_left(tmp_path, volume):
@@ -92,6 +93,12 @@ class TestRefuses:
         content = path.read_bytes()
         path.write_bytes(content[: int(keep * len(content))])
         self.check(path, "cannot be read")
+
+    @pytest.mark.parametrize(("end", "said"), [(b"", "end-of-stream"), (bytes(8), "CRC")])
+    def test_checksum_of_the_stream(self, tmp_path, volume, end, said):
+        path = raw(tmp_path / "a.nii.gz", volume)
+        path.write_bytes(path.read_bytes()[:-8] + end)
+        self.check(path, said)
 
     def test_damaged_stream(self, tmp_path, volume):
         path = raw(tmp_path / "a.nii.gz", volume)
