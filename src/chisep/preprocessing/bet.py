@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.spatial import ConvexHull
 
-from chisep.preprocessing.morphology import closed_and_filled, distance_inside
+from chisep.preprocessing.morphology import closed_and_filled, dilated, distance_inside, eroded
 from chisep.types import Grid
 
 _NOISE_SMOOTHING_MM = 1.0
@@ -229,6 +229,6 @@ def _without_csf(brain: _Inside, first: _Image, last: _Image, grid: Grid, decay:
     decayed = np.log(np.maximum(first, least) / np.maximum(last, least))
     solid = brain & ((decayed > decay * np.median(decayed[deep])) | (depth > _SURFACE_MM))
     # Vessels and membranes in the CSF are thin.
-    solid = distance_inside(~(distance_inside(solid, grid) > _CSF_OPENING_MM), grid) <= _CSF_OPENING_MM
+    solid = dilated(eroded(solid, _CSF_OPENING_MM, grid), _CSF_OPENING_MM, grid)
     whole[box] &= closed_and_filled(solid, _SULCUS_MM, grid)
     return whole

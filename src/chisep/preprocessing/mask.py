@@ -16,7 +16,14 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.preprocessing.bet import extract_brain
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, head_scale
-from chisep.preprocessing.morphology import closed_and_filled, closing, distance_inside, largest_component
+from chisep.preprocessing.morphology import (
+    closed_and_filled,
+    closing,
+    dilated,
+    distance_inside,
+    eroded,
+    largest_component,
+)
 from chisep.types import Echoes, Grid, MaskVolume, Volume
 
 _DARK_CLASS = 0.3
@@ -258,11 +265,12 @@ def _tissue(image: _Image) -> tuple[_Inside, bool]:
 
 def _deepest_component(tissue: _Inside, grid: Grid, config: MaskConfig) -> _Inside:
     """Erode, keep the component deepest in the head, and dilate it within the tissue."""
-    parts, count = ndimage.label(distance_inside(tissue, grid) > config.erosion_mm)
+    parts, count = ndimage.label(eroded(tissue, config.erosion_mm, grid))
     if count == 0:
         return np.zeros_like(tissue)
     # The scalp may have more voxels than a small brain, but none of them lies deep under the skin.
     head = closed_and_filled(tissue, config.erosion_mm, grid)
     depth = ndimage.sum_labels(distance_inside(head, grid), parts, index=np.arange(1, count + 1))
     core = parts == 1 + int(np.argmax(depth))
-    return tissue & (distance_inside(~core, grid) <= config.erosion_mm)
+    brain: _Inside = tissue & dilated(core, config.erosion_mm, grid)
+    return brain

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.preprocessing.head_size import adult_affine, adult_lengths
-from chisep.types import Affine, Echoes, MaskVolume
+from chisep.preprocessing.morphology import eroded
+from chisep.types import Affine, Echoes, Grid, MaskVolume
 
 MovingEchoes = Float[Tensor, "moving a b c"]
 """Volumes of another scan, on a grid of their own."""
@@ -345,10 +346,10 @@ class _FixedScan:
     """The fixed scan: its echoes near the brain, and the voxels from which points are drawn."""
 
     def __init__(self, echoes: Echoes, affine: Affine, mask: MaskVolume, rim_mm: float) -> None:
-        self.edges_mm = _edges_mm(affine)
+        i_mm, j_mm, k_mm = _edges_mm(affine)
         index = mask.nonzero()
         # Smoothing needs the neighbourhood only.
-        border = [math.ceil(12 / edge) for edge in self.edges_mm]
+        border = [math.ceil(12 / edge) for edge in (i_mm, j_mm, k_mm)]
         low = [max(int(index[:, a].min()) - border[a], 0) for a in range(3)]
         i, j, k = (slice(low[a], int(index[:, a].max()) + 1 + border[a]) for a in range(3))
         count = len(echoes)
@@ -356,7 +357,7 @@ class _FixedScan:
         self.echoes = [echoes[number, i, j, k].detach().cpu().numpy() for number in chosen]
         inside = mask[i, j, k].cpu().numpy()
         if not inside.all():
-            core = np.asarray(ndimage.distance_transform_edt(inside, sampling=self.edges_mm)) > rim_mm
+            core = eroded(inside, rim_mm, Grid(inside.shape, (i_mm, j_mm, k_mm)))
             inside = core if np.count_nonzero(core) >= _FEWEST_POINTS else inside
         self.inside = np.argwhere(inside).astype(np.float64)
         self.affine = affine.copy()
