@@ -152,7 +152,9 @@ def _log_signal(magnitude: Echoes) -> list[float]:
     if not bool(bright.any()):
         bright = first > 0
     tiny = torch.finfo(first.dtype).tiny
-    return [float((echo[bright] / first[bright]).clamp_min(tiny).log().median()) for echo in magnitude]
+    at = bright.flatten().nonzero()[:, 0]
+    reference = first.flatten()[at]
+    return [float((echo.flatten()[at] / reference).clamp_min(tiny).log().median()) for echo in magnitude]
 
 
 def _off_the_decay(level: Sequence[float], te_s: Sequence[float]) -> tuple[float, int | None]:

@@ -132,7 +132,8 @@ def _holds(scale: tuple[float, float], values: tuple[float, float]) -> bool:
 
 def _range(echo: Volume) -> tuple[float, float]:
     """Smallest and largest value, without fill values and stray voxels."""
-    values = echo[echo.isfinite()]
+    finite = echo.isfinite()
+    values = echo.flatten() if bool(finite.all()) else echo[finite]
     sample = values[:: max(1, len(values) // _SAMPLE)].sort().values
     for end in (0, -1):
         fill = sample[end]
@@ -143,8 +144,10 @@ def _range(echo: Volume) -> tuple[float, float]:
     cut = max(1, int(_STRAY_PART * len(sample)))
     inner = sample[cut : len(sample) - cut] if len(sample) > 2 * cut + 1 else sample
     apart = _STRAY_GAP * float(inner[-1] - inner[0])
-    usual = values[(values >= inner[0] - apart) & (values <= inner[-1] + apart)]
-    return float(usual.min()), float(usual.max())
+    low, high = values.aminmax()
+    if low < inner[0] - apart or high > inner[-1] + apart:
+        low, high = values[(values >= inner[0] - apart) & (values <= inner[-1] + apart)].aminmax()
+    return float(low), float(high)
 
 
 def _read(

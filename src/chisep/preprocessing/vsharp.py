@@ -204,30 +204,33 @@ def _field_of_sources(
         radii.append(2 * radii[-1])
     radii = [r for r in radii if r < float(depth.max())]
     kernels = [1 - _sphere_spectrum(r, padded.shape, grid, like=field) for r in radii]
-    corner = tuple(slice(0, n) for n in mask.shape)
-    places = []
-    for radius, next_radius in zip(radii, [*radii[1:], math.inf], strict=True):
-        place = torch.zeros(padded.shape, dtype=torch.bool, device=field.device)
-        place[corner] = (depth > radius) & (depth <= next_radius)
-        places.append(place)
-    inside = torch.zeros(padded.shape, dtype=torch.bool, device=field.device)
-    inside[corner] = mask
+    places = [
+        (mask & (depth > radius) & (depth <= next_radius)).contiguous()
+        for radius, next_radius in zip(radii, [*radii[1:], math.inf], strict=True)
+    ]
+    inside = mask.contiguous()
 
-    def seen(spectrum: Tensor) -> Tensor:
+    def spectrum(x: Tensor) -> Tensor:
+        return half_spectrum(x, padded.shape)
+
+    def volume(x: Tensor) -> Tensor:
+        return of_half_spectrum(x, padded.shape, mask.shape)
+
+    def seen(x: Tensor) -> Tensor:
         """DᵀSᵀS of a field given by its spectrum, in the mask."""
-        total = torch.zeros_like(spectrum)
+        total = torch.zeros_like(x)
         for kernel, place in zip(kernels, places, strict=True):
-            total += dipole.spectrum(dipole.volume(spectrum * kernel) * place).mul_(kernel)
-        return dipole.volume(total.mul_(dipole.kernel)) * inside
+            total += spectrum(volume(x * kernel) * place).mul_(kernel)
+        return volume(total.mul_(dipole.kernel)) * inside
 
     weight = (dipole.kernel * kernels[-1]).square_().add_(_DAMPING).reciprocal_()
     chi = cg(
-        lambda chi: seen(dipole.spectrum(chi).mul_(dipole.kernel)),
-        seen(half_spectrum(field, padded.shape)),
+        lambda chi: seen(spectrum(chi).mul_(dipole.kernel)),
+        seen(spectrum(field)),
         iterations=config.iterations,
-        preconditioner=lambda residual: dipole.volume(dipole.spectrum(residual).mul_(weight)) * inside,
+        preconditioner=lambda residual: volume(spectrum(residual).mul_(weight)) * inside,
     )
-    return dipole.apply(chi)[corner]
+    return volume(spectrum(chi).mul_(dipole.kernel))
 
 
 def _sphere_spectrum(radius_mm: float, shape: tuple[int, ...], grid: Grid, like: Tensor) -> Tensor:
