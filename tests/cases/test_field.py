@@ -308,7 +308,7 @@ class TestJudge:
 
     def test_amber_is_a_warning_with_value_limits_and_cause(self):
         (text,) = judge([self.check(0.5), self.check(1.5)], "field", accept_poor=False, option="--x")
-        assert text == "noise: 1.5 rad (good: below 1, usable: below 2). Low signal."
+        assert text == "noise: 1.5 rad (good: below 1 rad, usable: below 2 rad). Low signal."
 
     def test_red_is_refused_unless_accepted(self):
         with pytest.raises(InputError, match=r"noise: 3 rad.*add --x"):

@@ -108,6 +108,9 @@ def test_an_oblique_affine_gives_the_direction_of_b0(root):
     for part in ("mag", "phase"):
         write(root, "01", "MEGRE", TE_S, part=part, affine=turn @ AFFINE, Units="rad")
     assert says(only(root).assumed, "(0.000, 0.600, 0.800)")
+    (given,) = bids_check(BidsCheckConfig(root, b0_dir=(0.0, 0.0, 1.0)))
+    assert given.ok
+    assert not says(given.assumed, "B0")
 
 
 def test_one_broken_session_hides_no_other(root):

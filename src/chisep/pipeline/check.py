@@ -45,6 +45,8 @@ class BidsCheckConfig:
     """JSON file with the images to use, as of `chisep run`."""
     method: str = methods.DEFAULTS["sources"]
     """Separation method of the run; `chisep methods` lists them."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the gradient echo, as of `chisep run`."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -109,11 +111,14 @@ def bids_check(config: BidsCheckConfig) -> list[SessionCheck]:
     selection = discovery.Selection(
         config.participant_label, config.session_label, read_filters(config.bids_filter_file)
     )
-    return check_dataset(config.bids, selection, config.method)
+    return check_dataset(config.bids, selection, config.method, config.b0_dir)
 
 
 def check_dataset(
-    root: Path, selection: discovery.Selection | None = None, method: str = methods.DEFAULTS["sources"]
+    root: Path,
+    selection: discovery.Selection | None = None,
+    method: str = methods.DEFAULTS["sources"],
+    b0_dir: tuple[float, float, float] | None = None,
 ) -> list[SessionCheck]:
     """Check every session of a dataset; an unusable session does not hide the others.
 
@@ -128,6 +133,8 @@ def check_dataset(
         Part of it to check; None: all.
     method
         Separation method of the run.
+    b0_dir
+        B0 in voxel axes of the gradient echo, if the run is given one.
 
     Returns
     -------
@@ -145,15 +152,15 @@ def check_dataset(
         try:
             if one.session is None:
                 raise one.error or ValueError("neither a session nor an error")
-            checks.append(_checked(one.session, method))
+            checks.append(_checked(one.session, method, b0_dir))
         except Exception as error:  # as in a run: it stops this session only
             checks.append(SessionCheck(one.name, problems=(str(as_user_error(one.name, error)),)))
     return checks
 
 
-def _checked(session: bids.Session, method: str) -> SessionCheck:
+def _checked(session: bids.Session, method: str, b0_dir: tuple[float, float, float] | None) -> SessionCheck:
     """Check one session with readable names and sidecars."""
-    notes = _Notes(session, method)
+    notes = _Notes(session, method, b0_dir)
     notes.images()
     notes.gradient_echo()
     notes.spin_echo()
@@ -168,7 +175,7 @@ def _checked(session: bids.Session, method: str) -> SessionCheck:
 class _Notes:
     """Collects the checks of a session."""
 
-    def __init__(self, session: bids.Session, method: str) -> None:
+    def __init__(self, session: bids.Session, method: str, b0_dir: tuple[float, float, float] | None) -> None:
         if session.megre.b0_t is None:
             raise ValueError("a gradient-echo series without field strength")
         self.session, self.method, self.b0_t = session, methods.METHODS[method], session.megre.b0_t
@@ -176,10 +183,10 @@ class _Notes:
         self.missing: list[str] = []
         self.warnings: list[str] = []
         self.problems: list[str] = []
-        self.inputs = check_inputs(session)
+        self.inputs = check_inputs(session, b0_dir)
         self.fits_r2star = len(session.megre.te_s) >= FEWEST_ECHOES
         grid = self.inputs.megre
-        known = grid is None or session.megre.b0_direction is not None
+        known = b0_dir is not None or session.megre.b0_direction is not None
         self.assumed = [
             one.text
             for one in assumptions(

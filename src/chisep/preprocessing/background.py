@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chisep.physics.robust import MAD_TO_SD
 from chisep.preprocessing.checks import Check
 from chisep.preprocessing.lbv import LbvConfig, lbv
 from chisep.preprocessing.pdf import PdfConfig, pdf
@@ -14,7 +15,6 @@ from chisep.types import Grid, MaskVolume, Volume
 
 __all__ = ["BackgroundConfig", "LocalField", "VsharpConfig", "remove_background", "vsharp"]
 
-_MAD = 1.4826
 _LOCAL_FIELD_PPB = (25.0, 60.0)
 _KNOWN_PART = (0.35, 0.1)
 """Limits for a warning and for a refusal; docs/decisions/0012-scan-checks.md has their measurements."""
@@ -45,7 +45,9 @@ def local_field_checks(local: LocalField, brain: MaskVolume) -> tuple[Check, ...
         Brain mask, shape (i, j, k).
     """
     values = local.local_field_ppm[local.mask]
-    deviation = 1000 * _MAD * float((values - values.median()).abs().median()) if len(values) else math.inf
+    deviation = (
+        1000 * MAD_TO_SD * float((values - values.median()).abs().median()) if len(values) else math.inf
+    )
     return (
         Check(
             "LocalFieldPpb",

@@ -11,6 +11,13 @@ from chisep.errors import InputError
 Level = Literal["green", "amber", "red"]
 
 
+def in_words(value: float, amber: float, red: float, unit: str) -> tuple[str, str, str]:
+    """Value, range of good values and range of usable values, with their unit; see `Check`."""
+    side = "below" if red > amber else "above"
+    suffix = f" {unit}" if unit else ""
+    return f"{value:.3g}{suffix}", f"{side} {amber:g}{suffix}", f"{side} {red:g}{suffix}"
+
+
 @dataclass(frozen=True)
 class Check:
     """A quantity of a scan and its limits.
@@ -26,7 +33,7 @@ class Check:
     amber, red
         From these limits on, the result is doubtful or unusable. `red` below `amber`: small values are bad.
     cause
-        What usually makes it so, and the remedy.
+        Usual causes, and the fix.
     unit
         For people; empty for a fraction.
     """
@@ -50,9 +57,8 @@ class Check:
     @property
     def comparison(self) -> str:
         """Value and limits in words."""
-        side = "below" if self.red > self.amber else "above"
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.value:.3g}{unit} (good: {side} {self.amber:g}, usable: {side} {self.red:g})"
+        value, good, usable = in_words(self.value, self.amber, self.red, self.unit)
+        return f"{value} (good: {good}, usable: {usable})"
 
     def fact(self) -> dict[str, Any]:
         """Entry of a stage record."""

@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from chisep.physics.robust import MAD_TO_SD
 from chisep.preprocessing.checks import Check
 from chisep.preprocessing.masked_values import MaskedVoxels, volume_of
 from chisep.preprocessing.unwrapping import wrap
@@ -19,7 +20,6 @@ _APART = 3
 _SMOOTH_MM = 6.0
 _SMALL_MM = 60.0
 """In a smaller volume, the smooth part of the field is not checked."""
-_MAD = 1.4826
 _NOT_LINEAR = (
     "The phase does not grow in proportion to the echo time. Usual causes: wrong echo times, echoes of "
     "different scans or read-out directions, phase that was filtered or rescaled."
@@ -151,7 +151,7 @@ def low_frequency_ppb(field_ppm: Tensor, mask: Tensor, voxel_mm: Sequence[float]
     smooth /= np.maximum(
         ndimage.gaussian_filter(inside.astype(field.dtype), sigma, truncate=2.5)[inside], 1e-3
     )
-    return 1000 * _MAD * float(np.median(np.abs(smooth - np.median(smooth))))
+    return 1000 * MAD_TO_SD * float(np.median(np.abs(smooth - np.median(smooth))))
 
 
 def coherent_residual_rad(deviation: Tensor, weight: Tensor, te: Tensor, mask: Tensor) -> float:

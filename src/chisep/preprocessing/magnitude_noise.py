@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from chisep.physics.robust import MAD_TO_SD
 from chisep.physics.signal import hz_per_ppm
 from chisep.preprocessing.epg_fit import Trains, Values
 from chisep.types import Echoes, MaskVolume, Volume
 
 _ASYMPTOTIC = 10.0
-_MAD = 1.4826
 _ROUNDS = 4
 _OUTLIER = 4.0
 
@@ -59,11 +59,11 @@ def noise_sigma_of_voxels(signal: Trains) -> float:
         # eigh sorts by size: the first vector is the contrast with the least signal.
         contrast = torch.linalg.eigh((kept @ kept.T).double())[1][:, 0].to(signal.dtype)
         along = contrast @ unit
-        kept = unit[:, along.abs() <= _OUTLIER * _MAD * along.abs().median()]
+        kept = unit[:, along.abs() <= _OUTLIER * MAD_TO_SD * along.abs().median()]
     along = contrast @ signal
     if len(signal) == 2 and len(along) > 1:
         along = torch.diff(along) / math.sqrt(2)
-    sigma = _MAD * float(along.abs().median())
+    sigma = MAD_TO_SD * float(along.abs().median())
     return scale * sigma / _floor_narrowing(signal.median(dim=1).values, contrast, sigma)
 
 
@@ -152,7 +152,7 @@ def noise_of_differences(image: Tensor, mask: MaskVolume) -> float:
         inside = mask.narrow(axis, 0, n - 2) & mask.narrow(axis, 1, n - 2) & mask.narrow(axis, 2, n - 2)
         if bool(inside.any()):
             # The variance of a − 2b + c is six times that of each.
-            found.append(_MAD * float(image.diff(n=2, dim=axis)[inside].abs().median()) / math.sqrt(6))
+            found.append(MAD_TO_SD * float(image.diff(n=2, dim=axis)[inside].abs().median()) / math.sqrt(6))
     return min(found, default=0.0)
 
 

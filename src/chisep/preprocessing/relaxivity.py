@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from chisep.errors import InputError
+from chisep.physics.robust import MAD_TO_SD
 from chisep.physics.signal import default_relaxivity
 from chisep.types import MaskVolume, Relaxivity, Volume
 
@@ -45,7 +46,6 @@ MapPair = Float[np.ndarray, "2 i j k"]
 MeanPairs = Float[np.ndarray, "resample 2"]
 """Their means in resamples."""
 
-_MAD = 1.4826
 _OUTLIER = 4.0
 
 
@@ -241,7 +241,7 @@ class _Sample:
         if values.shape[1]:
             centre = np.median(values, axis=1, keepdims=True)
             away = np.abs(values - centre)
-            kept = (away <= _OUTLIER * _MAD * np.median(away, axis=1, keepdims=True)).all(0)
+            kept = (away <= _OUTLIER * MAD_TO_SD * np.median(away, axis=1, keepdims=True)).all(0)
             values, places = values[:, kept], places[kept]
         self._values, self._places = values, places
         self.voxels = values.shape[1]

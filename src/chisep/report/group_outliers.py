@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from chisep.physics.robust import MAD_TO_SD
 from chisep.report.group_sessions import QUALITY, SessionSummary
 
 Column = Float[np.ndarray, " session"]
@@ -25,14 +26,15 @@ OUTLIER_SCORE = 3.5
 """A robust z-score beyond this is an outlier."""
 
 
-_MAD_TO_SD, _MEAN_DEVIATION_TO_SD = 1.4826, 1.2533
+_MEAN_DEVIATION_TO_SD = 1.2533
 
 
 def robust_scores(values: Column) -> Column:
     """Robust z-scores: distance from the median in robust standard deviations; NaN stays NaN.
 
-    The standard deviation is 1.4826 times the median absolute deviation; where that is 0, because more than
-    half of the values are equal, 1.2533 times the mean absolute deviation (Iglewicz and Hoaglin 1993).
+    The standard deviation is that of a normal distribution with the same median absolute deviation; where
+    that is 0, because more than half of the values are equal, with the same mean absolute deviation
+    (Iglewicz and Hoaglin 1993).
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ def robust_scores(values: Column) -> Column:
     if not np.isfinite(values).any():
         return values
     away = values - np.nanmedian(values)
-    spread = _MAD_TO_SD * np.nanmedian(np.abs(away)) or _MEAN_DEVIATION_TO_SD * np.nanmean(np.abs(away))
+    spread = MAD_TO_SD * np.nanmedian(np.abs(away)) or _MEAN_DEVIATION_TO_SD * np.nanmean(np.abs(away))
     return np.asarray(away / (spread or 1.0))
 
 
@@ -73,6 +75,6 @@ def outlier_rule() -> str:
     """Definition of an outlier, for readers."""
     return (
         f"An outlier is a value whose distance from the cohort's median is more than {OUTLIER_SCORE} times "
-        "1.4826 times the median absolute deviation; quality figures and the medians of regions are looked "
-        f"at, where at least {FEWEST_FOR_OUTLIERS} sessions have a value."
+        f"{MAD_TO_SD} times the median absolute deviation; quality figures and the medians of regions are "
+        f"looked at, where at least {FEWEST_FOR_OUTLIERS} sessions have a value."
     )

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from chisep.io.files import write_text
 from chisep.io.paths import is_file
+from chisep.preprocessing.checks import in_words
 from chisep.report.figures import to_svg_or_png_base64
 
 _START_OF_PAGE = '<div class="frame">'
@@ -170,10 +171,8 @@ class QualityRow:
     @classmethod
     def of_fact(cls, fact: Mapping[str, Any]) -> QualityRow:
         """Read an entry of `Checks` in a stage record."""
-        side = "below" if fact["Red"] > fact["Amber"] else "above"
-        unit = f" {fact['Unit']}" if fact["Unit"] else ""
-        good, usable = (f"{side} {fact[limit]:g}{unit}" for limit in ("Amber", "Red"))
-        return cls(fact["Label"], f"{fact['Value']:.3g}{unit}", good, usable, fact["Level"])
+        value, good, usable = in_words(fact["Value"], fact["Amber"], fact["Red"], fact["Unit"])
+        return cls(fact["Label"], value, good, usable, fact["Level"])
 
 
 @dataclass(frozen=True)
