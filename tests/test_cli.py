@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import pytest
 import chisep
 from chisep import cli
 from chisep.cli.arguments import parse
+from chisep.execution import cohort
 from chisep.execution.config import CohortConfig
+from chisep.pipeline.session import SessionResult
 
 HEAVY = ("torch", "numpy", "nibabel", "matplotlib", "tyro", "scipy")
 
@@ -80,6 +83,38 @@ def test_help_names_every_command(capsys):
         assert command.summary in printed
 
 
+def test_the_command_help_is_the_option(capsys):
+    assert cli.main(["help"]) == cli.main(["--help"]) == 0
+    once = capsys.readouterr().out
+    assert once[: len(once) // 2] == once[len(once) // 2 :]
+    texts = []
+    for call in (["help", "qsm"], ["qsm", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(call)
+        assert ended.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert cli.main(["help", "seperate"]) == 2
+
+
+def test_a_run_ends_with_paths_and_the_next_command(tmp_path, monkeypatch, capsys):
+    raw, out = tmp_path / "raw data", tmp_path / "out"
+    done = SessionResult("sub-01", report=out / "sub-01.html")
+    monkeypatch.setattr(cohort, "run_cohort", lambda *_: [done])
+    out.mkdir()
+    (out / "methods.md").touch()
+    assert cli.main(["run", str(raw), str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"sub-01: {out / 'sub-01.html'}",
+        f"methods section of a paper: {out / 'methods.md'}",
+        f"table and page of all sessions: chisep run '{raw}' {out} group",
+    ]
+
+
+def test_public_names_are_listed():
+    assert set(chisep.__all__) <= set(dir(chisep))
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"chisep {chisep.__version__}\n"
@@ -134,6 +169,28 @@ def test_help_has_no_empty_defaults_and_no_none_in_metavariables(name, capsys):
         cli.main([name, "--help"])
     printed = " ".join(capsys.readouterr().out.split())
     assert not re.search(r"None|\(default: \)|\(default: ''\)|options options", printed)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_paragraphs_of_the_help_are_filled(width, capsys, monkeypatch):
+    """No line of a paragraph ends before the first word of the next one would not fit."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    lines = [line.strip("│").rstrip() for line in capsys.readouterr().out.splitlines() if line[:1] == "│"]
+    for line, after in itertools.pairwise(lines):
+        deep = len(line) - len(line.lstrip())
+        if deep > 1 and deep == len(after) - len(after.lstrip()):
+            assert len(line) + len(after.split()[0]) + 1 > width - 4, line
+
+
+def test_metavariables_are_short(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["simulate", "--help"])
+    printed = capsys.readouterr().out
+    assert "--voxel-mm FLOAT [FLOAT FLOAT]" in printed
+    assert "--te-gre-s [FLOAT ...]" in printed
+    assert "--tilt-deg FLOAT FLOAT FLOAT" in printed
 
 
 def test_an_option_that_may_be_left_out_still_takes_none_and_a_value():

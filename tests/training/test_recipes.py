@@ -89,5 +89,5 @@ def test_unknown_recipes_get_the_list_and_a_guess():
     ],
 )
 def test_recipes_are_checked(wrong):
-    with pytest.raises(InputError, match="a multiple of its saves"):
+    with pytest.raises(InputError, match="steps_per_epoch a multiple of saves_per_epoch"):
         replace(find("qsmnet"), **wrong)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -31,7 +32,8 @@ _PIPE_CLOSED = 141
 
 EPILOG = """\
 Start with `chisep demo`: it simulates a scan, runs all stages and prints the path of the report.
-`chisep COMMAND --help` explains a command. Units: field and χ in ppm, R2, R2*, R2' in 1/s, TE in s.
+`chisep COMMAND --help` or `chisep help COMMAND` explains a command.
+Units: field and χ in ppm, R2, R2*, R2' in 1/s, TE in s.
 """
 
 
@@ -74,6 +76,8 @@ def _main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # for symbols that the encoding of the terminal lacks
             stream.reconfigure(errors="backslashreplace")
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_help()
         return 0 if arguments else 2
@@ -164,6 +168,8 @@ def _run(arguments: Sequence[str]) -> int:
         results = run_cohort(config.run, config.cluster, watch)
     for result in results:
         print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
+    if any(result.error is None for result in results):
+        _print_next(config.run)
     failed = [result for result in results if result.error]
     if failed:
         return _fail(
@@ -171,6 +177,17 @@ def _run(arguments: Sequence[str]) -> int:
             + "\n".join(f"  {r.name}: {r.error}" for r in failed)
         )
     return 0
+
+
+def _print_next(config: RunConfig) -> None:
+    """Name what a run leaves beside the reports, and the level that summarises them."""
+    from chisep.provenance.methods_text import METHODS_FILE
+
+    methods = config.out / METHODS_FILE
+    if methods.is_file():
+        print(f"methods section of a paper: {methods}")
+    command = shlex.join(["chisep", "run", str(config.bids), str(config.out), "group"])
+    print(f"table and page of all sessions: {command}")
 
 
 def _group(config: RunConfig) -> int:

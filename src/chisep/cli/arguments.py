@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveConstructorSpec,
+        StructFieldSpec,
+    )
 
 T = TypeVar("T")
 
@@ -48,17 +53,28 @@ def parse(
         prog=f"chisep {command}",
         description=description,
         args=list(arguments),
-        config=(tyro.conf.AvoidSubcommands, *(() if prefixes else (tyro.conf.OmitArgPrefixes,))),
+        config=(
+            tyro.conf.AvoidSubcommands,
+            tyro.conf.PositionalMetavarFromFieldName,
+            *(() if prefixes else (tyro.conf.OmitArgPrefixes,)),
+        ),
         registry=_registry(),
     )
 
 
 def _registry() -> ConstructorRegistry:
-    """Rules of tyro, except that the help shows an option that may be left out as PATH, not as {None}|PATH.
+    """Rules of tyro, with a help that reads well.
 
-    A default that is empty reads "(default: unset)".
+    An option that may be left out takes PATH, not {None}|PATH, and a default that is empty is "unset". tyro
+    keeps the line breaks of an indented docstring; here its lines are joined.
     """
-    from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveTypeInfo,
+        StructConstructorSpec,
+        StructTypeInfo,
+        UnsupportedTypeAnnotationError,
+    )
 
     registry = ConstructorRegistry()
     asks_tyro = False
@@ -81,9 +97,34 @@ def _registry() -> ConstructorRegistry:
         def shown(value: object) -> list[str]:
             return ["unset"] if value in (None, "", ()) else spec.str_from_instance(value)
 
-        metavar = spec.metavar.removeprefix("{None}|").replace("{None,", "{")
-        if " " in metavar:  # several values; braces are for choices
-            metavar = metavar.strip("{}")
-        return replace(spec, metavar=metavar, str_from_instance=shown)
+        return replace(spec, metavar=_metavar(spec.metavar), str_from_instance=shown)
+
+    @registry.struct_rule
+    def explained(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asks_tyro
+        if asks_tyro:
+            return None
+        asks_tyro = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            asks_tyro = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        return replace(spec, fields=tuple(map(_explained, spec.fields)))
 
     return registry
+
+
+def _metavar(metavar: str) -> str:
+    """Shorten what tyro calls the values of an option: FLOAT [FLOAT FLOAT], [PATH ...], no {None}."""
+    metavar = metavar.removeprefix("{None}|").replace("{None,", "{")
+    metavar = re.sub(r"^\{((\w+)( \2)+)\}$", r"\1", metavar)  # several values; braces are for choices
+    metavar = re.sub(r"^(\w+)\|\{\1 (\1( \1)*)\}$", r"\1 [\2]", metavar)
+    return re.sub(r"^\[(.*) \[(\1 )?\.\.\.\]\]$", r"[\1 ...]", metavar)
+
+
+def _explained(field: StructFieldSpec) -> StructFieldSpec:
+    """Join the lines of the help."""
+    text = field.helptext() if callable(field.helptext) else field.helptext
+    return field if text is None else replace(field, helptext=" ".join(text.split()))

@@ -99,7 +99,7 @@ class NetworkOptions:
     """Settings of a network."""
 
     weights: str = ""
-    """File of other weights, or name of shipped ones; those of the method by default."""
+    """File of other weights, or name of packaged ones; those of the method by default."""
     chi_weights: str = "qsmnet"
     """Weights of the network from field to χ, if no χ map is given."""
     rate_weights: str = "r2s"

@@ -308,7 +308,7 @@ class WeightsConfig:
     """Weights that come with chisep."""
 
     name: tyro.conf.Positional[str] = ""
-    """Weights to describe in full; a table of all if left out."""
+    """Weights to describe in full; a table of all if unset."""
     json: bool = False
     """Print JSON."""
     card: bool = False
@@ -316,7 +316,7 @@ class WeightsConfig:
 
 
 def describe(config: WeightsConfig) -> dict[str, dict[str, Any]]:
-    """Headers of the shipped weights, or of one file, by name."""
+    """Headers of the packaged weights, or of one file, by name."""
     if config.name:
         path = find_weights(config.name)
         return {path.stem: load_header(path)}

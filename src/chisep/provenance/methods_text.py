@@ -41,6 +41,9 @@ _LIBRARIES = {
 }
 
 
+METHODS_FILE = "methods.md"
+
+
 def write_methods(out: Path, raw: Path | None = None) -> tuple[Path, Path]:
     """Write the methods section of a paper from the records of all sessions.
 
@@ -75,7 +78,7 @@ def write_methods(out: Path, raw: Path | None = None) -> tuple[Path, Path]:
             fix="Name the folder that was OUT of `chisep run`.",
         )
     text = methods_text(sessions)
-    return write_text(out / "methods.md", text), write_text(out / "references.bib", references(text))
+    return write_text(out / METHODS_FILE, text), write_text(out / "references.bib", references(text))
 
 
 def methods_text(sessions: Sequence[SessionFacts]) -> str:

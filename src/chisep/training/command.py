@@ -21,7 +21,7 @@ class TrainingConfig(TrainConfig):
     chi_method: str = "qsmnet"
     """QSM method for χ maps that the network needs and the folder --data.qsm lacks."""
     chi_weights: str = ""
-    """If that method is a network: file of its weights; the shipped ones if left out."""
+    """If that method is a network: file of its weights; the packaged ones if unset."""
     chi_device: str = "cpu"
     """Device that computes these maps: cpu, cuda, cuda:1, …"""
 

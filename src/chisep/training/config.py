@@ -21,8 +21,8 @@ class TrainConfig:
     recipe: Recipe
     """Network and training settings."""
     start: str = ""
-    """Initial weights, of a network of the same shape: a file, or the name of shipped weights; random weights
-    if left out. The statistics of the channels are kept."""
+    """Initial weights, of a network of the same shape: a file, or the name of packaged weights; if unset:
+    random weights. The statistics of the channels are kept."""
     name: str = "network"
     """Name in the header of the weights."""
     licence: str = "not stated"

@@ -59,7 +59,7 @@ class Recipe:
             raise InputError(
                 "recipe",
                 found=f"epochs, steps, saves, batch size {counts}, {self.validation_crops} validation crops",
-                expected="numbers of 1 or more, the steps of an epoch a multiple of its saves",
+                expected="numbers of 1 or more, and steps_per_epoch a multiple of saves_per_epoch",
                 fix="Correct the options.",
             )
 

@@ -8,7 +8,7 @@ from chisep.training.recipes import Recipe
 RECIPES = {
     "qsmnet": Recipe(
         NetworkConfig(("field",), ("chi",), b0_along_z=True),
-        "from the local field to χ, whose label is COSMOS",
+        "from the local field to χ; label: COSMOS",
         "Yoon 2018, 10.1016/j.neuroimage.2018.06.030",
         crops=CropConfig(size=64),
         loss=LossConfig(gradient=0.1, field=0.5, chi=0.0, r2prime=0.0),

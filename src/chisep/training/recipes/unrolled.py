@@ -14,7 +14,7 @@ WITH_NOISE = MEASURED_ROWS + tuple(NOISE[row] for row in MEASURED_ROWS)
 RECIPES = {
     "thesis-unrolled": Recipe(
         NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledGradientConfig(), b0_along_z=True),
-        "unrolled χ-sepnet-R2': ten physics steps and passes of one U-net in turn, α from 4",
+        "unrolled χ-sepnet-R2': ten cascades of a gradient step and one shared U-net, α from 4",
         "Kim K.W., Seoul National University, 2023",
         crops=CropConfig(size=64),
     ),
@@ -22,7 +22,7 @@ RECIPES = {
         NetworkConfig(
             WITH_NOISE, SOURCES, proximal=UnrolledProximalConfig(inverse_steps=2, last_steps=2, widest=30.0)
         ),
-        "from R2', field and their noise to sources and how sure they are, under any protocol",
+        "from R2', field and their noise maps to sources with their uncertainty, for any protocol",
         "chisep, docs/decisions/0009-proximal.md",
         crops=CropConfig(size=64),
         protocol=ProtocolConfig(),
@@ -30,23 +30,22 @@ RECIPES = {
     ),
     "unrolled-baseline": Recipe(
         NetworkConfig(PHI_ROWS, SOURCES, b0_along_z=True),
-        "χ-sepnet-R2' on the heads and lesions of `unrolled`: what that is measured against. A U-net is not "
-        "told of protocols: it trains on one, and scans of other B0 directions are turned for it",
+        "χ-sepnet-R2' on the phantoms and lesions of `unrolled`, as its baseline: trained on one protocol, "
+        "inputs rotated to B0",
         "Kim M. et al., Human Brain Mapping 2025",
         crops=CropConfig(size=64),
         protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),
     ),
     "unrolled-gradient": Recipe(
         NetworkConfig(PHI_ROWS, SOURCES, unrolled=UnrolledGradientConfig(), b0_along_z=True),
-        "unrolled χ-sepnet-R2' (Eq. 2.5) on the heads and lesions of `unrolled`, under one protocol: what "
-        "the thesis' design makes of the same data",
+        "unrolled χ-sepnet-R2' (Eq. 2.5) on the phantoms and lesions of `unrolled`, under one protocol",
         "Kim K.W., Seoul National University, 2023",
         crops=CropConfig(size=64),
         protocol=ProtocolConfig(standard_share=1.0, gre_only_share=0.0),
     ),
     "unrolled-qsm": Recipe(
         NetworkConfig(("field", "field_sigma"), ("chi",), proximal=UnrolledProximalConfig()),
-        "from the field and its noise to χ and how sure it is, under any protocol",
+        "from the field and its noise map to χ with its uncertainty, for any protocol",
         "chisep, docs/decisions/0009-proximal.md",
         crops=CropConfig(size=64),
         protocol=ProtocolConfig(),
