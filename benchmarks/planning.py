@@ -176,7 +176,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"| time on {one['threads']} threads | {one['seconds']:.0f} s |"
     yield f"| processor time | {one['core_seconds']:.0f} s |"
     yield f"| memory | {one['peak_gb']:.1f} GB |"
-    yield f"| left on disk | {one['bytes'] / 1e6:.0f} MB in {one['files']:.0f} files |"
+    yield f"| written to disk | {one['bytes'] / 1e6:.0f} MB in {one['files']:.0f} files |"
     yield f"| read, with checksums | {one['bytes_read'] / 1e6:.0f} MB in {one['reads']:.0f} openings |"
     yield f"| metadata operations | {one['metadata_operations']:.0f} |"
     yield f"| **all subjects** | {totals['core_hours']:,} core hours, {totals['terabytes']:.1f} TB, " + (
@@ -194,9 +194,9 @@ def tables(found: Mapping[str, Any]) -> Iterator[str]:
     limits = found["limits"]
     yield ""
     yield (
-        f"By the scheduler's time alone {limits['workers_by_scheduler']:,} workers could be kept busy; with "
-        f"{OPEN_FILES:,} open files, if each worker needs {CONNECTIONS_PER_WORKER} connections, "
-        f"{limits['workers_by_open_files']:,}."
+        f"Number of workers at most: {limits['workers_by_scheduler']:,} by the scheduler's time; "
+        f"{limits['workers_by_open_files']:,} by {OPEN_FILES:,} open files and {CONNECTIONS_PER_WORKER} "
+        "connections per worker."
     )
 
 

@@ -58,7 +58,7 @@ def arguments(tmp_path_factory):
     return {
         "labels": (head,),
         "weights_folder": folder,
-        "conditions": ("standard", "oblique", "misstated", "gre-only"),
+        "conditions": ("standard", "oblique", "misspecified", "gre-only"),
         "heads_of_conditions": 1,
         "strengths_ppb": (100.0, 300.0, 600.0),
         "size_mm": 9.0,
@@ -86,14 +86,14 @@ def test_from_heads_to_tables(arguments, tmp_path):
         # Data steps do most of the work where networks know nothing, if R2' was measured.
         for row in {"iterative", UNROLLED} & applied:
             assert name == "gre-only" or rows[row]["chi_pos"]["nrmse_percent"]["mean"] < 60
-    assert set(found["Held"]["standard"]) == {UNROLLED, "unrolled-first"}, "others tell no interval"
+    assert set(found["Coverage"]["standard"]) == {UNROLLED, "unrolled-first"}, "others predict no interval"
     assert found["Lesions"]["iterative"]["hemorrhage"]["slope"] == pytest.approx(1, abs=0.4)
-    assert len(found["Passes"]["hemorrhage"]) == 3, "two U-nets, and the last data steps"
+    assert len(found["Cascades"]["hemorrhage"]) == 3, "two cascades, and the final DC steps"
     assert set(found["Chi"]["Scores"]["oblique"]) == {"tikhonov", "unrolled-qsm"}
     assert set(found["Chi"]["Scores"]["standard"]) == {"tikhonov", "tv", "qsmnet", "unrolled-qsm"}
     assert found["Compared"] == {row: found["Scores"]["standard"][row] for row in found["Compared"]}
     assert UNROLLED in found["Compared"]
-    assert set(found["Chi"]["Held"]["standard"]) == {"unrolled-qsm"}
+    assert set(found["Chi"]["Coverage"]["standard"]) == {"unrolled-qsm"}
     assert found["Chi"]["Lesions"]["tv"]["hemorrhage"]["lesions"] == 3
     page = (tmp_path / "beyond.md").read_text()
     for row in ROWS.values():
@@ -118,12 +118,14 @@ def test_each_protocol_changes_one_thing(arguments, tmp_path):
         changed = {key for key, value in vars(simulation(config, name)).items() if value != first[key]}
         of_tissue = {"tissue"} if condition.dr_hz_per_ppm else set()
         assert changed == set(condition.options) | of_tissue
-        assert bool(changed) == (name not in ("standard", "misstated", "gre-only"))
+        assert bool(changed) == (name not in ("standard", "misspecified", "gre-only"))
 
 
 def test_a_misspecified_d_r_is_assumed_and_not_scanned(arguments, tmp_path):
     config = BeyondConfig(out=tmp_path, **arguments)
-    right, wrong = (SimulatedScan(config, name, 0, lesions=False).maps for name in ("standard", "misstated"))
+    right, wrong = (
+        SimulatedScan(config, name, 0, lesions=False).maps for name in ("standard", "misspecified")
+    )
     assert torch.equal(right.r2prime_hz, wrong.r2prime_hz)
     assert wrong.relaxivity.pos_hz_per_ppm == pytest.approx(1.2 * right.relaxivity.pos_hz_per_ppm)
 

@@ -26,7 +26,7 @@ def test_the_default_network_beats_the_closed_form_and_its_intervals_hold(shared
     own, closed = scan.evaluated(UNROLLED), scan.evaluated("closed-form")
     for source in SOURCES:
         assert own["scores"][source]["nrmse_percent"] < 0.8 * closed["scores"][source]["nrmse_percent"]
-        assert own["held"][source] == pytest.approx(0.9, abs=0.06)
+        assert own["coverage"][source] == pytest.approx(0.9, abs=0.06)
 
 
 def test_a_row_of_the_table_of_the_thesis_can_be_derived_again(shared_labels, tmp_path):

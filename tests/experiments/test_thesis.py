@@ -319,9 +319,9 @@ def test_the_final_estimate_is_that_of_the_table(thesis, weights, tmp_path):
     config = FiguresConfig(**options(thesis, out=tmp_path, weights_folder=weights, iterations=(1, 2)))
     written = pictures(config)
     assert [path.name for path in written] == [
-        *(f"{n}-{s}.png" for s in SOURCES for n in ("2.2-iterates", "2.3-errors", "2.4-changes")),
-        "iterates-nrmse.png",
-        "iterates-nrmse.json",
+        *(f"{n}-{s}.png" for s in SOURCES for n in ("2.2-estimates", "2.3-errors", "2.4-changes")),
+        "estimates-nrmse.png",
+        "estimates-nrmse.json",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[:-1])
     found = json.loads(written[-1].read_text())["NrmsePercent"]
@@ -376,9 +376,9 @@ def test_slopes_of_known_predictions(graded, factor):
         assert found[kind]["intercept_ppb"] == pytest.approx(10 if source == "chi_neg" else 0, abs=0.05)
         assert found[kind]["lesions"] == 2 * sum(lesion["kind"] == kind for lesion in read["lesions"])
     assert found["hemorrhage"]["nrmse_percent"]["mean"] == pytest.approx(100 - 100 * factor, abs=1e-3)
-    assert [lesion["predicted_ppb"] for lesion in read["lesions"]] == read["iterates_ppb"][-1]
+    assert [lesion["predicted_ppb"] for lesion in read["lesions"]] == read["estimates_ppb"][-1]
     for lesion, predicted, row in zip(
-        read["lesions"], read["iterates_ppb"][0], graded.patient.lesions, strict=True
+        read["lesions"], read["estimates_ppb"][0], graded.patient.lesions, strict=True
     ):
         assert predicted == pytest.approx(0.5 * lesion["assigned_ppb"], rel=1e-4)
         assert lesion["strength_ppb"] == row.strength_ppb
@@ -408,7 +408,7 @@ def test_every_method_is_tried_on_lesions(thesis, weights, tmp_path):
         "patients.md",
         "patients.json",
         "2.5-lesions.png",
-        "iterates-slope.png",
+        "estimates-slope.png",
     ]
     found = json.loads(written[1].read_text())
     assert list(found["Rows"]) == list(ROWS)
@@ -416,7 +416,7 @@ def test_every_method_is_tried_on_lesions(thesis, weights, tmp_path):
     for kind in GRADED:
         # All methods see the same lesions.
         assert len({row[kind]["lesions"] for row in found["Rows"].values()}) == 1
-        last = found["Iterates"][kind][-1]["slope"]
+        last = found["IntermediateEstimates"][kind][-1]["slope"]
         assert last == pytest.approx(found["Rows"][UNROLLED][kind]["slope"])
         line = found["Rows"]["closed-form"][kind]
         assert line["slope_low"] < line["slope"] < line["slope_high"]
@@ -543,7 +543,7 @@ def test_ablations_are_trained_tested_and_kept(thesis, weights, tmp_path):
     assert by_name["baseline"]["slopes"]["hemorrhage"]["lesions"] >= 2
     page = written[0].read_text()
     assert page.count("baseline without χ_QSM") == 3
-    assert "widths 2-4" in page
+    assert "channels per level 2-4" in page
     linked = sorted((dataset / "derivatives" / "qsmtrue").rglob("*_Chimap.nii.gz"))
     assert len(linked) == 6 * len(TRAIN + VALIDATION)
     truth = bids.derivative_path(dataset / TRUTH, "01", "Chimap", desc="total")

@@ -96,31 +96,36 @@ def _beyond() -> tuple[type[Any], Function]:
     return BeyondConfig, beyond
 
 
-def _parts() -> tuple[type[Any], Function]:
+def _network_ablations() -> tuple[type[Any], Function]:
     from chisep.experiments.robustness.ablations import NetworkAblationsConfig, ablations
 
     return NetworkAblationsConfig, ablations
 
 
 EXPERIMENTS = {
-    "realism": Experiment("digital heads beside what was measured in people", _realism),
+    "realism": Experiment("digital phantoms compared with published measurements in people", _realism),
     "preprocessing": Experiment(
-        "what preprocessing costs: simulated sessions from raw echoes to maps", _preprocessing
+        "error due to preprocessing: simulated sessions from raw echoes to maps", _preprocessing
     ),
-    "scan-checks": Experiment("quality checks of twenty sound scans: none is to be doubted", _scan_checks),
-    "real-scan": Experiment("a gradient-echo scan of a person: steps of a turn, rates, pictures", _real_scan),
-    "networks": Experiment("train the thesis' networks on eight digital heads, resumable", _networks),
-    "table": Experiment("Table 2.1 of the thesis: every method on the test heads", _table),
+    "scan-checks": Experiment("quality checks of twenty scans without faults: all should pass", _scan_checks),
+    "real-scan": Experiment(
+        "a gradient-echo scan of a person: 2π wraps, relaxation rate maps, figures", _real_scan
+    ),
+    "networks": Experiment("train the thesis' networks on eight digital phantoms; resumes", _networks),
+    "table": Experiment("Table 2.1 of the thesis: every method on the test phantoms", _table),
     "figures": Experiment(
         "Figures 2.2 to 2.4 of the thesis: intermediate estimates of the unrolled network", _figures
     ),
     "patients": Experiment("Figure 2.5 of the thesis: lesions of graded strength", _patients),
-    "qsm": Experiment("susceptibility maps by QSMnet, total variation and Tikhonov on the test heads", _qsm),
-    "ablations": Experiment(
-        "ablations of the thesis: small trainings, each changed in one thing", _ablations
+    "qsm": Experiment(
+        "susceptibility maps by QSMnet, total variation and Tikhonov on the test phantoms", _qsm
     ),
+    "ablations": Experiment("ablations of the thesis: small trainings with one change each", _ablations),
     "beyond": Experiment(
-        "the unrolled network against all others: unseen heads, lesions, other protocols, intervals", _beyond
+        "the unrolled network against all others: unseen phantoms, lesions, other protocols, intervals",
+        _beyond,
     ),
-    "parts": Experiment("parts of the unrolled network: small trainings, each changed in one thing", _parts),
+    "network-ablations": Experiment(
+        "ablations of the unrolled network: small trainings with one change each", _network_ablations
+    ),
 }

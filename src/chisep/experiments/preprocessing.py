@@ -38,13 +38,13 @@ _R2PRIME, _R2PRIME_SIGMA = "R2primemap", "stat-std_R2primemap"
 TRANSFORM = "from-MEGRE_to-MESE_xfm"
 _COLUMNS: Mapping[str, tuple[str, int]] = {
     "mask_dice": ("mask Dice", 3),
-    "known_percent": ("field known in (% of brain)", 0),
+    "known_percent": ("valid field (% of brain)", 0),
     "field_r": ("local field r", 3),
     "field_nrmse_percent": ("local field NRMSE (%)", 1),
     "r2star_percent": ("R2* error (%)", 1),
     "r2_percent": ("R2 error (%)", 1),
     "r2prime_nrmse_percent": ("R2' NRMSE (%)", 1),
-    "motion_mm": ("motion left (mm)", 2),
+    "motion_mm": ("residual motion (mm)", 2),
     "chi_pos_cost_percent": ("χ_pos: cost (%)", 1),
     "chi_neg_cost_percent": ("χ_neg: cost (%)", 1),
     "chi_pos_cost_of_r2prime_percent": ("χ_pos: cost of R2' alone (%)", 1),
@@ -62,15 +62,15 @@ class PreprocessingConfig:
     """Sessions of one digital phantom under different conditions, processed from raw echoes."""
 
     out: Positional[Path]
-    """Folder for scans, maps and results; existing files are kept."""
+    """Folder for scans, maps and results; existing files are reused."""
     labels: Path | None = None
-    """Label map of the head; the packaged MNI152 head if left out."""
+    """Label map of the head; the packaged MNI152 head if unset."""
     voxel_mm: float = 1.5
     """Voxel edge of all sessions but the anisotropic one, in mm."""
     seed: int = 6
-    """Seed of head and noise."""
+    """Seed of phantom and noise."""
     only: tuple[str, ...] = ()
-    """Sessions, by name; all if left out."""
+    """Sessions, by name; all if unset."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in SESSIONS]
@@ -346,10 +346,10 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     table = markdown(["session", *(title for title, _ in _COLUMNS.values())], lines)
     return (
-        "# From raw echoes to maps\n\nOne digital head, simulated with the full scanner (coils, imperfect "
+        "# From raw echoes to maps\n\nOne digital phantom, simulated with the full scanner (coils, imperfect "
         "pulses, dephasing, background field) and processed by `chisep run` with its defaults. Rates: median "
         f"relative error in the brain. Cost: distance of the maps from those that the method {_METHOD} makes "
-        f"of the true field, R2' and mask; {_TARGET_PERCENT:g} % at most is wanted at SNR 100.\n\n{table}"
+        f"of the true field, R2' and mask; {_TARGET_PERCENT:g} % at most is the target at SNR 100.\n\n{table}"
     )
 
 

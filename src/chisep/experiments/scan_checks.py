@@ -40,7 +40,7 @@ SESSIONS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanChecksConfig:
-    """Sound sessions, each processed from raw echoes, and the quality checks of their stages."""
+    """Sessions without faults, each processed from raw echoes, and the quality checks of their stages."""
 
     out: Positional[Path]
     """Folder for the results; sessions are simulated in it and removed."""
@@ -75,7 +75,7 @@ def scan_checks(config: ScanChecksConfig, progress: Progress | None = None) -> l
     for done, (name, options) in enumerate(SESSIONS.items()):
         if progress is not None:
             progress(f"session {name}", done, len(SESSIONS))
-        rows[name] = _judged(config, config.seed + done, options)
+        rows[name] = _evaluated(config, config.seed + done, options)
     found = {
         "GeneratedBy": f"chisep {chisep.__version__}",
         "Head": "packaged MNI152 head",
@@ -90,7 +90,7 @@ def scan_checks(config: ScanChecksConfig, progress: Progress | None = None) -> l
     ]
 
 
-def _judged(config: ScanChecksConfig, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluated(config: ScanChecksConfig, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """Process one session; return its checks, those that are not green, and all of its warnings."""
     folder = config.out / "session"
     shutil.rmtree(folder, ignore_errors=True)
@@ -128,7 +128,7 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for session, row in rows.items()
     ]
     return (
-        "# Quality checks of sound scans\n\nOne digital phantom, scanned by the simulated scanner under "
-        f"{len(rows)} conditions and processed by `chisep run`. Checks in the last column are amber or "
-        "red.\n\n" + markdown(["session", *names, "doubts"], lines)
+        "# Quality checks of scans without faults\n\nOne digital phantom, scanned by the simulated scanner "
+        f"under {len(rows)} conditions and processed by `chisep run`. The last column lists checks that are "
+        "amber or red.\n\n" + markdown(["session", *names, "amber or red"], lines)
     )

@@ -1,4 +1,4 @@
-"""Many small trainings of one equal budget, each changed in one thing: what every ablation shares."""
+"""Ablations: small trainings of one budget, with one change each."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class BudgetConfig:
     """Budget of every run, and selection of runs."""
 
     only: tuple[str, ...] = ()
-    """Runs to train, by name; all, in order, if left out."""
+    """Runs to train, by name; if unset: all, in order."""
     minutes: float | None = None
     """Stop after so many minutes; the same command resumes."""
     widths: tuple[int, ...] = (8, 16, 32)
-    """Channels per level; others in the ablations of channels."""
+    """Channels per level; the ablations of channels have others."""
     crop: int = 32
     """Edge of a crop in voxels."""
     batch_size: int = 2
-    """Crops of a batch."""
+    """Crops in a batch."""
     epochs: int = 5
-    """Epochs."""
+    """Number of epochs."""
     steps_per_epoch: int = 100
-    """Batches of an epoch."""
+    """Batches in an epoch."""
     validation_crops: int = 32
-    """Crops of heads of validation, which choose the best epoch."""
+    """Crops of the validation subjects, which select the best epoch."""
     threads: int | None = None
-    """Threads of the CPU; all of them if left out."""
+    """CPU threads; if unset: all."""
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -50,9 +50,9 @@ class Run:
     Parameters
     ----------
     name
-        Of its folder.
+        Name of its folder.
     title
-        As tables have it.
+        Name in tables.
     recipe
         Recipe to train.
     """
@@ -91,7 +91,7 @@ def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
         own = replace(own, alpha_learning_rate=_ALPHA_FASTER * own.alpha_learning_rate)
     return annealed(
         replace(
-            wide(recipe, config.widths),
+            with_widths(recipe, config.widths),
             optimiser=own,
             crops=replace(recipe.crops, size=config.crop),
             epochs=config.epochs,
@@ -102,7 +102,7 @@ def budgeted(recipe: Recipe, config: BudgetConfig) -> Recipe:
     )
 
 
-def wide(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
+def with_widths(recipe: Recipe, widths: tuple[int, ...]) -> Recipe:
     """Return the recipe with other channels per level."""
     network = recipe.network
     return replace(recipe, network=replace(network, unet=replace(network.unet, widths=widths)))

@@ -37,19 +37,19 @@ class RealismConfig:
     """Digital phantoms, compared with measurements in vivo."""
 
     out: tyro.conf.Positional[Path]
-    """Folder for realism.json, realism.md, the figures, and heads/ with a JSON file a head."""
+    """Folder for realism.json, realism.md, the figures, and heads/ with one JSON file per phantom."""
     labels: tuple[Path, ...] = ()
-    """Label maps with FreeSurfer numbers; the packaged head if none."""
+    """Label maps with FreeSurfer numbers; if unset: the packaged MNI152 head."""
     heads: int | None = None
-    """Number of heads, from the label maps in turn; by default one for each, or 4 of the packaged head."""
+    """Number of phantoms, from the label maps in turn; if unset: one each, or 4 of the packaged map."""
     warp_mm: float = 3.0
-    """Warp of every further head from one label map, as in `chisep simulate`; the first is not warped."""
+    """Warp of all phantoms of a label map but the first, as `--warp-mm` of `chisep simulate`."""
     voxel_mm: float = 1.0
     """Voxel edge in mm."""
     seed: int = 0
-    """Seed of all random numbers; a head does not depend on the number of heads."""
+    """Seed of all random numbers; a phantom does not depend on the number of phantoms."""
     jobs: int = 1
-    """Number of heads that are simulated in parallel, each in its own process (about 3 GB at 1 mm)."""
+    """Number of phantoms that are simulated in parallel, each in its own process (about 3 GB at 1 mm)."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
     """Variation of tissue between subjects and voxels."""
 

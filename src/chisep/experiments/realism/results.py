@@ -142,15 +142,16 @@ def tables(summary: Mapping[str, Sequence[Mapping[str, Any]]], heads: int) -> st
     ]
     return "\n".join(
         (
-            f"# Realism of {heads} digital heads\n",
-            "Mean ± SD over the heads.\n",
+            f"# Realism of {heads} digital phantoms\n",
+            "Mean ± SD over the phantoms.\n",
             "## Over the brain\n",
             markdown(
-                ("", "heads", "published", "agreement", "mean agrees", "heads agree", "published for"), whole
+                ("", "phantoms", "published", "agreement", "mean agrees", "phantoms agree", "published for"),
+                whole,
             ),
             "## Regional means (ppb)\n",
             f"Published: Min 2024, 10.1002/nbm.5226; agreement within {100 * PEOPLE_SD:.0f} %.\n",
-            markdown(("region", "map", "heads", "published", "deviation", "agrees"), regions),
+            markdown(("region", "map", "phantoms", "published", "deviation", "agrees"), regions),
             "## Spectrum of χ\n",
             markdown(("wavelength (mm)", "log10 density (ppb² mm³)", "rms in the band (ppb)"), bands),
         )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tyro.conf import Positional
 
 import chisep
-from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
+from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, with_widths
 from chisep.experiments.common.networks import Clock, trained_weights
 from chisep.experiments.common.results import cached_result
 from chisep.experiments.common.scores import finite
@@ -52,7 +52,7 @@ class NetworkAblationsConfig(BudgetConfig):
     """Small trainings of one budget, with one change each, evaluated on crops of other heads."""
 
     out: Positional[Path]
-    """Folder for trainings and results; existing ones of the same budget are kept."""
+    """Folder for trainings and results; existing ones of the same budget are reused."""
     data: FoldersConfig
     """Digital phantoms (`--labels truth`); results are of the subjects for validation."""
     batch_size: int = 4
@@ -60,7 +60,7 @@ class NetworkAblationsConfig(BudgetConfig):
     steps_per_epoch: int = 200
     """Batches in an epoch."""
     test_crops: int = 96
-    """Number of test crops, other crops of the same heads."""
+    """Number of test crops, other crops of the same phantoms."""
 
     def __post_init__(self) -> None:
         require_known(self, runs(self))
@@ -72,22 +72,24 @@ def runs(config: NetworkAblationsConfig) -> list[Run]:
     standard = replace(baseline, protocol=_STANDARD)
     twice = tuple(2 * width for width in config.widths)
     return [
-        Run("unrolled", "all parts, two passes", whole),
+        Run("unrolled", "full network, two cascades", whole),
         Run("baseline", "χ-sepnet-R2', one protocol", standard),
-        Run("baseline-wide", "the same, twice as wide", wide(standard, twice)),
-        Run("one-protocol", "all parts, trained on one protocol", replace(whole, protocol=_STANDARD)),
+        Run("baseline-wide", "the same, twice as many channels", with_widths(standard, twice)),
+        Run("one-protocol", "full network, trained on one protocol", replace(whole, protocol=_STANDARD)),
         Run("instance-norm", "instance norm instead of batch norm", _normed(whole, "instance")),
         Run("no-norm", "no norm", _normed(whole, "none")),
-        Run("no-data-steps", "no data steps", _changed(whole, data_steps=False, last_steps=0)),
-        Run("no-last-step", "no data step after the last U-net", _changed(whole, last_steps=0)),
+        Run("no-dc-steps", "no DC steps", _changed(whole, data_steps=False, last_steps=0)),
+        Run("no-final-dc-step", "no DC step after the last U-net", _changed(whole, last_steps=0)),
         Run("fixed-prior", "one prior for all voxels", _changed(whole, adaptive=False)),
-        Run("inverse-unshown", "inverted field not shown", _changed(whole, inverse_steps=0)),
-        Run("tied", "one U-net for all passes", _changed(whole, tied=True)),
-        Run("noise-untold", "noise not told", _without_noise(whole)),
-        Run("one-loss", "loss on the last pass only", replace(whole, loss=replace(whole.loss, passes=None))),
-        *(Run(f"passes-{n}", f"{n} pass{'es' * (n > 1)}", _changed(whole, passes=n)) for n in (1, 3, 4)),
-        Run("wide", "all parts, twice as wide", wide(whole, twice)),
-        Run("unrolled-seed-2", "all parts, second seed", replace(whole, seed=_SECOND_SEED)),
+        Run("no-inverse", "without the inverted field as input", _changed(whole, inverse_steps=0)),
+        Run("tied", "one U-net for all cascades", _changed(whole, tied=True)),
+        Run("no-noise-maps", "without noise maps as input", _without_noise(whole)),
+        Run(
+            "one-loss", "loss on the last cascade only", replace(whole, loss=replace(whole.loss, passes=None))
+        ),
+        *(Run(f"cascades-{n}", f"{n} cascade{'s' * (n > 1)}", _changed(whole, passes=n)) for n in (1, 3, 4)),
+        Run("wide", "full network, twice as many channels", with_widths(whole, twice)),
+        Run("unrolled-seed-2", "full network, second seed", replace(whole, seed=_SECOND_SEED)),
         Run("baseline-seed-2", "χ-sepnet-R2', second seed", replace(standard, seed=_SECOND_SEED)),
     ]
 
@@ -176,7 +178,7 @@ class _Heads:
 
 
 def _path(config: NetworkAblationsConfig, run: Run) -> Path:
-    return config.out / "runs" / run.name / "judged.json"
+    return config.out / "runs" / run.name / "evaluated.json"
 
 
 @torch.no_grad()
@@ -268,10 +270,11 @@ def page(config: NetworkAblationsConfig, rows: Sequence[Mapping[str, Any]]) -> s
     steps = config.epochs * config.steps_per_epoch
     return "\n".join(
         (
-            "# Parts of the unrolled network\n",
-            f"Widths {'-'.join(map(str, config.widths))}, {steps} steps of {config.batch_size} crops of "
-            f"{config.crop}³. NRMSE (%) of χ_pos/χ_neg over {config.test_crops} crops of heads that were not "
-            "trained on, in tissue and where χ_pos + χ_neg is 150 ppb or more.\n",
+            "# Ablations of the unrolled network\n",
+            f"Channels per level: {'-'.join(map(str, config.widths))}, {steps} steps of {config.batch_size} "
+            f"crops of {config.crop}³. NRMSE (%) of χ_pos/χ_neg over {config.test_crops} crops of phantoms "
+            "that were not trained on, in tissue and where χ_pos + χ_neg is 150 ppb or more. DC: data "
+            "consistency.\n",
             markdown(["network", "parameters (10⁶)", *head], lines),
         )
     )

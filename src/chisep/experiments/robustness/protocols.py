@@ -50,22 +50,22 @@ ROWS: Mapping[str, RobustnessMethod] = {
     "closed-form": RobustnessMethod("closed form", "closed-form", qsm="tikhonov"),
     "iterative": RobustnessMethod("iterative χ-separation", "iterative"),
     "chi-sepnet-r2p": RobustnessMethod(
-        "χ-sepnet-R2', healthy heads", "chi-sepnet-r2p", "chi-sepnet-r2p", "qsmnet"
+        "χ-sepnet-R2', healthy phantoms", "chi-sepnet-r2p", "chi-sepnet-r2p", "qsmnet"
     ),
     "unrolled-thesis": RobustnessMethod(
-        "unrolled χ-sepnet-R2' (Eq. 2.5), healthy heads", "unrolled-thesis", "unrolled-thesis", "qsmnet"
+        "unrolled χ-sepnet-R2' (Eq. 2.5), healthy phantoms", "unrolled-thesis", "unrolled-thesis", "qsmnet"
     ),
     "chi-sepnet-r2s": RobustnessMethod(
-        "χ-sepnet-R2* (no spin echo), healthy heads", "chi-sepnet-r2s", "chi-sepnet-r2p", "qsmnet"
+        "χ-sepnet-R2* (no spin echo), healthy phantoms", "chi-sepnet-r2s", "chi-sepnet-r2p", "qsmnet"
     ),
     "chi-sepnet-r2p-lesions": RobustnessMethod(
-        "χ-sepnet-R2', heads with lesions", "chi-sepnet-r2p", "unrolled-baseline", "tikhonov"
+        "χ-sepnet-R2', phantoms with lesions", "chi-sepnet-r2p", "unrolled-baseline", "tikhonov"
     ),
     "chi-sepnet-r2p-compute": RobustnessMethod(
         "the same, trained for as long as unrolled", "chi-sepnet-r2p", "unrolled-baseline-long", "tikhonov"
     ),
     "unrolled-thesis-lesions": RobustnessMethod(
-        "unrolled χ-sepnet-R2' (Eq. 2.5), heads with lesions",
+        "unrolled χ-sepnet-R2' (Eq. 2.5), phantoms with lesions",
         "unrolled-thesis",
         "unrolled-gradient",
         "tikhonov",
@@ -74,7 +74,7 @@ ROWS: Mapping[str, RobustnessMethod] = {
     UNROLLED: RobustnessMethod("unrolled", "unrolled", "unrolled"),
     "tikhonov": RobustnessMethod("Tikhonov", "tikhonov"),
     "tv": RobustnessMethod("total variation", "tv"),
-    "qsmnet": RobustnessMethod("QSMnet, healthy heads", "qsmnet", "qsmnet"),
+    "qsmnet": RobustnessMethod("QSMnet, healthy phantoms", "qsmnet", "qsmnet"),
     "unrolled-qsm": RobustnessMethod("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
 }
 """Methods by name, in the order of tables; those of χ alone last."""
@@ -101,7 +101,7 @@ class Condition:
         Options of the simulation other than the standard.
     dr_hz_per_ppm
         D_r of both sources; that of the field strength if None.
-    stated
+    assumed_ratio
         Assumed D_r over the true one.
     gre_only
         Whether there is no spin echo, so that methods get a pseudo-R2' (R2* minus a constant R2).
@@ -110,7 +110,7 @@ class Condition:
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)
     dr_hz_per_ppm: float | None = None
-    stated: float = 1.0
+    assumed_ratio: float = 1.0
     gre_only: bool = False
 
 
@@ -132,7 +132,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "fine": Condition("0.7 mm", {"voxel_mm": 0.7}),
     "dr90": Condition("D_r 90", dr_hz_per_ppm=90.0),
     "dr300": Condition("D_r 300", dr_hz_per_ppm=300.0),
-    "misstated": Condition("D_r told 20 % too high", stated=1.2),
+    "misspecified": Condition("assumed D_r 20 % too high", assumed_ratio=1.2),
     "snr25": Condition("SNR 25", {"snr": 25.0}),
     "gre-only": Condition("no spin echo", gre_only=True),
 }
@@ -141,14 +141,14 @@ CONDITIONS: Mapping[str, Condition] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BeyondConfig(LesionsConfig):
-    """Heads that no network was trained on, under several protocols; fields and R2' without their echoes."""
+    """Phantoms that no network was trained on, under several protocols (map-level simulation)."""
 
     out: Positional[Path]
-    """Folder for the results; existing results of the same weights and options are kept."""
+    """Folder for the results; existing results of the same weights and options are reused."""
     labels: tuple[Path, ...]
-    """Label maps of the heads."""
+    """Label maps of the phantoms."""
     weights_folder: Path | None = None
-    """Folder with NAME/weights.safetensors, as `chisep train --out` leaves them; else the shipped ones."""
+    """Folder with NAME/weights.safetensors, as `chisep train --out` leaves them; else the packaged ones."""
     rows: tuple[str, ...] = tuple(ROWS)
     """Methods, by name."""
     rows_of_conditions: tuple[str, ...] = PROTOCOL_ROWS
@@ -156,13 +156,13 @@ class BeyondConfig(LesionsConfig):
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     """Protocols, by name."""
     heads_of_conditions: int = 2
-    """Heads under protocols other than the standard; the first ones."""
+    """Number of phantoms under protocols other than the standard; the first ones."""
     strengths_ppb: tuple[float, ...] = (50.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 850.0, 1000.0)
-    """χ_pos of each hemorrhage, χ_neg of each calcification in a head, in ppb."""
+    """χ_pos of each hemorrhage, χ_neg of each calcification in a phantom, in ppb."""
     voxel_mm: float = 1.0
     """Voxel edge of the standard protocol in mm."""
     seed: int = 11
-    """Seed of heads, lesions and noise."""
+    """Seed of phantoms, lesions and noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,7 +192,7 @@ class BeyondConfig(LesionsConfig):
 
 
 def simulation(config: BeyondConfig, name: str) -> SimulateConfig:
-    """How heads are scanned under a protocol."""
+    """Return the settings of the simulation under a protocol."""
     condition = CONDITIONS[name]
     tissue = TissueConfig(
         anisotropy_ppb=16.0,

@@ -32,11 +32,11 @@ def summarised(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict
     -------
     dict
         `Scores`: protocol → method → source → metric → mean and SD; `Compared`: method → … of the heads
-        that are scanned by other protocols too, under the standard protocol; `Held`: coverage of the
+        that are scanned by other protocols too, under the standard protocol; `Coverage`: coverage of the
         prediction intervals; `Budget`: the error budget under the standard protocol; `Regions`: RMS error of
-        regional means; `Lesions`: lines, leak and coverage by method and kind; `Passes`: lines of each
+        regional means; `Lesions`: lines, leak and coverage by method and kind; `Cascades`: lines of each
         cascade.
-        `Chi`: of QSM methods, `Scores`, `Held` and `Lesions` in the same form.
+        `Chi`: of QSM methods, `Scores`, `Coverage` and `Lesions` in the same form.
     """
     return _of_sources(config, cells) | {"Chi": _of_chi(config, cells)}
 
@@ -54,17 +54,17 @@ def _of(
 
 
 def _of_chi(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {"Scores": {}, "Held": {}, "Lesions": {}}
+    found: dict[str, dict[str, Any]] = {"Scores": {}, "Coverage": {}, "Lesions": {}}
     for name in config.conditions:
         own = _of(config, cells, name, "chi")
         found["Scores"][name] = {
             row: {metric: mean_and_sd([x["scores"]["chi"][metric] for x in some]) for metric in CHI_METRICS}
             for row, some in own.items()
         }
-        found["Held"][name] = {
-            row: mean_and_sd([x["held"]["chi"] for x in some])
+        found["Coverage"][name] = {
+            row: mean_and_sd([x["coverage"]["chi"] for x in some])
             for row, some in own.items()
-            if all(x["held"] for x in some)
+            if all(x["coverage"] for x in some)
         }
     lesions = _lesions(config, cells, "chi")
     found["Lesions"] = {row: {kind: _line(some, kind) for kind in GRADED} for row, some in lesions.items()}
@@ -95,11 +95,11 @@ def _of_sources(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dic
             for row, some in standard.items()
             if row in config.rows_of_conditions
         },
-        "Held": {
+        "Coverage": {
             name: {
-                row: {source: mean_and_sd([x["held"][source] for x in some]) for source in SOURCES}
+                row: {source: mean_and_sd([x["coverage"][source] for x in some]) for source in SOURCES}
                 for row, some in rows.items()
-                if all(cell["held"] for cell in some)
+                if all(cell["coverage"] for cell in some)
             }
             for name, rows in of.items()
         },
@@ -111,7 +111,7 @@ def _of_sources(config: BeyondConfig, cells: Sequence[Mapping[str, Any]]) -> dic
             row: {source: _region_error(some, source) for source in SOURCES} for row, some in standard.items()
         },
         "Lesions": {row: {kind: _lines(some, kind) for kind in GRADED} for row, some in lesions.items()},
-        "Passes": {kind: _cascade_lines(lesions.get(UNROLLED, []), kind) for kind in GRADED},
+        "Cascades": {kind: _cascade_lines(lesions.get(UNROLLED, []), kind) for kind in GRADED},
     }
 
 
@@ -136,8 +136,8 @@ def _lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
         **_line(known, kind),
         "leak_percent": finite(100 * float(np.mean(leaks))) if leaks else None,
         "largest_leak_percent": finite(100 * float(np.abs(leaks).max())) if leaks else None,
-        "held": _mean_coverage(known, "held"),
-        "held_other": _mean_coverage(known, "held_other"),
+        "coverage": _mean_coverage(known, "coverage"),
+        "coverage_other": _mean_coverage(known, "coverage_other"),
     }
 
 
@@ -155,12 +155,12 @@ def _line(lesions: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def _cascade_lines(lesions: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, float | None]]:
-    known = [lesion for lesion in lesions if lesion["kind"] == kind and lesion["passes_ppb"]]
+    known = [lesion for lesion in lesions if lesion["kind"] == kind and lesion["cascades_ppb"]]
     if not known:
         return []
     return [
-        fitted([x["assigned_ppb"] for x in known], [x["passes_ppb"][n] for x in known])
-        for n in range(len(known[0]["passes_ppb"]))
+        fitted([x["assigned_ppb"] for x in known], [x["cascades_ppb"][n] for x in known])
+        for n in range(len(known[0]["cascades_ppb"]))
     ]
 
 
@@ -169,24 +169,24 @@ def page(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             "# Beyond the thesis\n",
-            f"{len(config.labels)} heads that no network was trained on; against the truth; mean ± SD.\n",
+            f"{len(config.labels)} phantoms that no network was trained on; against the truth; mean ± SD.\n",
             _standard_table(summary),
             "## Protocols, without retraining: NRMSE of χ_pos/χ_neg (%)\n\n"
-            f"Of the first {config.heads_of_conditions} heads. Held: share of voxels whose truth lies within "
-            "the 90 % interval; under the standard protocol in all heads.\n",
+            f"Number of phantoms: {config.heads_of_conditions}. Coverage: share of voxels whose truth lies "
+            "within the 90 % interval; under the standard protocol in all phantoms.\n",
             _protocol_table(config, summary),
-            "## Lesions\n\nSlope of predicted against assigned value; leak: what the other source gains, in "
-            "% of the assigned value; held: as above, in the lesions, of their source/the other.\n",
+            "## Lesions\n\nSlope of predicted against assigned value; leak: increase of the other source, in "
+            "% of the assigned value; coverage: as above, in the lesions, of their source/the other.\n",
             _lesion_table(summary),
-            "## Errors of the parts, and of regional means (RMS, ppb)\n",
+            "## Errors of sum and difference, and of regional means (RMS, ppb)\n",
             _budget_table(summary),
-            "## Slopes on the way through the unrolled network\n\n"
-            "After each U-net, and after the last data steps.\n",
+            "## Slopes of the intermediate estimates of the unrolled network\n\n"
+            "After each cascade, and after the final data-consistency (DC) steps.\n",
             markdown(
                 ["after", *GRADED],
                 [
-                    [str(n + 1), *(slope_text(summary["Passes"][kind][n]) for kind in GRADED)]
-                    for n in range(len(summary["Passes"]["hemorrhage"]))
+                    [str(n + 1), *(slope_text(summary["Cascades"][kind][n]) for kind in GRADED)]
+                    for n in range(len(summary["Cascades"]["hemorrhage"]))
                 ],
             ),
             *_chi_part(summary["Chi"]),
@@ -203,16 +203,17 @@ def _chi_part(chi: Mapping[str, Any]) -> list[str]:
         [
             CONDITIONS[name].title,
             *(_chi_text(rows.get(row)) for row in methods),
-            *(f"{100 * number(share['mean']):.0f}" for share in chi["Held"][name].values()),
+            *(f"{100 * number(share['mean']):.0f}" for share in chi["Coverage"][name].values()),
         ]
         for name, rows in chi["Scores"].items()
     ]
     titles = [ROWS[row].title for row in methods]
-    telling = [f"held: {ROWS[row].title}" for row in next(iter(chi["Held"].values()))]
+    with_intervals = [f"{ROWS[row].title}: coverage (%)" for row in next(iter(chi["Coverage"].values()))]
     metrics = "/".join(title for title, _ in CHI_METRICS.values())
     return [
-        f"## χ alone: {metrics}\n\nMean 0 in the brain, as a field does not tell it; held: as above.\n",
-        markdown(["protocol", *titles, *telling], lines),
+        f"## χ alone: {metrics}\n\n"
+        "Mean 0 in the brain, since a field does not determine it; coverage: as above.\n",
+        markdown(["protocol", *titles, *with_intervals], lines),
         "Slopes of lesions (−χ of calcifications):\n",
         markdown(
             ["method", *GRADED],
@@ -246,26 +247,26 @@ def _protocol_table(config: BeyondConfig, summary: Mapping[str, Any]) -> str:
     columns = [
         row for row in config.rows_of_conditions if ROWS[row].target == "sources" and row in config.rows
     ]
-    telling = [row for row in next(iter(summary["Held"].values()), {}) if row in columns]
+    with_intervals = [row for row in next(iter(summary["Coverage"].values()), {}) if row in columns]
     lines = []
     for name, rows in summary["Scores"].items():
         own = compared if name == "standard" else rows
-        held = [
-            "/".join(f"{100 * number(summary['Held'][name][row][s]['mean']):.0f}" for s in SOURCES)
-            for row in telling
+        coverage = [
+            "/".join(f"{100 * number(summary['Coverage'][name][row][s]['mean']):.0f}" for s in SOURCES)
+            for row in with_intervals
         ]
         lines.append(
             [
                 CONDITIONS[name].title,
                 *("/".join(f"{_nrmse(own[row], s):.1f}" for s in SOURCES) for row in columns),
-                *(_over(own[row], compared.get(row)) for row in telling),
-                *held,
+                *(_over(own[row], compared.get(row)) for row in with_intervals),
+                *coverage,
             ]
         )
     titles = [
         *(ROWS[row].title for row in columns),
-        *(f"{ROWS[row].title}: over the standard (%)" for row in telling),
-        *(f"{ROWS[row].title}: held (%)" for row in telling),
+        *(f"{ROWS[row].title}: change from the standard (%)" for row in with_intervals),
+        *(f"{ROWS[row].title}: coverage (%)" for row in with_intervals),
     ]
     return markdown(["protocol", *titles], lines)
 
@@ -281,7 +282,7 @@ def _over(found: Mapping[str, Any], standard: Mapping[str, Any] | None) -> str:
 
 
 def _lesion_table(summary: Mapping[str, Any]) -> str:
-    what = ("slope [95 %]", "intercept (ppb)", "leak (%)", "held (%)")
+    what = ("slope [95 %]", "intercept (ppb)", "leak (%)", "coverage (%)")
     lines = []
     for row, found in summary["Lesions"].items():
         line = [ROWS[row].title]
@@ -291,7 +292,9 @@ def _lesion_table(summary: Mapping[str, Any]) -> str:
                 slope_text(fit),
                 plus_minus(fit["intercept_ppb"], None, 1),
                 plus_minus(fit["leak_percent"], None, 1),
-                "–" if fit["held"] is None else f"{100 * fit['held']:.0f}/{100 * fit['held_other']:.0f}",
+                "–"
+                if fit["coverage"] is None
+                else f"{100 * fit['coverage']:.0f}/{100 * fit['coverage_other']:.0f}",
             ]
         lines.append(line)
     return markdown(["method", *(f"{kind}: {text}" for kind in GRADED for text in what)], lines)
@@ -302,7 +305,7 @@ def _budget_table(summary: Mapping[str, Any]) -> str:
         "sum": "χ_pos + χ_neg",
         "noise_of_sum": "R2'/D_r",
         "difference": "χ_pos − χ_neg",
-        "difference_in_cone": "of it near the cone",
+        "difference_in_cone": "χ_pos − χ_neg near the cone",
     }
     lines = [
         [

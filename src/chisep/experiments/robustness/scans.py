@@ -96,7 +96,7 @@ class SimulatedScan:
         rng = np.random.default_rng([self.config.seed, self.index, _NOISE_STREAM])
         measured, tissue = measured_maps(self.tissue, how, rng), self.tissue
         condition, true = CONDITIONS[self.condition], tissue.relaxivity
-        ratio = condition.stated
+        ratio = condition.assumed_ratio
         r2prime = Rate(measured.r2prime_hz, measured.r2prime_sigma_hz)
         if condition.gre_only:
             of_gre = Rate(measured.r2star_hz, measured.r2star_sigma_hz)
@@ -121,7 +121,7 @@ class SimulatedScan:
         made = self._made(row)
         result: dict[str, Any] = known | {
             "scores": scores(made, self.truth, mask),
-            "held": {source: finite(value) for source, value in self._coverage(made, mask).items()},
+            "coverage": {source: finite(value) for source, value in self._coverage(made, mask).items()},
         }
         if self.patient is None:
             return result | {
@@ -148,12 +148,12 @@ class SimulatedScan:
         made = methods.invert(self.maps, row.method, self._options(row))
         mask, true = self.maps.mask, self.truth.chi_ppm
         scored = chi_scores(made.chi_ppm.numpy(), true.numpy(), mask.numpy())
-        result: dict[str, Any] = {"scores": {"chi": scored}, "held": {}}
+        result: dict[str, Any] = {"scores": {"chi": scored}, "coverage": {}}
         if made.chi_sigma_ppm is not None:
             # The mean of χ is not determined by a field.
             error = made.chi_ppm - true
             error = error - error[mask].mean()
-            result["held"] = {"chi": _coverage_of(error, made.chi_sigma_ppm, mask)}
+            result["coverage"] = {"chi": _coverage_of(error, made.chi_sigma_ppm, mask)}
         if self.patient is not None:
             result["lesions"] = read_chi(self.patient, true, made.chi_ppm)
         return result
@@ -202,9 +202,9 @@ class SimulatedScan:
                     "assigned_ppb": mean(true, own),
                     "predicted_ppb": finite(mean(values, own)),
                     "leak_ppb": finite(mean(values, other) - mean(true, other)),
-                    "held": coverage.get(own),
-                    "held_other": coverage.get(other),
-                    "passes_ppb": [finite(mean(x, own)) for x in cascades],
+                    "coverage": coverage.get(own),
+                    "coverage_other": coverage.get(other),
+                    "cascades_ppb": [finite(mean(x, own)) for x in cascades],
                 }
             )
         return result

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import chisep
 from chisep import methods
-from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, wide
+from chisep.experiments.common.budgets import BudgetConfig, Run, budgeted, require_known, with_widths
 from chisep.experiments.common.lesions import GRADED, LesionsConfig, lesion_options, slope_text
 from chisep.experiments.common.networks import PRECISION, Clock, trained_weights
 from chisep.experiments.common.results import cached_result
@@ -109,7 +109,11 @@ def runs(config: ThesisAblationsConfig) -> list[QsmRun]:
         for name, title, recipe in pairs
     ]
     found += [
-        QsmRun(f"{name}-{text}-width", f"{title}, widths {'-'.join(map(str, widths))}", wide(recipe, widths))
+        QsmRun(
+            f"{name}-{text}-width",
+            f"{title}, channels {'-'.join(map(str, widths))}",
+            with_widths(recipe, widths),
+        )
         for text, widths in (("half", half), ("twice", twice))
         for name, title, recipe in pairs
     ]
@@ -215,7 +219,7 @@ def _train(
 def make_qsm_maps(
     where: FoldersConfig, qsm: Qsm, weights_folder: Path | None, progress: Progress | None = None
 ) -> None:
-    """Compute the input χ maps of the subjects for training and validation; existing maps are kept.
+    """Compute the input χ maps of the subjects for training and validation; existing maps are reused.
 
     Parameters
     ----------
@@ -334,8 +338,8 @@ def summarised(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Name, title, iterations, α at the start and at the end (None for a network of one pass), validation
-        loss, seconds a head, metrics as of the table, and slopes of lesions.
+        Name, title, iterations, α at the start and at the end (None for a network without iterations),
+        validation loss, seconds per phantom, metrics as of the table, and slopes of lesions.
     """
     found = []
     for result in results:
@@ -393,10 +397,11 @@ def page(summary: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> str
     widths = "-".join(map(str, budget["widths"]))
     text = [
         "# Ablations\n",
-        f"All runs have one budget: widths {widths} (but for those on width), crops of {budget['crop']}³, "
-        f"batches of {budget['batch_size']}, {budget['epochs']} epochs of {budget['steps_per_epoch']} steps, "
-        f"the best by {budget['validation_crops']} validation crops. Mean ± SD over the test heads; slopes "
-        "in one head with lesions.\n",
+        f"All runs have one budget: channels per level {widths} (other numbers where a row says so), crops "
+        f"of {budget['crop']}³, batches of {budget['batch_size']}, {budget['epochs']} epochs of "
+        f"{budget['steps_per_epoch']} steps, "
+        f"the best by {budget['validation_crops']} validation crops. Mean ± SD over the test phantoms; "
+        "slopes in one phantom with lesions.\n",
     ]
     metrics = [(s, m, digits) for s in SOURCES for m, (_, digits) in _METRICS.items()]
     for reference in REFERENCES:
@@ -422,7 +427,7 @@ def page(summary: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> str
         for row in summary
     ]
     text += [f"## Step size (in the thesis {low} to {high} at the end), lesions, time\n"]
-    text += [markdown([*head, "seconds a head"], lines)]
+    text += [markdown([*head, "seconds per phantom"], lines)]
     return "\n".join(text)
 
 

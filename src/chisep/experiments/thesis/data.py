@@ -50,11 +50,11 @@ class ThesisConfig:
     labels: tuple[Path, ...] = ()
     """Label maps of the eight subjects: four to train, one to validate, three to test; MNI152 if none."""
     dataset: Path | None = None
-    """Existing dataset of this kind; simulated in OUT/dataset if left out."""
+    """Existing dataset of this kind; simulated in OUT/dataset if unset."""
     voxel_mm: float = 1.0
     """Voxel edge in mm."""
     seed: int = 4
-    """Seed of heads and noise."""
+    """Seed of phantoms and noise."""
     jobs: int = 2
     """Number of subjects that are simulated in parallel, each in its own process."""
 
@@ -91,7 +91,7 @@ class AppliedConfig(ThesisConfig):
     """An experiment that applies trained networks."""
 
     weights_folder: Path | None = None
-    """Folder of `chisep reproduce networks`; the shipped weights if left out."""
+    """Folder of `chisep reproduce networks`; the packaged weights if unset."""
 
 
 def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:

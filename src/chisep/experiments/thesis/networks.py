@@ -29,7 +29,7 @@ class NetworksConfig(ThesisConfig):
     size: Literal["small", "published"] = "small"
     """Recipes for two CPU cores, or those of the papers."""
     only: tuple[RecipeName, ...] = ()
-    """Recipes to train; all, in order, if left out."""
+    """Recipes to train; all, in order, if unset."""
     minutes: float | None = None
     """Stop after so many minutes; the same command resumes."""
     epochs: int | None = None
@@ -37,7 +37,7 @@ class NetworksConfig(ThesisConfig):
     steps_per_epoch: int | None = None
     """Batches in an epoch, if other than in the recipe."""
     threads: int | None = None
-    """CPU threads; all if left out."""
+    """CPU threads; all if unset."""
     licence: str = "not stated"
     """Licence of the label maps, for the header of the weights."""
 

@@ -127,20 +127,20 @@ def patients(config: PatientsConfig, progress: Progress | None = None) -> list[P
     if progress is not None:
         progress("patients", len(cells), len(cells))
     summary = {name: summarised([cell for cell in cells if cell["row"] == name]) for name in ROWS}
-    by_cascade = iterate_slopes([cell for cell in cells if cell["row"] == UNROLLED])
+    by_cascade = estimate_slopes([cell for cell in cells if cell["row"] == UNROLLED])
     found = {
         **provenance(config),
         "Weights": weights,
         "Units": {"assigned_ppb": "mean of the true source over the lesion's voxels"},
         "Rows": summary,
-        "Iterates": by_cascade,
+        "IntermediateEstimates": by_cascade,
         "Cells": cells,
     }
     return [
         write_text(config.out / "patients.md", page(summary, by_cascade)),
         write_json(config.out / "patients.json", found),
         write_bytes(config.out / "2.5-lesions.png", figures.png(_lesion_figure(cells, summary))),
-        write_bytes(config.out / "iterates-slope.png", figures.png(_cascade_figure(by_cascade))),
+        write_bytes(config.out / "estimates-slope.png", figures.png(_cascade_figure(by_cascade))),
     ]
 
 
@@ -248,7 +248,7 @@ def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, A
     -------
     dict
         `lesions`: kind, strength, and mean assigned and predicted value of each in ppb; `nrmse_percent` over
-        the voxels of all lesions of a kind; `iterates_ppb`: the predicted values of each intermediate
+        the voxels of all lesions of a kind; `estimates_ppb`: the predicted values of each intermediate
         estimate. Values of a network that diverged are None.
     """
     labels = graded.patient.labels.numpy()
@@ -277,7 +277,7 @@ def read_lesions(graded: GradedPatient, found: Sequence[Sources]) -> dict[str, A
         size = float(np.linalg.norm(truth[source][inside]))
         error = float(np.linalg.norm(made[-1][source][inside] - truth[source][inside]))
         nrmse[kind] = finite(100 * error / size) if size else None
-    return {"lesions": lesions, "nrmse_percent": nrmse, "iterates_ppb": means}
+    return {"lesions": lesions, "nrmse_percent": nrmse, "estimates_ppb": means}
 
 
 def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -305,16 +305,16 @@ def summarised(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def iterate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | None]]]:
+def estimate_slopes(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float | None]]]:
     """Fit the line of `summarised` for every intermediate estimate of the unrolled network."""
     found: dict[str, list[dict[str, float | None]]] = {}
     for kind in GRADED:
         found[kind] = []
-        for number in range(len(cells[0]["iterates_ppb"])):
+        for number in range(len(cells[0]["estimates_ppb"])):
             pairs = [
                 (lesion["assigned_ppb"], value)
                 for cell in cells
-                for value, lesion in zip(cell["iterates_ppb"][number], cell["lesions"], strict=True)
+                for value, lesion in zip(cell["estimates_ppb"][number], cell["lesions"], strict=True)
                 if lesion["kind"] == kind and value is not None
             ]
             found[kind].append(fitted([a for a, _ in pairs], [p for _, p in pairs]))
@@ -338,12 +338,12 @@ def page(summary: Mapping[str, Mapping[str, Any]], by_cascade: Mapping[str, Sequ
     ]
     return "\n".join(
         (
-            "# Lesions of graded strength in the test heads\n",
-            "Mean predicted against mean assigned value, a point a lesion; a slope of 1 is perfect. "
+            "# Lesions of graded strength in the test phantoms\n",
+            "Mean predicted against mean assigned value, one point per lesion; a slope of 1 is perfect. "
             + ", ".join(f"{number} {kind}s" for kind, number in count.items())
-            + " in all; NRMSE: mean ± SD over the heads.\n",
+            + " in all; NRMSE: mean ± SD over the phantoms.\n",
             markdown(head, lines),
-            "## Iterates of the unrolled network: slope [95 %]\n",
+            "## Intermediate estimates of the unrolled network: slope [95 %]\n",
             markdown(["iteration", *GRADED], numbers),
         )
     )

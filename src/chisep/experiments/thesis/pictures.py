@@ -112,8 +112,8 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
     record = {**provenance(config), "Weights": weights, "NrmsePercent": {"mean": means, **curves}}
     return [
         *written,
-        write_bytes(config.out / "iterates-nrmse.png", figures.png(_curve_figure(means, curves))),
-        write_json(config.out / "iterates-nrmse.json", record),
+        write_bytes(config.out / "estimates-nrmse.png", figures.png(_curve_figure(means, curves))),
+        write_json(config.out / "estimates-nrmse.json", record),
     ]
 
 
@@ -156,18 +156,18 @@ def _write_planes(
         before = [number - 1 for number in shown]
         title = _TITLES[source]
         for name, volumes, text, window, cmap in (
-            ("2.2-iterates", stack[shown], title, figures.SOURCE_WINDOW_PPB, _CMAPS[source]),
+            ("2.2-estimates", stack[shown], title, figures.SOURCE_WINDOW_PPB, _CMAPS[source]),
             (
                 "2.3-errors",
                 stack[shown] - label,
-                f"{title}: iterate − label",
+                f"{title}: estimate − label",
                 _CHANGE_WINDOW_PPB,
                 figures.DIFFERENCE_CMAP,
             ),
             (
                 "2.4-changes",
                 stack[shown] - stack[before],
-                f"{title}: iterate − the one before",
+                f"{title}: estimate − preceding estimate",
                 _CHANGE_WINDOW_PPB,
                 figures.DIFFERENCE_CMAP,
             ),

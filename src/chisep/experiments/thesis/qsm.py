@@ -224,8 +224,8 @@ def page(summary: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     return "\n".join(
         (
-            "# Susceptibility maps of the test heads\n",
-            f"Mean ± SD over {len(TEST)} heads against COSMOS of six orientations and against the truth; "
+            "# Susceptibility maps of the test phantoms\n",
+            f"Mean ± SD over {len(TEST)} phantoms against COSMOS of six orientations and against the truth; "
             "every map has mean 0. Lesions: mean predicted against mean assigned χ (−χ of calcifications); a "
             "slope of 1 is perfect.\n",
             markdown(head, lines),

@@ -66,7 +66,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(AppliedConfig):
-    """Table 2.1: NRMSE, PSNR, SSIM, xSIM of all methods over the three test heads."""
+    """Table 2.1: NRMSE, PSNR, SSIM, xSIM of all methods over the three test phantoms."""
 
 
 def table(config: TableConfig, progress: Progress | None = None) -> list[Path]:
@@ -229,10 +229,10 @@ def _summary_row(name: str, row: ThesisMethod, cells: Sequence[Mapping[str, Any]
 
 def page(summary: Sequence[Mapping[str, Any]]) -> str:
     """Write what `summarised` returns as Markdown, with the thesis' figures beside."""
-    parts = ["# Table 2.1 on digital heads\n"]
+    parts = ["# Table 2.1 on digital phantoms\n"]
     parts.append(
-        f"Mean ± SD over {summary[0]['subjects']} test heads. PSNR: peak 1 ppm, over the whole field of view "
-        "as the thesis' figures suggest, and over the brain. Thesis: people, another dataset.\n"
+        f"Mean ± SD over {summary[0]['subjects']} test phantoms. PSNR: peak 1 ppm, over the whole field of "
+        "view as the thesis' figures suggest, and over the brain. Thesis: people, another dataset.\n"
     )
     for reference, title in (("label", "Against the label (COSMOS and R2')"), ("truth", "Against the truth")):
         parts.append(f"## {title}\n")

@@ -38,21 +38,21 @@ def heads(tmp_path_factory):
 
 
 def test_trained_evaluated_and_cached(heads, tmp_path):
-    call = ["reproduce", "parts", str(tmp_path), "--dataset", str(heads), "--labels", "truth"]
+    call = ["reproduce", "network-ablations", str(tmp_path), "--dataset", str(heads), "--labels", "truth"]
     call += ["--train", "01", "--validation", "02", "--widths", "2", "4", "--crop", "16"]
     call += ["--epochs", "1", "--steps-per-epoch", "4", "--batch-size", "1", "--test-crops", "4"]
     call += ["--validation-crops", "2"]
     assert cli.main([*call, "--only", "unrolled"]) == 0
-    assert cli.main([*call, "--only", "noise-untold", "baseline"]) == 0
+    assert cli.main([*call, "--only", "no-noise-maps", "baseline"]) == 0
     found = json.loads((tmp_path / "ablations.json").read_text())
-    assert [row["run"] for row in found["Rows"]] == ["unrolled", "baseline", "noise-untold"]
+    assert [row["run"] for row in found["Rows"]] == ["unrolled", "baseline", "no-noise-maps"]
     assert found["Budget"]["widths"] == [2, 4]
     page = (tmp_path / "ablations.md").read_text()
-    assert "noise not told" in page
+    assert "without noise maps as input" in page
     assert "4 steps of 1 crops of 16³" in page
-    before = (tmp_path / "runs" / "unrolled" / "judged.json").stat().st_mtime_ns
+    before = (tmp_path / "runs" / "unrolled" / "evaluated.json").stat().st_mtime_ns
     assert cli.main([*call, "--only", "unrolled"]) == 0
-    assert (tmp_path / "runs" / "unrolled" / "judged.json").stat().st_mtime_ns == before
+    assert (tmp_path / "runs" / "unrolled" / "evaluated.json").stat().st_mtime_ns == before
 
 
 def test_nrmse_of_tissue_and_lesions_apart():

@@ -1,0 +1,51 @@
+"""Committed pages of results: each is what the code writes from the committed JSON beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chisep.experiments import preprocessing, scan_checks
+from chisep.experiments.robustness import ablations as network_ablations
+from chisep.experiments.robustness import results as robustness
+from chisep.experiments.robustness.protocols import BeyondConfig
+from chisep.experiments.thesis import ablations, patients, qsm, table
+from chisep.training.data import FoldersConfig
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+UNUSED = Path("unused")
+
+
+def _beyond(found):
+    options = {name: tuple(x) if isinstance(x, list) else x for name, x in found["Options"].items()}
+    return robustness.page(BeyondConfig(**options | {"out": UNUSED}), found)
+
+
+def _network_ablations(found):
+    config = network_ablations.NetworkAblationsConfig(
+        out=UNUSED,
+        data=FoldersConfig(UNUSED, **{name: tuple(x) for name, x in found["Heads"].items()}),
+        test_crops=found["TestCrops"],
+        **found["Budget"],
+    )
+    return network_ablations.page(config, found["Rows"])
+
+
+PAGES = {
+    "beyond/beyond": _beyond,
+    "beyond/ablations": _network_ablations,
+    "preprocessing": lambda found: preprocessing.page(found["Rows"]),
+    "scan-checks/scan-checks": lambda found: scan_checks.page(found["Sessions"]),
+    "thesis/ablations": lambda found: ablations.page(found["Rows"], found["Budget"]),
+    "thesis/patients": lambda found: patients.page(found["Rows"], found["IntermediateEstimates"]),
+    "thesis/qsm": lambda found: qsm.page(found["Rows"]),
+    "thesis/table": lambda found: table.page(found["Rows"]),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_committed_page_is_written_from_the_json_beside_it(name):
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == PAGES[name](found)
