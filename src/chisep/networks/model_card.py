@@ -50,11 +50,11 @@ def _page(card: Mapping[str, Any]) -> str:
     network, recipe, data = card["network"], card["recipe"], card["training_data"]
     unrolled = network["unrolled"]
     norm = {"none": "no"}.get(network["unet"]["norm"], network["unet"]["norm"])
-    shape = f"U-net of widths {_joined(network['unet']['widths'], '-')}, {norm} norm"
+    shape = f"U-net of {_joined(network['unet']['widths'], '-')} channels, {norm} norm"
     if unrolled:
-        shape += f", {unrolled['iterations']} iterations with physics, α from {unrolled['alpha']:g}"
+        shape += f", {unrolled['iterations']} iterations with gradient steps, α from {unrolled['alpha']:g}"
     if proximal := network.get("proximal"):
-        shape += f", {proximal['passes']} passes with exact data steps"
+        shape += f", {proximal['passes']} cascades with data-consistency steps"
     optimiser, crops, made_by = recipe["optimiser"], recipe["crops"], card["made_by"]
     loss = card["metrics"]["validation_loss"]
     statistics = [f"{name} {mean:.4f} ± {sd:.4f}" for name, (mean, sd) in card["statistics"].items()]
@@ -63,12 +63,12 @@ def _page(card: Mapping[str, Any]) -> str:
         "from": _joined(network["inputs"]),
         "to": _joined(network["outputs"]),
         "network": f"{shape}; {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB",
-        "B0": "along the third axis; other scans are turned" if network["b0_along_z"] else "not asked for",
+        "B0": "along the third axis; other scans are rotated" if network["b0_along_z"] else "any direction",
         "trained on": f"{data['dataset']}: subjects {_joined(data['train'])}",
         **({"started from": _start(start)} if (start := card.get("start")) else {}),
-        "best epoch chosen on": f"subjects {_joined(data['validation'])}",
+        "best epoch selected on": f"subjects {_joined(data['validation'])}",
         "licence of the data": card["licence_of_data"],
-        **({"scanned by": _protocol(protocol)} if protocol else {}),
+        **({"protocols": _protocol(protocol)} if protocol else {}),
         **({"range": limits} if (limits := _training_range(card.get("range"))) else {}),
         "mean ± SD of the data (ppm)": _joined(statistics),
         "training": f"{recipe['epochs']} epochs of {recipe['steps_per_epoch']} batches of "
@@ -89,7 +89,7 @@ def _page(card: Mapping[str, Any]) -> str:
             *(f"| {name} | {text} |" for name, text in rows.items()),
             "",
             _LIMITS.format(
-                protocols="protocols than those above, nor on other data than digital heads"
+                protocols="protocols than those above, nor on other data than digital phantoms"
                 if protocol
                 else "field strengths, voxel sizes or contrasts than those of its training data"
             ),
@@ -131,7 +131,7 @@ def _protocol(ranges: Mapping[str, Any]) -> str:
         f"voxels of {_range(ranges['voxel_mm'])} mm, "
         f"slices up to {ranges['slice_ratio']:g} times as thick{across}",
         f"D_r,pos {_range(ranges['dr_hz_per_ppm'])} 1/s/ppm at 3 T, D_r,neg {_range(ranges['dr_ratio'])} "
-        f"times that, told with errors up to {100 * ranges['dr_error']:.0f} %",
+        f"times that, assumed with errors up to {100 * ranges['dr_error']:.0f} %",
         f"SNR {_range(ranges['snr'])}",
         f"no field in rims up to {ranges['erosion_mm']:g} mm and {ranges['holes']} holes",
         f"background field up to {ranges['background_ppb']:g} ppb and other errors up to "
