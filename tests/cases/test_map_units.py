@@ -133,6 +133,18 @@ def test_other_maps_than_r2prime_are_refused(maps, change, words):
     assert words in str(caught.value)
 
 
+def test_noise_of_r2prime_below_0_is_no_mistake(maps):
+    data, affine = _read(maps["r2prime"])
+    noise = np.random.default_rng(0).normal(0, 2, data.shape).astype(np.float32)
+    assert ((data + noise)[_read(maps["mask"])[0] > 0] < 0).any()
+    separated(maps, r2prime=nifti.save(maps["r2prime"].with_name("noisy.nii.gz"), data + noise, affine))
+
+
+def test_r2prime_of_the_wrong_sign_is_refused(maps):
+    with pytest.raises(InputError, match=r"map of R2'.*check its sign"):
+        separated(maps, r2prime=scaled(maps["r2prime"], -1))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

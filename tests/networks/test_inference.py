@@ -308,6 +308,17 @@ class TestMethods:
         torch.testing.assert_close(made.chi_pos_ppm, by_hand.chi_pos_ppm, rtol=0, atol=1e-6)
         torch.testing.assert_close(made.chi_neg_ppm, by_hand.chi_neg_ppm, rtol=0, atol=1e-6)
 
+    def test_r2prime_below_0_is_noise_to_networks_that_know_the_noise_only(self):
+        """The others were trained on R2' that was clipped at 0."""
+        noisy = replace(MAPS, r2prime_hz=MAPS.r2prime_hz - 3.0)
+        assert (noisy.r2prime_hz < 0).any()
+        plain, *known = (
+            measured_channels(noisy, inputs, NetworkOptions())["r2prime"]
+            for inputs in (MEASURED_ROWS, (*MEASURED_ROWS, *NOISE.values()))
+        )
+        torch.testing.assert_close(plain, (noisy.r2prime_hz / 114.0).clamp_min(0))
+        torch.testing.assert_close(known[0], noisy.r2prime_hz / 114.0)
+
     def test_direct_networks_take_r2star_over_d_r(self, folder):
         only = replace(MAPS, r2prime_hz=None)
         chosen = options(folder, "chi-sepnet-r2s-direct")

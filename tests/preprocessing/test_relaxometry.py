@@ -16,16 +16,19 @@ from chisep.errors import InputError
 from chisep.physics.epg import mese_signal, slice_profile
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.physics.signal import hz_per_ppm, se_signal
-from chisep.preprocessing.decay_fit import MAX_RATE_HZ
+from chisep.preprocessing.decay_fit import LEAST_RATE_HZ, MAX_RATE_HZ
 from chisep.preprocessing.magnitude_noise import estimate_noise_sigma
 from chisep.preprocessing.relaxometry import (
+    REGISTRATION_SD_MM,
     R2Config,
     R2starConfig,
     Rate,
+    SpinEchoFit,
     pseudo_r2prime,
     r2,
     r2prime,
     r2star,
+    with_registration_error,
 )
 from chisep.simulation.anatomy import LabelMap, packaged_labels
 from chisep.simulation.fields import total_field
@@ -162,10 +165,10 @@ def test_hopeless_voxels_get_rates_within_the_range(fit, te_s):
     rate = found.rate_hz
     assert torch.isfinite(rate).all()
     assert torch.isfinite(found.sigma_hz).all()
-    assert ((rate >= 0) & (rate <= MAX_RATE_HZ)).all()
+    assert ((rate >= LEAST_RATE_HZ) & (rate <= MAX_RATE_HZ)).all()
     assert rate[0, 0, 0] == 0  # no signal
     assert found.sigma_hz[0, 0, 0] == MAX_RATE_HZ
-    assert rate[0, 0, 1] == 0  # grows
+    assert rate[0, 0, 1] == LEAST_RATE_HZ  # grows
     assert rate[0, 1, 0] > 300  # gone after one echo
     assert rate[1, 1, 1] == pytest.approx(0, abs=1e-3)
 
@@ -315,14 +318,37 @@ def test_simulated_session_with_stimulated_echoes(session, snr):
         assert float((error(plain, tissue.r2_hz).abs() / tissue.r2_hz[brain]).median()) > 0.20
 
 
-def test_r2prime_is_the_difference_and_never_negative():
+def test_r2prime_is_the_difference_with_its_negative_noise():
     def row(*values):
         return torch.tensor(values).reshape(1, 1, -1)
 
-    r2star_hz = Rate(row(20.0, 10.0, 5.0), row(3.0, 3.0, 3.0))
-    found = r2prime(r2star_hz, Rate(row(12.0, 12.0, 5.0), row(4.0, 4.0, 0.0)))
-    assert found.rate_hz.flatten().tolist() == [8, 0, 0]
-    assert found.sigma_hz.flatten().tolist() == [5, 5, 3]
+    r2star_hz = Rate(row(20.0, 10.0, 5.0, 5.0), row(3.0, 3.0, 3.0, 3.0))
+    found = r2prime(r2star_hz, Rate(row(12.0, 12.0, 5.0, 50.0), row(4.0, 4.0, 0.0, 4.0)))
+    assert found.rate_hz.flatten().tolist() == [8, -2, 0, -15]  # the last is far beyond noise: −3 σ
+    assert found.sigma_hz.flatten().tolist() == [5, 5, 3, 5]
+
+
+def test_r2prime_of_fluid_has_no_bias_and_a_true_sigma():
+    """R2* = R2 near 0: a bound at 0, of a rate or of the difference, would show in the mean."""
+    gre, se = (noisy(te_s, rate_hz=0.5, seed=n) for n, te_s in enumerate((GRE_S, SE_S)))
+    mask = inside(gre)
+    found = r2prime(r2star(gre, GRE_S, mask), exponential(se, SE_S, mask))
+    score = found.rate_hz / found.sigma_hz
+    assert float((found.rate_hz < 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert abs(float(score.mean())) < 0.06  # 2.5 standard errors
+    assert float(score.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_registration_error_makes_r2_less_sure_where_it_has_a_gradient():
+    places = torch.arange(6.0).expand(4, 5, 6).clone()
+    rate = 10 * places  # 5 1/s a mm along the third axis
+    mask = torch.ones(4, 5, 6, dtype=torch.bool)
+    mask[:, :, 0] = False
+    rate[~mask] = 0
+    fit = SpinEchoFit(rate, torch.full_like(rate, 0.4) * mask)
+    sigma = with_registration_error(fit, mask, (1.0, 1.0, 2.0)).sigma_hz
+    expected = math.hypot(0.4, REGISTRATION_SD_MM * 5)
+    torch.testing.assert_close(sigma, torch.where(mask, expected, 0.0))
 
 
 @pytest.mark.parametrize("b0_t", [1.5, 3.0, 7.0])

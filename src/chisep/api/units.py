@@ -31,6 +31,8 @@ _NO_BRAIN = 1e-9
 _PLAUSIBLE_FIELD_PPM = (0.001, 0.03)
 """Of a local field, to say which unit a map may have."""
 _SHARE_CLIPPED = 0.95
+_SHARE_NEGATIVE = 1 / 3
+"""Of the voxels, in which noise may make R2' negative; fluid and noise of R2' at SNR 25 stay below."""
 _QUANTILE_VALUES = 10**6
 _REFERENCE_T = 3.0
 _EVEN = 0.7
@@ -123,9 +125,10 @@ def check_units(maps: Maps, b0_t: float | None, *, stated: bool, needs_local_fie
             warnings.append(f"{problem.source}: {problem.found}; expected {problem.expected}")
         else:
             raise problem
-    for name, rate in (("R2'", maps.r2prime_hz), ("R2*", maps.r2star_hz)):
+    # R2' is a difference, which noise makes negative in some voxels; R2* is not.
+    for name, rate, allowed in (("R2'", maps.r2prime_hz, _SHARE_NEGATIVE), ("R2*", maps.r2star_hz, 0.0)):
         negative = 0 if rate is None else int(torch.count_nonzero(rate[maps.mask] < 0))
-        if negative:
+        if negative > allowed * int(maps.mask.sum()):
             warnings.append(
                 f"{name} is negative in {negative} voxels of the mask; the sources stay 0 at least"
             )
@@ -215,15 +218,20 @@ def _rate(limits: _Rate, values: Tensor, low: float, high: float) -> Iterator[In
     """Compare the clipped mean of a rate with its limits, scaled by factors for low and high ones."""
     typical = float(values.clamp(max=_quantile(values, _SHARE_CLIPPED)).mean())
     usual = f"{limits.unlikely_below * low:.2g} to {limits.unlikely_above * high:.2g}"
-    if _NO_BRAIN < typical < limits.impossible_below * low or typical > limits.impossible_above * high:
-        small = typical < limits.impossible_below * low
+    if typical < -_NO_BRAIN:
+        fix = f"{limits.name} is positive, except for noise: check its sign, and what was subtracted."
+    elif _NO_BRAIN < typical < limits.impossible_below * low:
+        fix = "If it is in 1/ms, multiply it by 1000; if it is a time in s, take 1 / time."
+    elif typical > limits.impossible_above * high:
+        fix = f"If it is a time in ms, such as T2*, {limits.name} is 1000 / time."
+    else:
+        fix = ""
+    if fix:
         yield InputError(
             f"map of {limits.name}",
             found=f"values of typically {typical:.3g} (mean in the mask)",
             expected=f"{limits.name} in 1/s, typically {usual}",
-            fix="If it is in 1/ms, multiply it by 1000; if it is a time in s, take 1 / time."
-            if small
-            else f"If it is a time in ms, such as T2*, {limits.name} is 1000 / time.",
+            fix=fix,
         )
     elif _NO_BRAIN < typical < limits.unlikely_below * low or typical > limits.unlikely_above * high:
         yield (

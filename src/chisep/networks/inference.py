@@ -223,6 +223,9 @@ def measured_channels(
     for channel, rate in rate_maps.items():
         if rate is not None and maps.relaxivity is not None:
             channels[channel] = rate / maps.relaxivity.pos_hz_per_ppm
+    # Noise makes R2' negative in some voxels; networks without noise maps were trained on R2' clipped at 0.
+    if "r2prime" in channels and "r2prime_sigma" not in inputs:
+        channels["r2prime"] = channels["r2prime"].clamp_min(0)
     if "r2prime" in inputs and "r2prime" not in channels and "r2star" in channels:
         trained = _loaded(options.rate_weights, maps, (("r2prime",),), {"r2star"})
         channels["r2prime"] = intermediate_estimates(
@@ -242,7 +245,10 @@ def measured_channels(
         of_rate = maps.r2prime_sigma_hz
         scaled = None if of_rate is None else of_rate / maps.relaxivity.pos_hz_per_ppm
         channels["r2prime_sigma"] = _noise_map(
-            scaled, channels["r2prime"], maps.sources_mask, nonnegative=True
+            scaled,
+            channels["r2prime"],
+            maps.sources_mask,
+            nonnegative=bool((channels["r2prime"] >= 0).all()),
         )
     missing = [name for name in inputs if name not in channels]
     if missing:

@@ -60,6 +60,8 @@ _SOURCE = (0.0, _CHI[1])
 _FIELD = (-20.0, 20.0)
 """Field in ppm: twice what air next to tissue makes."""
 _RATES = (0.0, MAX_RATE_HZ)
+_RATE_DIFFERENCE = (-MAX_RATE_HZ, MAX_RATE_HZ)
+"""Of R2' = R2* − R2, which noise makes negative where it is small."""
 _POSITIVE = (0.0, math.inf)
 
 _ALL = (
@@ -128,12 +130,12 @@ _ALL = (
     Output("r2", "R2, 1/s", "R2map", unit=_RATE, sigma="r2_sigma", region_column="r2_hz", limits=_RATES),
     Output(
         "r2prime",
-        "R2', 1/s",
+        "R2' = R2* − R2, 1/s; noise makes it negative in some voxels",
         "R2primemap",
         unit=_RATE,
         sigma="r2prime_sigma",
         region_column="r2prime_hz",
-        limits=_RATES,
+        limits=_RATE_DIFFERENCE,
     ),
     Output(
         "r2star_sigma", "Standard deviation of R2*", "R2starmap", {"stat": "std"}, unit=_RATE, limits=_RATES

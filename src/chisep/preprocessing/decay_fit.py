@@ -13,8 +13,11 @@ from chisep.preprocessing.intravoxel_dephasing import LEAST_ATTENUATION, Attenua
 from chisep.preprocessing.magnitude_noise import rician_mean
 
 MAX_RATE_HZ = 500.0
-"""Upper bound of reported rates (the lower bound is 0) and of their σ, where it means that nothing is known.
-Faster decays leave no signal at usual echo times."""
+"""Upper bound of fitted rates and of their σ, where it means that nothing is known. Faster decays leave no
+signal at usual echo times."""
+LEAST_RATE_HZ = -20.0
+"""Lower bound of fitted rates. Noise makes the rate of a slow decay (CSF) negative in part of the voxels; a
+bound of 0 would make its mean too large."""
 _ITERATIONS = 30
 _TOLERANCE = 1e-5
 _CHUNK = 1 << 16
@@ -112,7 +115,7 @@ def _least_squares(data: _Data, model: DecayModel, rate: Values, longest: float)
         # Steps of diverging voxels may overflow; the dictionary has no entry for NaN.
         new_amplitude = torch.nan_to_num(amplitude + (rr * ga - ar * gr) / determinant).clamp_min(0)
         new_rate = torch.nan_to_num(rate + (aa * gr - ar * ga) / determinant)
-        new_rate = new_rate.clamp(0, MAX_RATE_HZ * longest)
+        new_rate = new_rate.clamp(LEAST_RATE_HZ * longest, MAX_RATE_HZ * longest)
         new_shape, new_slope = _scaled(model, data.voxels, new_rate, longest)
         new_mean, new_passed = rician_mean(new_amplitude * new_shape, data.noise)
         new_residual = data.of_used(data.echoes - new_mean)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -21,7 +21,7 @@ from chisep.errors import InputError
 from chisep.physics.epg import slice_profile
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.preprocessing.arlo import arlo_with_error
-from chisep.preprocessing.decay_fit import MAX_RATE_HZ, exponential, fit_decay
+from chisep.preprocessing.decay_fit import LEAST_RATE_HZ, MAX_RATE_HZ, exponential, fit_decay
 from chisep.preprocessing.epg_fit import EpgTable, transmit_field
 from chisep.preprocessing.intravoxel_dephasing import attenuation_by_gradient
 from chisep.preprocessing.magnitude_noise import noise_sigma_of_voxels
@@ -33,6 +33,10 @@ _UNIFORM = 1e-3
 _PULSE_POSITIONS = 16
 _MOST_ORDER = 12
 _EVEN_TE = 0.01
+REGISTRATION_SD_MM = 0.06
+"""SD of the registration's error along each axis: makes error/σ of R2 1.0 to 1.1 at the edges of tissues."""
+_FARTHEST_BELOW = 3.0
+"""Noise makes a difference of two equal rates negative; values below this many σ are not noise."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,11 @@ class Rate:
     Parameters
     ----------
     rate_hz
-        In 1/s, shape (i, j, k), 0 outside the mask.
+        In 1/s, shape (i, j, k), 0 outside the mask. Where it is near 0, noise makes it negative in part of
+        the voxels.
     sigma_hz
         Its standard deviation from the scan's noise, at most `MAX_RATE_HZ`, shape (i, j, k), 0 outside the
-        mask. It ignores bounds: where the rate was clipped, it is that of the rate before clipping.
+        mask.
     """
 
     rate_hz: Volume
@@ -181,7 +186,7 @@ def r2star(
     Returns
     -------
     Rate
-        R2* within 0 and `MAX_RATE_HZ`, and its σ.
+        R2* within `LEAST_RATE_HZ` and `MAX_RATE_HZ`, and its σ.
 
     Raises
     ------
@@ -246,7 +251,7 @@ def r2(
     Returns
     -------
     SpinEchoFit
-        R2 within 0 and `MAX_RATE_HZ` (200 from echo trains), its σ, and B1.
+        R2 within `LEAST_RATE_HZ` and `MAX_RATE_HZ`, its σ, and B1.
 
     Raises
     ------
@@ -296,7 +301,7 @@ def r2(
 
 
 def r2prime(r2star: Rate, r2: Rate) -> Rate:
-    """Compute R2' = max(R2* − R2, 0), with the σ of the difference before clipping.
+    """Compute R2' = R2* − R2, which noise makes negative in part of the voxels, with its σ.
 
     Parameters
     ----------
@@ -308,15 +313,50 @@ def r2prime(r2star: Rate, r2: Rate) -> Rate:
     Returns
     -------
     Rate
-        R2' and √(σ_R2*² + σ_R2²). Clipping makes R2' too large on average where it is near 0, by up to
-        0.4 σ. σ stays that of the difference, so that a solver weights a clipped voxel like its neighbours.
+        R2' and √(σ_R2*² + σ_R2²). R2' is not clipped at 0: clipping would make it too large on average
+        where it is near 0, by up to 0.4 σ, and its errors would no longer be those that σ states. Values
+        below −3 σ are set to −3 σ.
     """
     sigma = torch.hypot(r2star.sigma_hz, r2.sigma_hz).clamp_max(MAX_RATE_HZ)
-    return Rate((r2star.rate_hz - r2.rate_hz).clamp_min(0), sigma)
+    return Rate(torch.maximum(r2star.rate_hz - r2.rate_hz, -_FARTHEST_BELOW * sigma), sigma)
+
+
+def with_registration_error(
+    r2: SpinEchoFit, mask: MaskVolume, voxel_mm: tuple[float, float, float]
+) -> SpinEchoFit:
+    """Add to the σ of R2 what the error of a rigid registration makes of its gradient.
+
+    Parameters
+    ----------
+    r2
+        Of spin echoes that were registered and resampled.
+    mask
+        Where it was fitted, shape (i, j, k).
+    voxel_mm
+        Edges of a voxel in mm.
+
+    Returns
+    -------
+    SpinEchoFit
+        With √(σ² + s² |∇R2|²), s = 0.06 mm along each axis.
+    """
+    rate, variance = r2.rate_hz, r2.sigma_hz.square()
+    for axis, edge_mm in enumerate(voxel_mm):
+        inside = mask.narrow(axis, 1, mask.shape[axis] - 1) & mask.narrow(axis, 0, mask.shape[axis] - 1)
+        steps = rate.diff(dim=axis) * inside
+        total, count = torch.zeros_like(rate), torch.zeros_like(rate)
+        for first in (0, 1):
+            total.narrow(axis, first, steps.shape[axis]).add_(steps)
+            count.narrow(axis, first, steps.shape[axis]).add_(inside)
+        variance += (REGISTRATION_SD_MM / edge_mm * total / count.clamp_min(1)).square()
+    return replace(r2, sigma_hz=variance.sqrt().clamp_max(MAX_RATE_HZ) * mask)
 
 
 def pseudo_r2prime(r2star: Rate, b0_t: float) -> Rate:
     """Compute a pseudo-R2' = max(R2* − pseudo-R2, 0), where no spin echo measures R2.
+
+    Unlike R2' of a measured R2 it is clipped: where R2* is below the pseudo-R2, the error is that of the
+    assumption, not of noise, and negative values would lower both sources around fluid.
 
     Parameters
     ----------
@@ -365,5 +405,5 @@ def _check_echoes(magnitude: Tensor, te_s: Sequence[float], *, at_least: int, na
 
 def _filled(values: Tensor, mask: Tensor) -> Tensor:
     volume = values.new_zeros(mask.shape)
-    volume[mask] = values.clamp(0, MAX_RATE_HZ)
+    volume[mask] = values.clamp(LEAST_RATE_HZ, MAX_RATE_HZ)
     return volume

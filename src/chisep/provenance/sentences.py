@@ -368,7 +368,7 @@ def _r2(session: SessionFacts) -> Sentences:
             yield "R2", "R2 was fitted as one exponential, which stimulated echoes bias."
         case other:
             yield "R2", f"R2 was fitted by: {value_text(other) or NOT_RECORDED}."
-    yield "R2'", "R2′ is R2* − R2."
+    yield "R2'", "R2′ is R2* − R2, not clipped at 0."
 
 
 def _qsm(session: SessionFacts) -> Sentences:

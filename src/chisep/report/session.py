@@ -266,7 +266,7 @@ def _rate_panels(images: SessionImages) -> Iterator[Panel]:
     }
     yield Panel.of_figure(
         "Relaxation rates",
-        "R2′ is R2* minus R2, 0 at least. Bright R2′ above the sinuses is field inhomogeneity, not iron. "
+        "R2′ is R2* minus R2; noise makes it negative in some voxels, which are black here. Bright R2′ above the sinuses is field inhomogeneity, not iron. "
         "Where the noise of R2′ is as large as R2′ itself, sources depend on the field alone.",
         figures.planes(
             [

@@ -134,7 +134,7 @@ def _noise_ppm(
     mask, support = padded.cut(maps.mask), padded.cut(maps.sources_mask)
     d_r_hz_per_ppm = required_relaxivity(maps.relaxivity).pos_hz_per_ppm
     if maps.r2prime_sigma_hz is None:
-        of_rate: Tensor | float = noise_sigma(target, mask, nonnegative=True)
+        of_rate: Tensor | float = noise_sigma(target, mask, nonnegative=bool((target >= 0).all()))
     else:
         of_rate = padded.cut_noise(maps.r2prime_sigma_hz) / d_r_hz_per_ppm
     sigma_r, weight_r = known_noise(of_rate, support, least_noise_ppm(target, mask))

@@ -25,7 +25,16 @@ from chisep.preprocessing.head_size import adult_grid, length_scale
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.magnitude_noise import noise_sigma_of_field
 from chisep.preprocessing.registration import LEAST_CONTRAST, register
-from chisep.preprocessing.relaxometry import FEWEST_ECHOES, Rate, pseudo_r2prime, r2, r2prime, r2star
+from chisep.preprocessing.relaxometry import (
+    FEWEST_ECHOES,
+    REGISTRATION_SD_MM,
+    Rate,
+    pseudo_r2prime,
+    r2,
+    r2prime,
+    r2star,
+    with_registration_error,
+)
 from chisep.preprocessing.resampling import coverage, resample_to
 
 _SPIN_ECHO_PART = (0.99, 0.05)
@@ -129,7 +138,11 @@ def relaxometry_stage(context: SessionContext) -> Stage:
     else:
         inputs += files.paths("transform")
         outputs += files.paths("r2", "r2_sigma", *(["b1"] if has_b1(context) else []))
-        parameters |= {"SpinEchoTime": list(mese.te_s), "R2": asdict(config.r2)}
+        parameters |= {
+            "SpinEchoTime": list(mese.te_s),
+            "R2": asdict(config.r2),
+            "RegistrationErrorMm": REGISTRATION_SD_MM,
+        }
 
     def work(declared: DeclaredFiles) -> StageResult:
         return _relaxation_rates(context, StageFiles(files, declared))
@@ -203,7 +216,7 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         facts |= {"MedianR2primeNoiseHz": round(float(noise.median()), 3)}
     files.save(
         {
-            "r2star": of_gre.rate_hz,
+            "r2star": of_gre.rate_hz.clamp_min(0),
             "r2star_sigma": of_gre.sigma_hz,
             "r2prime": difference.rate_hz,
             "r2prime_sigma": difference.sigma_hz,
@@ -239,7 +252,8 @@ def _r2prime(
         context.config.r2,
         voxel_mm=adult_grid(files.grid, length_scale(brain, files.grid)).voxel_mm,
     )
-    maps = {"r2": of_se.rate_hz, "r2_sigma": of_se.sigma_hz}
+    of_se = with_registration_error(of_se, known, files.grid.voxel_mm)
+    maps = {"r2": of_se.rate_hz.clamp_min(0), "r2_sigma": of_se.sigma_hz}
     if has_b1(context):
         maps["b1"] = torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1
     difference = r2prime(of_gre, of_se)
