@@ -16,7 +16,7 @@ import torch
 from chisep import cli
 from chisep.api.evaluate import EvaluateConfig, evaluate
 from chisep.api.files import SIGMA_FILES, SOURCE_FILES
-from chisep.api.maps import SeparationOptions, qsm, separate
+from chisep.api.maps import InversionOptions, SeparationOptions, qsm, separate
 from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
 from chisep.api.weights import weight_cards
 from chisep.errors import ChisepWarning, InputError
@@ -419,6 +419,25 @@ def test_qsm_command(files, maps, tmp_path, capsys):
         chi = nib.load(out).get_fdata()
         assert np.corrcoef(chi[maps["mask"] > 0], maps["chi"][maps["mask"] > 0])[0, 1] > 0.9
     assert capsys.readouterr().out.split() == [str(out)] * 2
+
+
+def test_a_reference_of_one_map(files, maps, tmp_path):
+    """Subtracted inside the mask, and stated in the sidecar."""
+    inside = maps["mask"] > 0
+    command = ["qsm", *arguments(files, "field", "mask"), "--method", "tkd", "--out"]
+    made = {}
+    for reference in ("none", "brain", str(files["mask"])):
+        out = tmp_path / f"{len(made)}.nii.gz"
+        assert cli.main([*command, str(out), "--reference", reference]) == 0
+        made[reference] = nib.load(out).get_fdata()
+        said = json.loads(out.with_name(f"{len(made) - 1}.json").read_text())
+        assert said["ReferenceRegion"].startswith({"none": "none", "brain": "brain:"}.get(reference, "mask "))
+        if reference != "none":
+            assert abs(made[reference][inside].mean()) < 1e-6
+            assert said["ReferencePpb"] == pytest.approx(1000 * made["none"][inside].mean(), abs=1e-3)
+            assert not made[reference][~inside].any()
+    with pytest.raises(InputError, match="csf needs regions"):
+        InversionOptions(reference=Path("csf"))
 
 
 class TestEvaluate:

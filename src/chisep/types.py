@@ -220,7 +220,8 @@ class Susceptibility:
 class Sources:
     """χ_pos and χ_neg in ppm, both ≥ 0, shape (i, j, k), 0 outside the mask; χ = χ_pos − χ_neg.
 
-    The two `sigma` maps are their predicted uncertainty (standard deviation), for methods that predict it.
+    The `sigma` maps are their predicted uncertainty and that of χ (standard deviations), for methods that
+    predict it.
     """
 
     chi_pos_ppm: Volume
@@ -228,6 +229,7 @@ class Sources:
     convergence: Convergence = field(default_factory=Convergence)
     chi_pos_sigma_ppm: Volume | None = None
     chi_neg_sigma_ppm: Volume | None = None
+    chi_sigma_ppm: Volume | None = None
 
     @property
     def chi_ppm(self) -> Volume:

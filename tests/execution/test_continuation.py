@@ -150,8 +150,9 @@ class TestSession:
         assert planned.reasons["field"] == "parameter accept_poor: none → false"
         for name in ("relaxometry", "regions"):
             assert str(planned.reasons[name]).startswith("follows ")
-        for name in ("qsm", "separation"):  # the headers of the weights state the training range since
-            assert str(planned.reasons[name]).startswith("weights unrolled")
+        # The headers of the weights state the training range since.
+        assert str(planned.reasons["separation"]).startswith("weights unrolled")
+        assert "parameter Method: unrolled-qsm → separation" in str(planned.reasons["qsm"])
         assert planned.reasons["background"]
         assert planned.reasons["report"]
         assert contents(session.out) == before

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chisep.networks.config import PHI_ROWS, SOURCES, NetworkConfig
-from chisep.networks.uncertainty import factor_at, noise_level, noise_of
+from chisep.networks.uncertainty import CHI_FACTOR, chi_sigma, factor_at, noise_level, noise_of
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.networks.weights import read_header
 
@@ -60,3 +60,8 @@ def test_factors_of_a_file(value):
 def test_what_are_no_factors(value):
     with pytest.raises(ValueError, match=r"sigma_factors"):
         read_header(_header(value))
+
+
+def test_sigma_of_chi_is_that_of_uncorrelated_errors_times_its_factor():
+    found = chi_sigma(torch.tensor([0.003, 0.0]), torch.tensor([0.004, 0.0]))
+    assert found.tolist() == pytest.approx([CHI_FACTOR * 0.005, 0.0])

@@ -13,10 +13,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
 from scipy.spatial.transform import Rotation
 
 from chisep import cli
@@ -25,6 +27,7 @@ from chisep.errors import InputError
 from chisep.execution.config import CohortConfig
 from chisep.io import bids, nifti
 from chisep.networks.inference import NetworkOptions
+from chisep.networks.uncertainty import CHI_FACTOR
 from chisep.pipeline.check import check_dataset
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
@@ -87,12 +90,10 @@ def test_what_bids_check_assumes_stands_in_records_sidecars_and_report(raw, out)
 def test_a_network_beyond_its_training_is_named_in_record_and_report(out):
     """The scan has voxels of 4 mm."""
     page = html.unescape((out / "sub-01.html").read_text())
-    for stage, name in (("separation", "unrolled"), ("qsm", "unrolled-qsm")):
-        text = f"network {name} was not trained on such scans: voxel edges: 4 mm (trained: 0.6–3.2 mm)"
-        sidecar = "sub-01_desc-qsm_Chimap" if stage == "qsm" else "sub-01_desc-paramagnetic_Chimap"
-        said = json.loads((out / ANAT / f"{sidecar}.json").read_text())["Warnings"]
-        assert any(one.startswith(text) for one in said)
-        assert f"{stage}: {text}" in page
+    text = "network unrolled was not trained on such scans: voxel edges: 4 mm (trained: 0.6–3.2 mm)"
+    said = json.loads((out / ANAT / "sub-01_desc-paramagnetic_Chimap.json").read_text())["Warnings"]
+    assert any(one.startswith(text) for one in said)
+    assert f"separation: {text}" in page
 
 
 class TestResults:
@@ -182,6 +183,74 @@ class TestResults:
         assert "pseudo-R2" not in page
 
 
+class TestQsm:
+    """The QSM is χ_pos − χ_neg unless a method is named, less a reference on request."""
+
+    def test_default_is_that_of_the_separation(self, out):
+        qsm, total, sigma, pos, neg = (
+            load(out / ANAT / f"sub-01_desc-{name}_Chimap.nii.gz")
+            for name in ("qsm", "total", "qsm_stat-std", "paramagnetic_stat-std", "diamagnetic_stat-std")
+        )
+        assert np.array_equal(qsm, total)
+        np.testing.assert_allclose(sigma, CHI_FACTOR * np.hypot(pos, neg), rtol=1e-5)
+        sidecar = json.loads((out / ANAT / "sub-01_desc-qsm_Chimap.json").read_text())
+        assert sidecar["Parameters"] == {"Method": "separation"}
+        assert sidecar["ReferenceRegion"] == "none"
+        assert not (out / ".chisep" / "sub-01" / "inversion.json").exists()
+
+    @pytest.mark.parametrize("reference", ["csf", "brain", "file"])
+    def test_a_reference_is_subtracted(self, raw, out, tmp_path, reference):
+        folder = Path(shutil.copytree(out, tmp_path / "out"))
+        inner, labels = (
+            load(out / ANAT / f"sub-01_desc-{d}.nii.gz") for d in ("eroded_mask", "regions_dseg")
+        )
+        region = {"brain": inner > 0, "file": labels == 2}.get(reference)
+        if region is None:
+            region = binary_erosion(np.isin(labels, (4, 43, 14, 15))) & (inner > 0)
+        given: Any = reference
+        if reference == "file":
+            affine = nib.load(out / ANAT / "sub-01_desc-regions_dseg.nii.gz").affine
+            given = nifti.save(tmp_path / "white.nii.gz", region, affine, dtype=np.uint8)
+        result = run_up_to("qsm", RunConfig(raw, folder, reference=given))
+        assert {"separation", "labels"} <= set(result.skipped)
+        qsm, total = (load(folder / ANAT / f"sub-01_desc-{d}_Chimap.nii.gz") for d in ("qsm", "total"))
+        known = region & (inner > 0)
+        assert abs(qsm[known].mean()) < 1e-6
+        inside = total != 0
+        np.testing.assert_allclose((total - qsm)[inside], total[known].mean(), atol=1e-6)
+        assert not qsm[load(out / ANAT / "sub-01_desc-brain_mask.nii.gz") == 0].any()
+        said = json.loads((folder / ANAT / "sub-01_desc-qsm_Chimap.json").read_text())
+        assert said["ReferenceRegion"].split(":")[0].split()[0] == {"file": "mask"}.get(reference, reference)
+        assert said["ReferencePpb"] == pytest.approx(1000 * total[known].mean(), abs=1e-3)
+        assert said["ReferenceVoxels"] == known.sum()
+        assert 0 < said["ReferenceSigmaPpb"] < said["ReferenceSdPpb"]
+
+    def test_a_dipole_inversion_is_referenced_too(self, raw, out, tmp_path):
+        """Its own map stays, and later stages read it; back without a reference nothing is left of it."""
+        folder = Path(shutil.copytree(out, tmp_path / "out"))
+        options = {"method": "closed-form", "qsm": "tkd"}
+        run_up_to("regions", RunConfig(raw, folder, reference="brain", **options))
+        records = {name: read_record(record_path(folder, "sub-01", name)) for name in ("separation", "qsm")}
+        for record in records.values():
+            assert any("desc-inversion_Chimap" in name for name in record.inputs)
+        inner = load(folder / ANAT / "sub-01_desc-eroded_mask.nii.gz") > 0
+        first = load(folder / ANAT / "sub-01_desc-inversion_Chimap.nii.gz")
+        qsm = load(folder / ANAT / "sub-01_desc-qsm_Chimap.nii.gz")
+        np.testing.assert_allclose((first - qsm)[inner], first[inner].mean(), atol=1e-6)
+        run_up_to("qsm", RunConfig(raw, folder, **options))
+        assert np.array_equal(load(folder / ANAT / "sub-01_desc-qsm_Chimap.nii.gz"), first)
+
+    def test_references_that_cannot_be(self, raw, out, tmp_path):
+        with pytest.raises(InputError, match="which is no file"):
+            RunConfig(raw, tmp_path, reference=tmp_path / "none.nii.gz")
+        atlas = nifti.save(tmp_path / "atlas.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+        with pytest.raises(InputError, match="numbers have a meaning"):
+            RunConfig(raw, tmp_path, reference="csf", regions=atlas)
+        folder = Path(shutil.copytree(out, tmp_path / "out"))
+        with pytest.raises(InputError, match="grid"):
+            run_up_to("qsm", RunConfig(raw, folder, reference=atlas))
+
+
 class TestOptions:
     def test_a_mask_of_the_users(self, raw, tmp_path):
         run_up_to("mask", RunConfig(raw, tmp_path, masks=raw / "derivatives" / "truth"))
@@ -216,9 +285,14 @@ class TestOptions:
         assert "no segmentation of sub-01" in str(result.error)
 
         shutil.copytree(out, tmp_path / "out", dirs_exist_ok=True)
-        config = RunConfig(raw, tmp_path / "out", method="closed-form", calibrate_dr=True)
-        result = run_up_to("separation", config)
-        assert "qsm" in result.skipped
+        result = run_up_to("qsm", RunConfig(raw, tmp_path / "out", calibrate_dr=True))
+        assert "labels" in result.skipped
+        record = read_record(record_path(tmp_path / "out", "sub-01", "calibration"))
+        assert any("desc-inversion_Chimap" in name for name in record.inputs), "χ of the field, without D_r"
+        qsm, total = (
+            load(tmp_path / "out" / ANAT / f"sub-01_desc-{d}_Chimap.nii.gz") for d in ("qsm", "total")
+        )
+        assert np.array_equal(qsm, total)
         fit = json.loads((tmp_path / "out" / ANAT / "sub-01_relaxivity.json").read_text())
         low, high = fit["interval95"]
         assert low < fit["hz_per_ppm"] < high
@@ -257,7 +331,7 @@ class TestResuming:
         folder = tmp_path / "copy"
         shutil.copytree(out, folder)
         result = run_up_to("regions", RunConfig(raw, folder, dr=(100.0,)))
-        kept = {"mask", "field", "background", "registration", "qsm", "labels"}
+        kept = {"mask", "field", "background", "registration", "labels"}
         assert set(result.skipped) == kept | {"relaxometry"}
         damaged = folder / ANAT / "sub-01_R2starmap.nii.gz"
         damaged.write_bytes(damaged.read_bytes()[:-10])
@@ -333,7 +407,7 @@ class TestRegions:
         ):
             sigma = scale * load(out / ANAT / f"sub-01_{file}.nii.gz")[(labels == 12) & inside]
             assert values[12, name].sigma == pytest.approx(sigma.mean(), rel=1e-4)
-        assert values[12, "chi_total_ppb"].sigma is None
+        assert values[12, "chi_total_ppb"].sigma == values[12, "qsm_ppb"].sigma > 0
         assert values[12, "r2_hz"].volume_ml == pytest.approx((labels == 12).sum() * 0.064, rel=1e-4)
         columns = json.loads((out / ANAT / "sub-01_regions.json").read_text())
         header = (out / ANAT / "sub-01_regions.tsv").read_text().splitlines()[0]
@@ -588,8 +662,11 @@ class TestNetworks:
         """A network gets the χ that it was trained on; methods that fit the field themselves need none."""
         assert RunConfig(raw, tmp_path, method="unrolled-thesis").qsm == "qsmnet"
         for name in ("unrolled", "iterative"):
-            assert RunConfig(raw, tmp_path, method=name).qsm == "unrolled-qsm"
+            assert RunConfig(raw, tmp_path, method=name).qsm == "separation"
+        assert RunConfig(raw, tmp_path, method="closed-form").qsm == "unrolled-qsm"
         assert RunConfig(raw, tmp_path, method="unrolled-thesis", qsm="tv").qsm == "tv"
+        with pytest.raises(InputError, match="which reads a χ map"):
+            RunConfig(raw, tmp_path, method="closed-form", qsm="separation")
 
     def test_weights_are_looked_for_before_anything_is_done(self, raw, tmp_path):
         folder = tmp_path / "out"

@@ -142,6 +142,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "calibrated": {"calibrate_dr": True},
     "closed form": {"method": "closed-form"},
     "tkd": {"qsm": "tkd"},
+    "csf": {"reference": "csf"},
+    "brain": {"qsm": "tkd", "reference": "brain"},
     "tikhonov": {"qsm": "tikhonov"},
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import chisep
 from chisep import methods
 from chisep.api.field_strength import field_strength
-from chisep.api.maps import InversionOptions, IterationProgress, SeparationOptions, qsm, separate
+from chisep.api.maps import InversionOptions, IterationProgress, SeparationOptions, referenced_qsm, separate
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
@@ -28,8 +28,9 @@ SOURCE_FILES = {
 SIGMA_FILES = {
     "paramagnetic": "desc-paramagnetic_stat-std_Chimap.nii.gz",
     "diamagnetic": "desc-diamagnetic_stat-std_Chimap.nii.gz",
+    "total": "desc-total_stat-std_Chimap.nii.gz",
 }
-"""File names of the predicted uncertainty of χ_pos and χ_neg, for methods that predict it."""
+"""File names of the predicted uncertainty of χ_pos, χ_neg and χ, for methods that predict it."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> P
         As `qsm`, and if the output cannot be written.
     """
     with output_directory(config.out.parent):
-        image = qsm(
+        image, reference = referenced_qsm(
             config.field,
             config.mask,
             magnitude=config.magnitude,
@@ -151,6 +152,7 @@ def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> P
     options = config.inversion
     used = _weights(options.method, options.network, chi_given=False)
     facts = {"Method": options.method, **used, "B0Direction": list(direction), **_stated_units(options)}
+    facts |= reference
     return _write(config.out, image, facts)
 
 

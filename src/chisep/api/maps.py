@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
+import torch
 
 from chisep import methods
 from chisep.api.field_strength import field_strength, stated_field_strength
@@ -23,6 +25,7 @@ from chisep.preprocessing.head_size import length_scale
 from chisep.preprocessing.relaxivity import relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
 from chisep.progress import Progress
+from chisep.regions.reference import no_reference_facts, reference_of, referenced
 from chisep.types import Maps, Volume
 
 IterationProgress = Callable[[int, int], None]
@@ -49,9 +52,18 @@ class InversionOptions:
     """For a network: weight file, or name of packaged weights; if unset: those of the method."""
     precision: Precision = "auto"
     """Precision of the convolutions of a network; auto: bfloat16 if the hardware supports it."""
+    reference: Literal["none", "brain"] | Path = "none"
+    """Region whose mean is subtracted from χ: brain (the mask), or a mask on the same grid (NIfTI)."""
 
     def __post_init__(self) -> None:
         _check_b0(self.b0)
+        if isinstance(self.reference, Path) and not self.reference.is_file():
+            raise InputError(
+                "--reference",
+                found=f"{self.reference}, which is no file",
+                expected="none, brain, or a mask (NIfTI) on the grid of the field map",
+                fix="Check the path; csf needs regions, as `chisep run` has them.",
+            )
         methods.find(self.method, "chi")
         methods.config_for(self.method, self.network)
 
@@ -108,7 +120,7 @@ def _check_b0(b0_t: float | None) -> None:
 class SeparatedImages(NamedTuple):
     """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map.
 
-    The standard deviations of the first two are None for methods that predict none.
+    The standard deviations are None for methods that predict none.
     """
 
     paramagnetic: nib.Nifti1Image
@@ -116,6 +128,7 @@ class SeparatedImages(NamedTuple):
     total: nib.Nifti1Image
     paramagnetic_sigma: nib.Nifti1Image | None = None
     diamagnetic_sigma: nib.Nifti1Image | None = None
+    total_sigma: nib.Nifti1Image | None = None
 
 
 # Long because every input map is an argument and has its line in the docstring.
@@ -204,6 +217,7 @@ def separate(
         "chi": sources.chi_ppm,
         "chi_pos_sigma": sources.chi_pos_sigma_ppm,
         "chi_neg_sigma": sources.chi_neg_sigma_ppm,
+        "qsm_sigma": sources.chi_sigma_ppm,
     }
     _check_results(results, options)
     _show(sources.convergence.warnings)
@@ -214,6 +228,7 @@ def separate(
         wrapped["chi"],
         wrapped.get("chi_pos_sigma"),
         wrapped.get("chi_neg_sigma"),
+        wrapped.get("qsm_sigma"),
     )
 
 
@@ -270,6 +285,28 @@ def qsm(
         If an input cannot be used, grids differ, values are not of the units stated here, or the method or
         its weights are unknown; a `ResultError` if the result cannot be right.
     """
+    return referenced_qsm(
+        field,
+        mask,
+        magnitude=magnitude,
+        support=support,
+        options=options,
+        voxel_mm=voxel_mm,
+        progress=progress,
+    )[0]
+
+
+def referenced_qsm(
+    field: ImageLike,
+    mask: ImageLike,
+    *,
+    magnitude: ImageLike | None = None,
+    support: ImageLike | None = None,
+    options: InversionOptions | None = None,
+    voxel_mm: Sequence[float] | None = None,
+    progress: IterationProgress | None = None,
+) -> tuple[nib.Nifti1Image, dict[str, Any]]:
+    """Dipole inversion as `qsm`; also return the reference, as fields of a sidecar."""
     options = options or InversionOptions()
     b0_t = options.b0 or stated_field_strength((field,))
     images = Images(field, voxel_mm)
@@ -284,9 +321,16 @@ def qsm(
     maps = _checked(maps, images, options, b0_t)
     config = methods.config_for(options.method, options.network)
     found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
-    _check_results({"qsm": found.chi_ppm}, options)
+    chi, facts = found.chi_ppm, no_reference_facts()
+    if options.reference != "none":
+        region, name = maps.mask, "brain: the mask"
+        if isinstance(options.reference, Path):
+            region, name = maps.mask & images.mask(options.reference), f"mask {options.reference.name}"
+        reference = reference_of(chi.numpy(), region.numpy(), name)
+        chi, facts = torch.from_numpy(referenced(chi.numpy(), reference.value_ppm)), reference.facts()
+    _check_results({"qsm": chi}, options)
     _show(found.convergence.warnings)
-    return images.wrap(found.chi_ppm)
+    return images.wrap(chi), facts
 
 
 def _check_results(

@@ -82,6 +82,7 @@ def separate(
         result.convergence,
         _on_cpu(result.chi_pos_sigma_ppm),
         _on_cpu(result.chi_neg_sigma_ppm),
+        _on_cpu(result.chi_sigma_ppm),
     )
 
 

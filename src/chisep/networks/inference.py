@@ -14,7 +14,7 @@ from chisep.errors import InputError
 from chisep.networks.brain_box import BrainBox
 from chisep.networks.config import NOISE, SOURCES, Channel, NetworkConfig
 from chisep.networks.single_pass import SinglePass
-from chisep.networks.uncertainty import Factors, factor_at, noise_level, noise_of
+from chisep.networks.uncertainty import Factors, chi_sigma, factor_at, noise_level, noise_of
 from chisep.networks.weights import LoadedNetwork, fuse, load
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
@@ -159,11 +159,15 @@ def separate(
     if progress is not None:
         progress("network", 1, 1)
     pos, neg = made.clamp_min(0)
+    if not sigmas:
+        return Sources(pos, neg)
+    of_pos, of_neg = sigmas["chi_pos"], sigmas["chi_neg"]
     return Sources(
         pos,
         neg,
-        chi_pos_sigma_ppm=sigmas.get("chi_pos"),
-        chi_neg_sigma_ppm=sigmas.get("chi_neg"),
+        chi_pos_sigma_ppm=of_pos,
+        chi_neg_sigma_ppm=of_neg,
+        chi_sigma_ppm=chi_sigma(of_pos, of_neg),
     )
 
 

@@ -38,3 +38,21 @@ def factor_at(factors: Factors, level_ppm: float) -> float:
         return float(factors)
     noise, values = zip(*factors, strict=True)
     return float(np.interp(math.log(level_ppm), np.log(noise), values))
+
+
+CHI_FACTOR = 1.05
+"""Conformal factor of χ = χ_pos − χ_neg: σ_χ over √(σ_pos² + σ_neg²), of the shipped weights `unrolled`.
+
+Measured on the heads 09 and 10: 1.03 to 1.07 with a spin echo, 0.91 without (docs/decisions/0017-one-chi.md).
+"""
+
+
+def chi_sigma(pos_sigma_ppm: Tensor, neg_sigma_ppm: Tensor) -> Tensor:
+    """Combine the standard deviations of χ_pos and χ_neg to that of χ = χ_pos − χ_neg.
+
+    Parameters
+    ----------
+    pos_sigma_ppm, neg_sigma_ppm
+        Standard deviations of χ_pos and χ_neg in ppm, equal shapes.
+    """
+    return CHI_FACTOR * (pos_sigma_ppm.square() + neg_sigma_ppm.square()).sqrt()

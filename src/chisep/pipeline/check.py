@@ -259,7 +259,7 @@ class _Notes:
         if 0 < self.inputs.covered < 1:
             self.warnings.append(
                 f"the spin echo covers {100 * self.inputs.covered:.0f} % of the gradient echo's volume; "
-                "sources are not separated beyond it"
+                "sources are not separated beyond it, and their QSM ends there (--qsm for another)"
             )
 
     def separation(self) -> None:

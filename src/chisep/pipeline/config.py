@@ -20,6 +20,9 @@ from chisep.preprocessing.mask import MaskConfig, QualityConfig
 from chisep.preprocessing.registration import RegistrationConfig
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig
 
+FROM_SOURCES = "separation"
+"""QSM method: χ_pos − χ_neg of the separation."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -44,8 +47,12 @@ class RunConfig:
     method: str = methods.DEFAULTS["sources"]
     """Separation method; `chisep methods` lists them."""
     qsm: str = ""
-    """Method of the susceptibility map (QSM); if unset: unrolled-qsm, or qsmnet for a separation network that
-    reads χ."""
+    """Method of the susceptibility map (QSM): a dipole inversion, or `separation` (χ_pos − χ_neg). If unset:
+    separation; with a separation method that reads χ: unrolled-qsm, or qsmnet for networks; for scans of one
+    echo: unrolled-qsm."""
+    reference: Literal["none", "csf", "brain"] | Path = "none"
+    """Region whose mean is subtracted from the QSM: csf (ventricles of the label map), brain, or a mask on
+    the grid of the gradient echo (NIfTI); χ_pos and χ_neg are magnitudes and have no reference."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); if unset: 114·B0/3."""
     calibrate_dr: bool = False
@@ -82,8 +89,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         method = methods.find(self.method, "sources")
-        object.__setattr__(self, "qsm", self.qsm or _default_qsm(method))
-        methods.find(self.qsm, "chi")
+        object.__setattr__(self, "qsm", self.qsm or default_qsm(method))
+        _check_qsm(self.qsm, method)
+        _check_reference(self.reference, self.regions)
         methods.config_for(self.method, self.network)
         if self.dr and self.calibrate_dr:
             raise InputError(
@@ -134,15 +142,20 @@ class RunConfig:
         return Selection(self.participant_label, self.session_label, read_filters(self.bids_filter_file))
 
     @property
-    def qsm_network(self) -> NetworkOptions:
-        """Options of the network that makes the QSM, should that be one."""
-        if not methods.METHODS[self.qsm].is_network:
+    def inversion(self) -> str:
+        """Method of dipole inversion, for sessions that need one."""
+        return methods.DEFAULTS["chi"] if self.qsm == FROM_SOURCES else self.qsm
+
+    @property
+    def inversion_network(self) -> NetworkOptions:
+        """Options of the network of the dipole inversion, should that be one."""
+        if not methods.METHODS[self.inversion].is_network:
             return NetworkOptions()
         chosen = self.network.chi_weights
         return replace(self.network, weights="" if chosen == NetworkOptions().chi_weights else chosen)
 
     def weights(self) -> dict[str, list[dict[str, str]]]:
-        """Weights of the stages `qsm` and `separation`.
+        """Weights of the dipole inversion and of the separation.
 
         Raises
         ------
@@ -150,11 +163,42 @@ class RunConfig:
             If weights cannot be found or read.
         """
         return {
-            "qsm": methods.weights_used(self.qsm, self.qsm_network, chi_given=False),
+            "qsm": methods.weights_used(self.inversion, self.inversion_network, chi_given=False),
             "separation": methods.weights_used(self.method, self.network, chi_given=True),
         }
 
 
-def _default_qsm(method: methods.Method) -> str:
-    """Networks that take a χ map get the one that they were trained on; elsewhere it is only looked at."""
-    return "qsmnet" if method.is_network and not method.has_field_term else methods.DEFAULTS["chi"]
+def default_qsm(method: methods.Method) -> str:
+    """QSM of a separation method: its own χ, or, if it reads a χ map, the one that it was trained on."""
+    if method.has_field_term:
+        return FROM_SOURCES
+    return "qsmnet" if method.is_network else methods.DEFAULTS["chi"]
+
+
+def _check_qsm(name: str, method: methods.Method) -> None:
+    if name != FROM_SOURCES:
+        methods.find(name, "chi")
+    elif not method.has_field_term:
+        raise InputError(
+            "--qsm",
+            found=f"{FROM_SOURCES} with the method {method.name}, which reads a χ map",
+            expected="a method of dipole inversion",
+            fix="Leave --qsm out, or choose one that `chisep methods` lists for χ.",
+        )
+
+
+def _check_reference(reference: str | Path, regions: Path | None) -> None:
+    if isinstance(reference, Path) and not reference.is_file():
+        raise InputError(
+            "--reference",
+            found=f"{reference}, which is no file",
+            expected="none, csf, brain, or a mask (NIfTI) on the grid of the gradient echo",
+            fix="Check the path.",
+        )
+    if reference == "csf" and regions is not None and regions.is_file():
+        raise InputError(
+            "--reference csf",
+            found=f"the atlas {regions}, whose numbers have a meaning of their own",
+            expected="a segmentation with FreeSurfer's numbers, or the packaged atlas",
+            fix="Give the mask of the ventricles (--reference FILE), or leave --regions out.",
+        )

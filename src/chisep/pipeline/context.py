@@ -12,7 +12,7 @@ from chisep import methods
 from chisep.io import bids
 from chisep.io.echoes import EchoImage, files_of
 from chisep.pipeline.assumptions import Assumption, assumptions
-from chisep.pipeline.config import RunConfig
+from chisep.pipeline.config import FROM_SOURCES, RunConfig
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.segmentation import Segmentation, find_segmentation
 from chisep.preprocessing.checks import Check, judge
@@ -36,7 +36,7 @@ class SessionContext:
     files
         Paths of the session.
     weights
-        Weights that the stages `qsm` and `separation` compute with.
+        Weights of the dipole inversion (`qsm`) and of the separation.
     atlas
         Atlas that the user gave, if any.
     segmentation
@@ -84,6 +84,37 @@ class SessionContext:
         return len(self.session.megre.te_s) >= FEWEST_ECHOES
 
     @property
+    def qsm_from_sources(self) -> bool:
+        """Whether the QSM is χ_pos − χ_neg of the separation."""
+        return self.config.qsm == FROM_SOURCES and self.fits_r2star
+
+    @property
+    def qsm_method(self) -> str:
+        """Method of the QSM: `separation`, or a dipole inversion."""
+        return FROM_SOURCES if self.qsm_from_sources else self.config.inversion
+
+    @property
+    def is_referenced(self) -> bool:
+        """Whether the mean of a region is subtracted from the QSM."""
+        return self.config.reference != "none"
+
+    @property
+    def inverts_before_qsm(self) -> bool:
+        """Whether a dipole inversion is a stage of its own, and its map not yet the QSM.
+
+        So it is if a reference is subtracted from it, or if D_r is calibrated with it before the separation
+        makes the QSM.
+        """
+        return self.config.calibrate_dr if self.qsm_from_sources else self.is_referenced
+
+    @property
+    def chi_key(self) -> str:
+        """Output that holds χ without reference, for stages that come before the QSM."""
+        if self.inverts_before_qsm:
+            return "inversion"
+        return "chi" if self.qsm_from_sources else "qsm"
+
+    @property
     def magnitude(self) -> tuple[EchoImage, ...]:
         """Gradient-echo magnitudes."""
         return self.session.megre.magnitude
@@ -121,7 +152,7 @@ class SessionContext:
         return {"Assumptions": texts} if texts else {}
 
     def weight_parameters(self, stage: str) -> dict[str, Any]:
-        """Weights and precision of a stage; nothing for a solver."""
+        """Weights and precision of `qsm` (dipole inversion) or `separation`; nothing for a solver."""
         if not self.weights[stage]:
             return {}
         return {"Weights": self.weights[stage], "Precision": self.config.network.precision}

@@ -151,8 +151,16 @@ _ALL = (
     Output("region_values", "Values of every map in every region", "regions", extension=".tsv"),
     Output("region_columns", "Columns of the table of region values", "regions", extension=".json"),
     Output(
+        "inversion",
+        "Susceptibility from dipole inversion of the local field, where it is not yet the QSM",
+        "Chimap",
+        {"desc": "inversion"},
+        unit=_PPM,
+        limits=_CHI,
+    ),
+    Output(
         "qsm",
-        "Susceptibility from dipole inversion of the local field",
+        "Susceptibility (QSM): χ_pos − χ_neg, or a dipole inversion; less its reference",
         "Chimap",
         {"desc": "qsm"},
         unit=_PPM,
@@ -190,7 +198,7 @@ _ALL = (
     ),
     Output(
         "chi",
-        "Total susceptibility of the separation",
+        "Total susceptibility of the separation, χ_pos − χ_neg",
         "Chimap",
         {"desc": "total"},
         unit=_PPM,

@@ -20,10 +20,11 @@ from chisep.pipeline.engine import Stage, StageCache
 from chisep.pipeline.inputs import require_inputs
 from chisep.pipeline.stages.field import background_stage, field_stage
 from chisep.pipeline.stages.mask import mask_stage
+from chisep.pipeline.stages.qsm import qsm_stage
 from chisep.pipeline.stages.regions import labels_stage, regions_stage
 from chisep.pipeline.stages.relaxometry import registration_stage, relaxometry_stage
 from chisep.pipeline.stages.report import report_stage
-from chisep.pipeline.stages.sources import calibration_stage, qsm_stage, separation_stage
+from chisep.pipeline.stages.sources import calibration_stage, inversion_stage, separation_stage
 from chisep.progress import Progress
 
 _TRANSIENT = (
@@ -121,17 +122,19 @@ def map_stages(context: SessionContext) -> list[Stage]:
     """
     mese = context.session.mese
     stages = [mask_stage(context), field_stage(context), background_stage(context)]
-    if not context.fits_r2star:  # one echo: neither rates nor sources
-        stages += [qsm_stage(context), labels_stage(context)]
-        return [*stages, regions_stage(context, stages)]
-    stages += [
-        *([] if mese is None else [registration_stage(context, mese)]),
-        relaxometry_stage(context),
-        qsm_stage(context),
-        labels_stage(context),
-        *([calibration_stage(context)] if context.config.calibrate_dr else []),
-        separation_stage(context),
-    ]
+    if context.fits_r2star:
+        stages += [*([] if mese is None else [registration_stage(context, mese)]), relaxometry_stage(context)]
+    separated = (
+        [separation_stage(context)] if context.fits_r2star else []
+    )  # one echo: neither rates nor sources
+    if context.chi_key == "chi":
+        stages += [*separated, labels_stage(context)]
+    else:
+        stages += [inversion_stage(context), labels_stage(context)]
+        stages += [calibration_stage(context)] if context.config.calibrate_dr and separated else []
+        stages += separated
+    if context.chi_key != "qsm":
+        stages.append(qsm_stage(context))
     return [*stages, regions_stage(context, stages)]
 
 

@@ -15,8 +15,9 @@ from tyro.conf import Positional
 
 from chisep.errors import InputError
 from chisep.io import bids
+from chisep.methods import DEFAULTS, METHODS
 from chisep.physics.signal import default_relaxivity
-from chisep.pipeline.config import RunConfig
+from chisep.pipeline.config import RunConfig, default_qsm
 from chisep.pipeline.engine import output_checksum
 from chisep.provenance.datasets import State, dataset_links, locate, state_of
 from chisep.provenance.explanation import Explanation, FileCheck, RawExplanation, Setting, Step, Use
@@ -174,12 +175,23 @@ def _defaults(stage: str, parameters: Mapping[str, Any], records: Records) -> di
         case "relaxometry":
             found = {"R2star": asdict(config.r2star), "R2": asdict(config.r2)}
         case "qsm":
-            found = {"Method": config.qsm}
+            found = {"Method": _default_qsm(records)} | (
+                {"Reference": config.reference} if "Reference" in parameters else {}
+            )
+        case "inversion":
+            found = {"Method": config.inversion}
         case "labels" if "Registration" in parameters:
             found = {"Registration": asdict(config.registration)}
         case "separation":
             found = {"Method": config.method} | _default_relaxivity(records)
     return dict(json.loads(json.dumps(found)))
+
+
+def _default_qsm(records: Records) -> str:
+    """Default QSM method of a session; a dipole inversion where nothing was separated, as of one echo."""
+    separation = records.get("separation")
+    name = None if separation is None else separation.parameters.get("Method")
+    return default_qsm(METHODS[name]) if name in METHODS else DEFAULTS["chi"]
 
 
 def _default_relaxivity(records: Records) -> dict[str, float]:

@@ -374,25 +374,48 @@ def _r2(session: SessionFacts) -> Sentences:
 def _qsm(session: SessionFacts) -> Sentences:
     if not session.has("qsm"):
         return
-    method = str(session.parameters("qsm").get("Method", NOT_RECORDED))
     yield (
         "kernel",
         "The field of sources is their convolution with a dipole [@salomir2003; @marques2005], B0 pointing "
         "as it lies in the voxel axes of each scan.",
     )
+    method = str(session.parameters("qsm").get("Method", NOT_RECORDED))
+    if method == "separation":
+        yield "method", "The susceptibility map (QSM) is χ_pos − χ_neg of the separation below."
+    else:
+        yield from _inversion(session, method, session.inversion_stage)
+    yield from _reference(session)
+
+
+def _inversion(session: SessionFacts, method: str, stage: str) -> Sentences:
     yield (
         "method",
         f"An ordinary susceptibility map (QSM) was made of the local field "
         f"{QSM_METHODS.get(method, f'by the method {escaped(method)}')} "
-        f"({_settings(session, 'qsm', method in QSM_METHODS)}).",
+        f"({_settings(session, stage, method in QSM_METHODS)}).",
     )
-    yield from _weights(session, "qsm")
-    yield (
-        "reference",
-        "Susceptibility is in ppm and was not referred to a region: zero is what the inversion leaves, as "
-        "the dipole has no constant part. To refer it to the whole brain, its mean in the eroded mask is to "
-        "be taken off.",
-    )
+    yield from _weights(session, stage)
+
+
+def _reference(session: SessionFacts) -> Sentences:
+    if session.reference == "none":
+        zero = (
+            "zero is where χ_pos equals χ_neg"
+            if session.parameters("qsm").get("Method") == "separation"
+            else "zero is what the inversion leaves, as the dipole has no constant part"
+        )
+        yield (
+            "reference",
+            f"Susceptibility is in ppm and was not referred to a region: {zero}. To refer it to the whole "
+            "brain, its mean in the eroded mask is to be taken off.",
+        )
+    else:
+        yield (
+            "reference",
+            "Susceptibility of the QSM is in ppm and relative to the mean of a region "
+            f"({session.reference}), which was subtracted; χ_pos and χ_neg are magnitudes and have no "
+            "reference.",
+        )
 
 
 def _separation(session: SessionFacts) -> Sentences:
@@ -418,6 +441,8 @@ def _separation(session: SessionFacts) -> Sentences:
             "The relaxometric constant D_r is that of the regression of R2′ on |χ| in the person's own deep "
             "grey nuclei [@shin2021], the same for both sources.",
         )
+        if session.parameters("qsm").get("Method") == "separation":
+            yield from _inversion_of_calibration(session)
     else:
         yield (
             "relaxivity",
@@ -425,6 +450,15 @@ def _separation(session: SessionFacts) -> Sentences:
             f"{session.said('separation', 'D_r_neg')} for χ_neg.",
         )
     yield from _weights(session, "separation")
+
+
+def _inversion_of_calibration(session: SessionFacts) -> Sentences:
+    """Name the dipole inversion that D_r was calibrated with, where the QSM is another map."""
+    stage = session.inversion_stage
+    method = str(session.parameters(stage).get("Method", NOT_RECORDED))
+    made = QSM_METHODS.get(method, f"by the method {escaped(method)}")
+    yield "calibration map", f"That χ was made of the local field {made} ({_settings(session, stage, True)})."
+    yield from _weights(session, stage)
 
 
 def _settings(session: SessionFacts, stage: str, is_own: bool) -> str:
@@ -512,7 +546,12 @@ _SPREADS = {
     "Background field": (("background", "ErosionMm", "mm", "The depth left out was"),),
     "Relaxation rates": (("registration", "MovedMm", "mm", "The head had moved between the scans by"),),
     "Field": (("field", "MedianFieldNoisePpb", "ppb", "The median noise of the field was"),),
-    "Susceptibility": (("qsm", "Convergence.Iterations", "", "Iterations of the inversion:"),),
+    "Susceptibility": (
+        ("qsm", "Convergence.Iterations", "", "Iterations of the inversion:"),
+        ("inversion", "Convergence.Iterations", "", "Iterations of the inversion:"),
+        ("qsm", "ReferencePpb", "ppb", "The mean that was subtracted was"),
+        ("qsm", "ReferenceSigmaPpb", "ppb", "Its standard error was"),
+    ),
     "Separation of sources": (("separation", "Convergence.Iterations", "", "Iterations of the separation:"),),
     "Regions": (
         ("labels", "AtlasOverlapDice", "", "The overlap (Dice) of the atlas' brain with the mask was"),
@@ -547,7 +586,9 @@ def _spread(values: Sequence[int | float], unit: str) -> str:
 def limits_text(sessions: Sequence[SessionFacts]) -> str:
     """State what was not validated."""
     networks = any(
-        session.parameters(stage).get("Weights") for session in sessions for stage in ("qsm", "separation")
+        session.parameters(stage).get("Weights")
+        for session in sessions
+        for stage in ("qsm", "inversion", "separation")
     )
     text = (
         "The implementations of chisep were tested on simulated heads, whose sources are known. Nothing of "

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ Sentences = Iterator[tuple[str, str]]
 """What each sentence is about, by which it is compared between sessions, and the sentence."""
 
 
+INVERSION = "desc-inversion_Chimap"
+"""In the name of the map of the stage `inversion`."""
 _MOST_NAMES, _MOST_VALUES = 5, 4
 
 
@@ -80,6 +82,22 @@ class SessionFacts:
     def one_echo(self) -> bool:
         """Whether there is one gradient echo only: no R2*, and no sources."""
         return "field" in self.records and "sources" in _not_made(self.records["field"])
+
+    @property
+    def inversion_stage(self) -> str:
+        """Stage of the dipole inversion: `qsm`, or `inversion` if the QSM or D_r was made with its map."""
+        inputs = [*self._inputs("qsm"), *self._inputs("calibration")]
+        return "inversion" if any(INVERSION in name for name in inputs) else "qsm"
+
+    @property
+    def reference(self) -> str:
+        """Region whose mean was subtracted from the QSM; "none" without one."""
+        region = self.fact("qsm", "ReferenceRegion") or self.parameters("qsm").get("Reference")
+        return escaped(str(region or "none"))
+
+    def _inputs(self, stage: str) -> Iterable[str]:
+        record = self.records.get(stage)
+        return () if record is None else record.inputs
 
     def said(self, stage: str, name: str) -> str:
         """Text of a parameter with its unit; groups joined by dots."""

@@ -99,7 +99,7 @@ def _processing_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, st
             done = "see above" if merged(sessions, section) else NOT_RECORDED
             yield f"Algorithm and parameters: {title.lower()}", done
     yield "Further processing for reading rooms", "none by chisep"
-    yield "Unit and reference of susceptibility", "ppm; not referred to a region, see above"
+    yield "Unit and reference of susceptibility", variants(sessions, _reference)
     regions = merged(sessions, regions_sentences)
     yield "Analysis of regions", "see above" if regions else "not made by chisep; to be stated by the authors"
     yield "Criteria to include and exclude data", "to be stated by the authors"
@@ -109,6 +109,11 @@ def _processing_rows(sessions: Sequence[SessionFacts]) -> Iterator[tuple[str, st
         else "those whose sources were separated"
     )
     yield "Sessions without results", f"not counted: only {counted_are} are"
+
+
+def _reference(session: SessionFacts) -> str:
+    text = "not referred to a region" if session.reference == "none" else session.reference
+    return f"ppm; {text}, see above"
 
 
 def _bipolar(session: SessionFacts) -> str:

@@ -56,7 +56,10 @@ class SessionImages:
     labels
         Regions, 0 outside them.
     chi_sigmas_ppm
-        Predicted uncertainty (standard deviation) of χ_pos and χ_neg in ppm, if the method predicts it.
+        Predicted uncertainty (standard deviation) of χ_pos and χ_neg, and of χ if it is the QSM, in ppm;
+        empty if the method predicts none.
+    qsm_of_sources
+        Whether the QSM is χ of the separation, less its reference.
     """
 
     affine: Affine
@@ -83,6 +86,7 @@ class SessionImages:
     chi_ppm: VolumeArray | None
     labels: LabelArray
     chi_sigmas_ppm: tuple[VolumeArray, ...] = ()
+    qsm_of_sources: bool = False
 
 
 def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]:
@@ -105,7 +109,7 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
         _field_panel(images),
         *_spin_echo_panels(images, anatomy),
         *_rate_panels(images),
-        *([_qsm_panel(images)] if sources else []),
+        *([_qsm_panel(images)] if sources and not _is_shown(images) else []),
         *_region_panels(images),
         *(_convergence_panel(method, history) for method, history in convergence.items()),
     ]
@@ -142,7 +146,7 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
 
 
 def _uncertainty_panel(images: SessionImages) -> Panel:
-    names = (figures.CHI_POS, figures.CHI_NEG)
+    names = (figures.CHI_POS, figures.CHI_NEG, figures.CHI)[: len(images.chi_sigmas_ppm)]
     return Panel.of_figure(
         "Predicted uncertainty of the sources",
         "Standard deviation of the error that the method predicts. It is large at the rim of the mask, in "
@@ -155,7 +159,7 @@ def _uncertainty_panel(images: SessionImages) -> Panel:
             images.affine,
             mask=images.mask,
         ),
-        alt="Maps of the standard deviation of χ_pos and χ_neg in three planes.",
+        alt=f"Maps of the standard deviation of {', '.join(names)} in three planes.",
     )
 
 
@@ -282,16 +286,24 @@ def _rate_panels(images: SessionImages) -> Iterator[Panel]:
     )
 
 
+def _is_shown(images: SessionImages) -> bool:
+    """Whether the QSM is the χ of the separation that is shown with its sources."""
+    return images.chi_ppm is not None and np.array_equal(images.qsm_ppm, images.chi_ppm)
+
+
 def _qsm_panel(images: SessionImages) -> Panel:
+    if images.qsm_of_sources:
+        text = "χ of the separation above, less the mean of its reference region."
+    elif images.chi_ppm is not None:
+        text = "From the local field alone; compare with χ of the separation above."
+    else:
+        text = (
+            "From the local field alone. Iron-rich nuclei are bright. Stripes along the magic angle or a "
+            "bright rim at the edge of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK
+        )
     return Panel.of_figure(
         "Susceptibility map (QSM)",
-        "From the local field alone"
-        + (
-            "; compare with χ of the separation above."
-            if images.chi_ppm is not None
-            else ". Iron-rich nuclei are bright. Stripes along the magic angle or a bright rim at the edge "
-            "of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK
-        ),
+        text,
         figures.three_planes(
             _PPB * images.qsm_ppm,
             images.affine,

@@ -79,7 +79,7 @@ def labels_stage(context: SessionContext) -> Stage:
     return Stage(
         "labels",
         f"regions, from an atlas registered to {contrast}",
-        [*atlas, *files.paths(*rates, "qsm", "mask", "eroded_mask")],
+        [*atlas, *files.paths(*rates, context.chi_key, "mask", "eroded_mask")],
         outputs,
         {"Atlas": context.atlas.name if context.atlas else packaged_atlas_facts()},
         register_atlas,
@@ -168,7 +168,8 @@ def _atlas_by_best_contrast(
 
     R2* of two echoes may be too noisy for a registration.
     """
-    volumes = files.array("qsm"), files.array("mask") > 0, files.array("eroded_mask") > 0, files.grid
+    masks = files.array("mask") > 0, files.array("eroded_mask") > 0
+    volumes = files.array(context.chi_key), *masks, files.grid
     found = None
     if context.fits_r2star:
         found = atlas_on_scan(atlas, files.array("r2star"), *volumes)
@@ -189,6 +190,8 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
     made = {path for stage in before for path in stage.outputs}
     maps = [key for key in _MAPS if files[key] in made]
     sigmas = {key: OUTPUTS[key].sigma for key in maps}
+    if context.qsm_from_sources:
+        sigmas["chi"] = OUTPUTS["qsm"].sigma
     sigmas = {key: sigma for key, sigma in sigmas.items() if sigma and files[sigma] in made}
     read = ["labels", "label_names", "mask", "eroded_mask", *maps, *sigmas.values()]
     if context.fits_r2star:
@@ -241,7 +244,7 @@ def _region_maps(
         column = OUTPUTS[key].region_column
         scale = np.float32(1000 if column.endswith("_ppb") else 1)
         sigma: NDArray[np.float32] | None = scale * files.array(sigmas[key]) if key in sigmas else None
-        if column.startswith("chi_"):
+        if column.startswith("chi_") or (key == "qsm" and context.qsm_from_sources):
             known = separated
         elif sigma is None or column.endswith("_ppb"):
             known = inner

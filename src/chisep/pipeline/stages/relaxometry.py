@@ -241,7 +241,7 @@ def _r2prime(
         "part of the brain that the spin echo covers",
         1 - missing,
         *_SPIN_ECHO_PART,
-        "Sources are not separated elsewhere.",
+        "Sources are not separated elsewhere, and their QSM ends there (--qsm for another).",
     )
     warnings = judged(context, [check], "spin echo")
     known = brain & covered

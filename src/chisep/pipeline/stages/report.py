@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import chisep
 from chisep.io import nifti
@@ -31,6 +33,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
     checks = [fact for record in records.values() for fact in record.facts.get("Checks", ())]
     assumed = [one.text for one in context.assumptions]
     parameters = {stage.name: dict(stage.parameters) for stage in stages}
+    qsm_facts = records["qsm"].facts if "qsm" in records else {}
 
     def work(declared: DeclaredFiles) -> StageResult:
         files = StageFiles(context.files, declared)
@@ -39,7 +42,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
             title=f"chisep: {context.session.name}",
             subject=context.session.subject,
             session=context.session.entities.get("ses"),
-            summary=[*_summary(context, files, images), *(("Assumed", text) for text in assumed)],
+            summary=[*_summary(context, files, images, qsm_facts), *(("Assumed", text) for text in assumed)],
             warnings=warnings,
             quality=[QualityRow.of_fact(fact) for fact in checks],
             panels=panels(images, convergence),
@@ -89,15 +92,26 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
         r2prime_sigma_hz=files.array("r2prime_sigma") if separated else None,
         b1=files.array("b1") if separated and has_b1(context) else None,
         qsm_ppm=files.array("qsm"),
+        qsm_of_sources=context.qsm_from_sources,
         chi_pos_ppm=files.array("chi_pos") if separated else None,
         chi_neg_ppm=files.array("chi_neg") if separated else None,
         chi_ppm=files.array("chi") if separated else None,
-        chi_sigmas_ppm=tuple(files.array(key) for key in source_sigmas(context)) if separated else (),
+        chi_sigmas_ppm=_sigmas(context, files) if separated else (),
         labels=files.labels(),
     )
 
 
-def _summary(context: SessionContext, files: StageFiles, images: SessionImages) -> list[tuple[str, str]]:
+def _sigmas(context: SessionContext, files: StageFiles) -> tuple[NDArray[np.float32], ...]:
+    """Predicted uncertainty of χ_pos and χ_neg, and of χ if it is the QSM."""
+    keys = source_sigmas(context)
+    return tuple(
+        files.array(key) for key in [*keys, *(["qsm_sigma"] if keys and context.qsm_from_sources else [])]
+    )
+
+
+def _summary(
+    context: SessionContext, files: StageFiles, images: SessionImages, qsm_facts: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     inside, grid = images.eroded_mask, files.grid
     millilitre = inside.sum() * np.prod(grid.voxel_mm) / 1000
     megre = context.session.megre
@@ -106,7 +120,7 @@ def _summary(context: SessionContext, files: StageFiles, images: SessionImages) 
         ("Voxel", " × ".join(f"{edge:.3g}" for edge in grid.voxel_mm) + " mm"),
         ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in grid.b0_direction)),
         ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in megre.te_s) + " ms"),
-        *_method_lines(context, files),
+        *_method_lines(context, files, qsm_facts),
         ("Brain within the eroded mask", f"{millilitre:.0f} ml"),
         *(
             (f"Mean {name}", f"{1000 * volume[inside].mean():.1f} ppb")
@@ -116,19 +130,29 @@ def _summary(context: SessionContext, files: StageFiles, images: SessionImages) 
     ]
 
 
-def _method_lines(context: SessionContext, files: StageFiles) -> Iterator[tuple[str, str]]:
+def _reference_line(facts: Mapping[str, Any]) -> str:
+    """Describe the reference of the QSM, from the facts of its stage."""
+    region, value, sigma = (facts.get(f"Reference{name}") for name in ("Region", "Ppb", "SigmaPpb"))
+    return "none" if region in (None, "none") else f"{region}: {value:.1f} ± {sigma:.1f} ppb subtracted"
+
+
+def _method_lines(
+    context: SessionContext, files: StageFiles, qsm_facts: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     """Methods and assumptions of the summary; without separation also why there is none."""
     config = context.config
     separated = context.fits_r2star
     if separated:
         yield "R2", "from spin echo" if context.session.mese else "none measured: pseudo-R2 in R2'"
         rate = "R2′" if context.reads_r2prime else "R2*"
-        yield "Method", f"{config.method} from {rate}, QSM by {config.qsm}"
+        yield "Method", f"{config.method} from {rate}"
     else:
         yield "R2*, R2′ and sources", "not made: one gradient echo tells no decay"
-        yield "Method", f"QSM by {config.qsm}"
+    yield "QSM", "χ_pos − χ_neg" if context.qsm_from_sources else config.inversion
+    yield "Reference of the QSM", _reference_line(qsm_facts)
+    used_for = {"separation": separated, "qsm": not context.qsm_from_sources or context.inverts_before_qsm}
     for stage, weights in context.weights.items():
-        for used in weights if separated or stage == "qsm" else ():
+        for used in weights if used_for[stage] else ():
             yield "Weights", f"{used['Name']}, trained on: {used['TrainingData']}"
     if separated:
         d_r = session_relaxivity(context, files)

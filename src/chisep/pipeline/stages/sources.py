@@ -1,4 +1,4 @@
-"""Stages `qsm`, `calibration` and `separation`: dipole inversion, D_r, and source separation."""
+"""Stages `inversion` (or `qsm`), `calibration` and `separation`: dipole inversion, D_r, source separation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from chisep.pipeline.context import SessionContext, convergence_facts
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.relaxivity import calibrate_relaxivity, relaxivity
+from chisep.regions.reference import no_reference_facts
 from chisep.types import Maps, Relaxivity
 
 _CALIBRATION_SEED = 0
@@ -38,33 +39,35 @@ def session_relaxivity(context: SessionContext, files: StageFiles) -> Relaxivity
     return Relaxivity(found, found)
 
 
-def qsm_stage(context: SessionContext) -> Stage:
-    """Dipole inversion of the local field."""
-    config, files = context.config, context.files
-    uses_magnitude = _uses_magnitude(methods.METHODS[config.qsm])
-    sigma = ["qsm_sigma"] if methods.tells_sigma(config.qsm, config.qsm_network) else []
+def inversion_stage(context: SessionContext) -> Stage:
+    """Dipole inversion of the local field: the stage `qsm`, or `inversion` if its map is not yet the QSM."""
+    config, files, key = context.config, context.files, context.chi_key
+    method, network = config.inversion, config.inversion_network
+    uses_magnitude = _uses_magnitude(methods.METHODS[method])
+    predicts = methods.tells_sigma(method, network) and not context.qsm_from_sources
+    sigma = ["qsm_sigma"] if predicts else []
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
         maps = _maps(context, own, uses_magnitude=uses_magnitude)
-        options = methods.config_for(config.qsm, config.qsm_network)
-        result = methods.invert(maps, config.qsm, options, device=config.device)
-        volumes = {"qsm": result.chi_ppm, "qsm_sigma": result.chi_sigma_ppm}
-        own.save({key: volume for key, volume in volumes.items() if volume is not None})
-        facts = convergence_facts(result.convergence) | context.assumption_facts("qsm")
+        result = methods.invert(maps, method, methods.config_for(method, network), device=config.device)
+        volumes = {key: result.chi_ppm, **dict.fromkeys(sigma, result.chi_sigma_ppm)}
+        own.save({name: volume for name, volume in volumes.items() if volume is not None})
+        unreferenced = no_reference_facts() if key == "qsm" else {}
+        facts = convergence_facts(result.convergence) | context.assumption_facts("qsm") | unreferenced
         return StageResult(facts, result.convergence.warnings)
 
     return Stage(
-        "qsm",
+        key,
         "magnetic susceptibility from dipole inversion of the local field",
         [
             *files.paths("local_field", "field_sigma", "eroded_mask", "mask"),
             *(context.magnitude_files if uses_magnitude else ()),
         ],
-        files.paths("qsm", *sigma),
+        files.paths(key, *sigma),
         {
-            "Method": config.qsm,
-            **methods.settings(config.qsm),
+            "Method": method,
+            **methods.settings(method),
             **context.weight_parameters("qsm"),
             **context.b0_parameters,
         },
@@ -93,7 +96,7 @@ def calibration_stage(context: SessionContext) -> Stage:
         own = StageFiles(files, declared)
         found = calibrate_relaxivity(
             own.load("r2prime"),
-            own.load("qsm"),
+            own.load(context.chi_key),
             torch.from_numpy(own.labels()),
             own.load_mask("eroded_mask"),
             np.random.default_rng(_CALIBRATION_SEED),
@@ -111,7 +114,7 @@ def calibration_stage(context: SessionContext) -> Stage:
     return Stage(
         "calibration",
         "D_r from deep grey matter",
-        files.paths("r2prime", "qsm", "eroded_mask", "labels"),
+        files.paths("r2prime", context.chi_key, "eroded_mask", "labels"),
         files.paths("calibration"),
         {},
         work,
@@ -129,7 +132,7 @@ def separation_stage(context: SessionContext) -> Stage:
         known = relaxivity(config.dr, context.b0_t)
         d_r = {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm}
     inputs = [
-        *files.paths("local_field", "field_sigma", *([] if method.has_field_term else ["qsm"])),
+        *files.paths("local_field", "field_sigma", *([] if method.has_field_term else [context.chi_key])),
         *files.paths("eroded_mask", "mask"),
         *(context.magnitude_files if uses_magnitude else ()),
         *_rate_inputs(context),
@@ -141,7 +144,7 @@ def separation_stage(context: SessionContext) -> Stage:
         maps = _maps(context, own, uses_magnitude=uses_magnitude)
         maps, warnings = _with_rates(context, replace(maps, relaxivity=session_relaxivity(context, own)), own)
         if not method.has_field_term:
-            maps = replace(maps, chi_ppm=own.load("qsm"))
+            maps = replace(maps, chi_ppm=own.load(context.chi_key))
         options = methods.config_for(config.method, config.network)
         result = methods.separate(maps, config.method, options, device=config.device)
         volumes = {
