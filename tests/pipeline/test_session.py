@@ -365,7 +365,7 @@ class TestRegions:
 
     def run(self, root, folder, **options):
         result = run_up_to("regions", RunConfig(root, folder, **options))
-        assert "qsm" in result.skipped
+        assert "relaxometry" in result.skipped
         return result, load(folder / ANAT / "sub-01_desc-regions_dseg.nii.gz")
 
     @pytest.fixture

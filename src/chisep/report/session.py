@@ -270,9 +270,9 @@ def _rate_panels(images: SessionImages) -> Iterator[Panel]:
     }
     yield Panel.of_figure(
         "Relaxation rates",
-        "R2′ is R2* minus R2; where noise makes it negative, it is black here. Bright R2′ above the sinuses is "
-        "field inhomogeneity, not iron. Where the noise of R2′ is as large as R2′ itself, sources depend on the "
-        "field alone.",
+        "R2′ is R2* minus R2; where noise makes it negative, it is black here. Bright R2′ above the sinuses "
+        "is field inhomogeneity, not iron. Where the noise of R2′ is as large as R2′ itself, sources depend "
+        "on the field alone.",
         figures.planes(
             [
                 figures.Row(name, rate, "1/s", (0.0, 20.0 if name.endswith("R2′") else 40.0))
