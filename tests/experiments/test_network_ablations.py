@@ -38,7 +38,7 @@ def heads(tmp_path_factory):
 
 
 def test_trained_evaluated_and_cached(heads, tmp_path):
-    call = ["reproduce", "network-ablations", str(tmp_path), "--dataset", str(heads), "--labels", "truth"]
+    call = ["reproduce", "parts", str(tmp_path), "--dataset", str(heads), "--labels", "truth"]
     call += ["--train", "01", "--validation", "02", "--widths", "2", "4", "--crop", "16"]
     call += ["--epochs", "1", "--steps-per-epoch", "4", "--batch-size", "1", "--test-crops", "4"]
     call += ["--validation-crops", "2"]

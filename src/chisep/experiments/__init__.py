@@ -125,7 +125,7 @@ EXPERIMENTS = {
         "the unrolled network against all others: unseen phantoms, lesions, other protocols, intervals",
         _beyond,
     ),
-    "network-ablations": Experiment(
+    "parts": Experiment(
         "ablations of the unrolled network: small trainings with one change each", _network_ablations
     ),
 }
