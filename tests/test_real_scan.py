@@ -40,7 +40,7 @@ def test_from_files_to_maps(shared_megre, tmp_path, prefix, capsys):
     def load(name):
         return nib.load(out / "sub-01" / "anat" / f"sub-01_{name}.nii.gz").get_fdata()
 
-    brain, reliable = load("desc-brain_mask") > 0, load("desc-reliable_mask") > 0
+    brain, reliable = load("desc-brain_mask") > 0, load("desc-phase_mask") > 0
     field_ppm = load("desc-total_fieldmap")
     assert np.isfinite(field_ppm).all()
     assert reliable.sum() > 0.95 * brain.sum()

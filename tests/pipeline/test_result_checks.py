@@ -63,11 +63,14 @@ class TestOneMap:
         with pytest.raises(ResultError, match="to 1e"):
             check_result("chi_pos", of(1e6, 1), "stage x")
 
-    @pytest.mark.parametrize("key", ["mask", "reliable_mask", "eroded_mask"])
+    @pytest.mark.parametrize("key", ["mask", "phase_mask", "eroded_mask"])
     def test_an_empty_mask(self, key):
         with pytest.raises(ResultError, match="no voxel"):
             check_result(key, np.zeros(SHAPE, dtype=bool), "stage x")
         check_result(key, np.ones(SHAPE, dtype=bool), "stage x")
+
+    def test_a_scan_without_a_reliable_voxel(self):
+        check_result("reliable_mask", np.zeros(SHAPE, dtype=bool), "stage x")
 
     def test_maps_of_zeros_and_the_limits_themselves_are_fine(self):
         for key, output in OUTPUTS.items():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from chisep.physics.dipole import Dipole
-from chisep.preprocessing.background import BackgroundConfig, remove_background
+from chisep.preprocessing.background import BackgroundConfig, VsharpConfig, remove_background
+from chisep.preprocessing.lbv import LbvConfig
+from chisep.preprocessing.pdf import PdfConfig
 from chisep.types import Grid
 from tests.preprocessing.test_vsharp import GRIDS, ball, coordinates_mm, correlation, field_of_sphere
 
@@ -15,7 +17,9 @@ OUTSIDE = {"centre_mm": (5.0, 36.0, -20.0), "radius_mm": 8.0, "chi_ppm": 9.4}
 
 
 def removed(field, mask, grid, method, **more):
-    return remove_background(field, mask, grid, BackgroundConfig(method), **more)
+    """Local field without the rim, in which errors are larger (`test_field_error.py`)."""
+    rims = VsharpConfig(rim_mm=7.0), PdfConfig(rim_mm=7.0), LbvConfig(rim_mm=7.0)
+    return remove_background(field, mask, grid, BackgroundConfig(method, *rims), **more)
 
 
 def textured(grid, mask, seed=0):

@@ -162,7 +162,7 @@ class TestOutputs:
         for words in (
             "sub-01.html: unchanged",
             "raw: sub-01/anat/sub-01_echo-*_part-mag_MEGRE.nii.gz (3 files): unchanged",
-            "rim_mm         5 mm  (default 7 mm)",
+            "rim_mm         5 mm  (default 0 mm)",
             "min_radius_mm  automatic",
             "D_r_pos  114 1/s/ppm",
             "SHA256 abab",

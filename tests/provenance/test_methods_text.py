@@ -362,7 +362,7 @@ class TestSeveralSessions:
         write_json(file, record)
         text = write_methods(out, raw)[0].read_text()
         assert "In 1 of 2 sessions (sub-02): A rim of the mask of 3.5 mm" in text
-        assert r"| background | rim\_mm | 7 mm (1 session); 3.5 mm (1 session) |" in text
+        assert r"| background | rim\_mm | 0 mm (1 session); 3.5 mm (1 session) |" in text
         assert r"- background: something \| odd (1 session)" in text
 
     def test_stages_that_not_all_have(self, two):

@@ -127,7 +127,7 @@ def _magnitude(raw: Path, echoes: int) -> np.ndarray:
 
 def _measured(read: _ScanReader, magnitude: np.ndarray) -> dict[str, Any]:
     """Count 2π wraps in every echo within its signal, and summarise R2* and field."""
-    reliable, known = read.map("desc-reliable_mask") > 0, read.map("desc-eroded_mask") > 0
+    reliable, known = read.map("desc-phase_mask") > 0, read.map("desc-eroded_mask") > 0
     jumps, voxels = [], []
     for echo in range(magnitude.shape[-1]):
         here = reliable & (magnitude[..., echo] > _BRIGHT * np.median(magnitude[..., echo]))

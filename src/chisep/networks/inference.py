@@ -180,8 +180,7 @@ def _applied(trained: LoadedNetwork, maps: Maps, options: NetworkOptions) -> tup
     made = intermediate_estimates(
         trained,
         channels,
-        # Networks with noise maps predict sources also in voxels without a valid field.
-        maps.sources_mask if uses_noise_maps(trained.config) else maps.mask,
+        maps.sources_mask,  # maps cover the brain, also where the field is not known
         maps.grid,
         ratio=1.0 if maps.relaxivity is None else maps.relaxivity.ratio,
         precision=options.precision,
@@ -222,7 +221,7 @@ def measured_channels(
     InputError
         If a map is missing.
     """
-    channels: dict[Channel, Volume] = {"field": maps.field_ppm}
+    channels: dict[Channel, Volume] = {"field": maps.field_ppm * maps.mask}
     rate_maps: dict[Channel, Volume | None] = {"r2prime": maps.r2prime_hz, "r2star": maps.r2star_hz}
     for channel, rate in rate_maps.items():
         if rate is not None and maps.relaxivity is not None:
@@ -233,7 +232,7 @@ def measured_channels(
     if "r2prime" in inputs and "r2prime" not in channels and "r2star" in channels:
         trained = _loaded(options.rate_weights, maps, (("r2prime",),), {"r2star"})
         channels["r2prime"] = intermediate_estimates(
-            trained, channels, maps.mask, maps.grid, precision=options.precision
+            trained, channels, maps.sources_mask, maps.grid, precision=options.precision
         )[-1][0]
         channels["r2prime"].clamp_(min=0)
     if "qsm" in inputs:
@@ -243,7 +242,6 @@ def measured_channels(
             else maps.chi_ppm
         )
     if "field_sigma" in inputs:
-        channels["field"] = maps.field_ppm * maps.mask
         channels["field_sigma"] = _noise_map(maps.field_sigma_ppm, maps.field_ppm, maps.mask)
     if "r2prime_sigma" in inputs and "r2prime" in channels and maps.relaxivity is not None:
         of_rate = maps.r2prime_sigma_hz

@@ -98,9 +98,7 @@ _ALL = (
         unit=_PPM,
         limits=_POSITIVE,
     ),
-    Output(
-        "reliable_mask", "Phase-quality mask: where the total field is reliable", "mask", {"desc": "reliable"}
-    ),
+    Output("phase_mask", "Phase-quality mask: where the total field is measured", "mask", {"desc": "phase"}),
     Output(
         "local_field",
         "Field after background removal",
@@ -109,7 +107,21 @@ _ALL = (
         unit=_PPM,
         limits=_FIELD,
     ),
+    Output(
+        "local_field_sigma",
+        "Standard deviation of the local field: noise, and what background removal leaves",
+        "fieldmap",
+        {"desc": "local", "stat": "std"},
+        unit=_PPM,
+        limits=_POSITIVE,
+    ),
     Output("eroded_mask", "Valid-field mask: where the local field is known", "mask", {"desc": "eroded"}),
+    Output(
+        "reliable_mask",
+        "Reliable mask: where susceptibility maps can be trusted",
+        "mask",
+        {"desc": "reliable"},
+    ),
     Output(
         "transform",
         "Motion between MEGRE and MESE",
@@ -223,12 +235,12 @@ _ALL = (
     ),
 )
 
-BEYOND_ERODED_MASK = (
-    "Susceptibility maps reach beyond the valid-field mask (desc-eroded_mask) where a method uses the whole "
-    "brain: in this rim the local field is not known, values follow from the field inside and from "
-    "relaxation rates, and region tables exclude them."
+BEYOND_RELIABLE_MASK = (
+    "Susceptibility maps cover the whole brain mask. Outside the reliable mask (desc-reliable_mask) the "
+    "local field is uncertain or unknown: values there follow mostly from relaxation rates and from "
+    "neighbours. Region tables tell how much of each region lies in the reliable mask."
 )
-"""What voxels of maps mean beyond the valid-field mask: the one sentence of the report and the README."""
+"""What voxels of maps mean beyond the reliable mask: the one sentence of the report and the README."""
 
 OUTPUTS: Mapping[str, Output] = {output.key: output for output in _ALL}
 """Every output by its key."""

@@ -17,6 +17,10 @@ _FAR = 20.0
 """Widths of the allowed range beyond its limits at which a single voxel is too much."""
 
 
+_MAY_BE_EMPTY = "reliable_mask"
+"""Of a very noisy scan no voxel may be reliable."""
+
+
 def check_result(key: str, values: NDArray[Any], made_by: str, *, any_size: bool = False) -> None:
     """Refuse a map that cannot be right.
 
@@ -35,11 +39,11 @@ def check_result(key: str, values: NDArray[Any], made_by: str, *, any_size: bool
     ------
     ResultError
         If a value is NaN or infinite, more than 1 % of the values that are not 0 are beyond the limits of
-        the catalogue, one is far beyond, or a mask is empty.
+        the catalogue, one is far beyond, or a mask is empty that must not be.
     """
     output = OUTPUTS[key]
     if output.suffix == "mask":
-        if not values.any():
+        if not values.any() and key != _MAY_BE_EMPTY:
             raise _error(key, made_by, "no voxel", "at least one voxel")
         return
     lowest, highest = float(values.min()), float(values.max())

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from chisep.physics.robust import MAD_TO_SD
+import torch
+
 from chisep.preprocessing.checks import Check
+from chisep.preprocessing.field_error import local_field_sigma, reliable_mask, robust_sd
 from chisep.preprocessing.lbv import LbvConfig, lbv
 from chisep.preprocessing.pdf import PdfConfig, pdf
 from chisep.preprocessing.vsharp import LocalField, VsharpConfig, vsharp
 from chisep.types import Grid, MaskVolume, Volume
 
-__all__ = ["BackgroundConfig", "LocalField", "VsharpConfig", "remove_background", "vsharp"]
+__all__ = [
+    "BackgroundConfig",
+    "LocalField",
+    "VsharpConfig",
+    "reliable_mask",
+    "remove_background",
+    "vsharp",
+]
 
 _LOCAL_FIELD_PPB = (25.0, 60.0)
 _KNOWN_PART = (0.35, 0.1)
@@ -45,9 +54,7 @@ def local_field_checks(local: LocalField, brain: MaskVolume) -> tuple[Check, ...
         Brain mask, shape (i, j, k).
     """
     values = local.local_field_ppm[local.mask]
-    deviation = (
-        1000 * MAD_TO_SD * float((values - values.median()).abs().median()) if len(values) else math.inf
-    )
+    deviation = 1000 * robust_sd(values) if len(values) else math.inf
     return (
         Check(
             "LocalFieldPpb",
@@ -63,8 +70,8 @@ def local_field_checks(local: LocalField, brain: MaskVolume) -> tuple[Check, ...
             "part of the brain with a known local field",
             float(local.mask.sum() / brain.sum()),
             *_KNOWN_PART,
-            "Usual causes: unreliable phase inside the brain, a thin slab, a mask with holes; or a small "
-            "head, of which the rim that background removal leaves out is a large part.",
+            "Usual causes: unreliable phase inside the brain, or a rim (rim_mm) that is a large part of a "
+            "thin slab or a small head.",
         ),
     )
 
@@ -90,12 +97,13 @@ def remove_background(
     config
         Method and its options; defaults where None.
     sigma_ppm
-        Standard deviation of the field's noise, shape (i, j, k); only PDF weighs by it.
+        Standard deviation of the field's noise, shape (i, j, k); 0 where None. PDF weighs by it, and it is a
+        part of the local field's error.
 
     Returns
     -------
     LocalField
-        Local field in ppm, the valid-field mask, and how much of the brain that mask leaves out.
+        Local field in ppm and its σ, the valid-field mask, and how much of the brain that mask leaves out.
 
     Raises
     ------
@@ -104,17 +112,19 @@ def remove_background(
 
     Notes
     -----
-    V-SHARP is the default because its error is smallest. In two simulated heads (fields made on
-    voxels of 1 mm and averaged to 2 mm, SNR 100, one tilted), deeper than 7 mm its r is 0.98 and its NRMSE
-    18–20 %; PDF has 0.97–0.98 and 22–24 %, LBV 0.96–0.97 and 25–28 %. Closer to the surface all errors are
-    larger: 3, 4–5 and 4–5 ppb RMS from 3.5 to 5.5 mm deep, of a local field of 7–8 ppb. LBV takes a tenth of
-    the others' time.
+    V-SHARP is the default because its error is smallest; `docs/preprocessing.md` has the errors of all
+    methods by depth. LBV takes a tenth of the others' time.
     """
     config = config or BackgroundConfig()
     match config.method:
         case "vsharp":
-            return vsharp(total_field_ppm, mask, grid, config.vsharp)
+            local = vsharp(total_field_ppm, mask, grid, config.vsharp)
         case "pdf":
-            return pdf(total_field_ppm, mask, grid, config.pdf, sigma_ppm=sigma_ppm)
+            local = pdf(total_field_ppm, mask, grid, config.pdf, sigma_ppm=sigma_ppm)
         case "lbv":
-            return lbv(total_field_ppm, mask, grid, config.lbv)
+            local = lbv(total_field_ppm, mask, grid, config.lbv)
+    noise = torch.zeros_like(total_field_ppm) if sigma_ppm is None else sigma_ppm
+    sigma = local_field_sigma(
+        config.method, local.local_field_ppm, local.mask, grid, total_field_ppm, noise, known=mask
+    )
+    return replace(local, sigma_ppm=sigma)

@@ -27,8 +27,9 @@ _SWEEPS, _COARSEST_SWEEPS = 2, 20
 class LbvConfig:
     """Settings of LBV."""
 
-    rim_mm: float = 7.0
-    """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth."""
+    rim_mm: float = 0.0
+    """Depth in mm of the rim of the mask that is left out, at least its outermost layer; at most a third of
+    the deepest depth."""
     tolerance: float = 1e-4
     """Iterations stop at this residual, relative to that of the start."""
     iterations: int = 60
@@ -100,7 +101,7 @@ def lbv(total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: LbvConfig
         tolerance=config.tolerance,
         preconditioner=lambda residual: _v_cycle(residual, levels),
     )
-    depth = depth_mm(mask, grid).to(field.device, field.dtype)
+    depth = depth_mm(mask, grid).to(field.device, field.dtype) * inner
     return without_rim(local, mask, depth, grid, min(config.rim_mm, float(depth.max()) / 3))
 
 

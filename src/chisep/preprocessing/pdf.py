@@ -24,7 +24,7 @@ _LARGEST_WEIGHT = 3.0
 class PdfConfig:
     """Settings of PDF."""
 
-    rim_mm: float = 7.0
+    rim_mm: float = 0.0
     """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth."""
     padding_mm: float = 40.0
     """Padding of the mask's bounding box in mm, both sides together, in which dipoles may lie."""

@@ -19,6 +19,9 @@ from chisep.types import Grid, MaskVolume, Volume
 
 # Relative to the largest value of D² (4/9): modes with little effect on the field are fitted late.
 _DAMPING = 0.02
+_NEXT_RADIUS = 2.5
+"""Ratio of one radius to the next smaller one, about."""
+_SMALLEST_MM = 1.5
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class VsharpConfig:
     max_radius_mm: float = 12.0
     """Radius of the largest sphere, used deep inside the brain."""
     min_radius_mm: float | None = None
-    """Radius of the smallest sphere, used at the edge; by default 3 mm, or 1.5 voxels if that is more:
-    the mean over a smaller sphere of voxels is too far from that over a sphere."""
-    rim_mm: float = 7.0
-    """Depth in mm of the rim of the mask that is left out, where inside and outside are hard to separate; at
-    most a third of the deepest depth, so that a thin slab is not removed completely."""
+    """Radius of the smallest sphere, used at the edge; by default √3 voxels, but 1.5 mm or more."""
+    rim_mm: float = 0.0
+    """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth, so that a
+    thin slab is not removed completely. By default no rim is left out, but σ of the local field is larger
+    there."""
     iterations: int = 20
     """Iterations that fit sources in the mask to the filtered field; 0 uses truncated deconvolution instead,
     as first published."""
@@ -53,7 +56,7 @@ class VsharpConfig:
                 "V-SHARP rim and iterations",
                 found=f"{self.rim_mm} mm, {self.iterations}",
                 expected="numbers of 0 or more",
-                fix="Usual are 7 mm and 20.",
+                fix="Usual are 0 mm and 20.",
             )
         if not 0 < self.threshold < 1:
             raise InputError(
@@ -73,17 +76,21 @@ class LocalField:
     local_field_ppm
         Shape (i, j, k), 0 outside `mask`.
     mask
-        Where the local field is known: the brain mask less a rim, shape (i, j, k).
+        Where the local field is known: the mask of the total field less a rim, shape (i, j, k).
     erosion_mm
         Depth of that rim in mm: required by the method, or set in its options.
     erosion_ml
         Volume of the rim in ml.
+    sigma_ppm
+        Standard deviation of the local field's error, shape (i, j, k), 0 outside `mask`; 0 everywhere until
+        `remove_background` estimates it.
     """
 
     local_field_ppm: Volume
     mask: MaskVolume
     erosion_mm: float
     erosion_ml: float
+    sigma_ppm: Volume
 
 
 def vsharp(
@@ -95,7 +102,8 @@ def vsharp(
     fits in: the difference to that mean comes from inside. Each voxel uses the largest sphere that
     fits (Wu 2012, 10.1002/mrm.23000). The filter takes the harmonic part of the local field as well. To get
     that back, sources in the mask are fitted to the filtered field (as in Chatnuntawech 2017,
-    10.1002/nbm.3570, without a prior but early stopping), and the field they make is the local field.
+    10.1002/nbm.3570, without a prior but early stopping), and the field they make is the local field, also
+    in the rim where no sphere fits.
 
     Parameters
     ----------
@@ -116,13 +124,15 @@ def vsharp(
     Raises
     ------
     InputError
-        If nothing is left of the mask without its rim.
+        If no sphere fits into the mask.
     """
     config = config or VsharpConfig()
-    smallest = config.min_radius_mm or min(config.max_radius_mm, max(3.0, 1.5 * max(grid.voxel_mm)))
+    smallest = config.min_radius_mm or min(config.max_radius_mm, _smallest_mm(grid))
     depth = depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype)
-    rim_mm = max(smallest, min(config.rim_mm, float(depth.max()) / 3))
-    if not bool((depth > rim_mm).any()):
+    rim_mm = min(config.rim_mm, float(depth.max()) / 3)
+    if not config.iterations:  # without sources nothing is known where no sphere fits
+        rim_mm = max(smallest, rim_mm)
+    if not bool(((depth >= smallest) & (depth > rim_mm)).any()):
         raise InputError(
             "brain mask",
             found=f"no voxel deeper inside than {float(depth.max()):.3g} mm",
@@ -158,7 +168,8 @@ def without_rim(local_ppm: Volume, mask: MaskVolume, depth: Volume, grid: Grid, 
     """
     known = mask & (depth > rim_mm)
     lost_ml = int((mask & ~known).sum()) * math.prod(grid.voxel_mm) / 1000
-    return LocalField(torch.where(known, local_ppm, 0), known, rim_mm, lost_ml)
+    local_ppm = torch.where(known, local_ppm, 0)
+    return LocalField(local_ppm, known, rim_mm, lost_ml, torch.zeros_like(local_ppm))
 
 
 def _padded_grid(shape: Sequence[int], grid: Grid, border_mm: float) -> Grid:
@@ -199,13 +210,12 @@ def _field_of_sources(
     """
     padded = _padded_grid(mask.shape, grid, 2 * config.max_radius_mm)
     dipole = Dipole(padded, pad=False, dtype=field.dtype, device=field.device)
-    radii = [smallest]
-    while 2 * radii[-1] <= config.max_radius_mm:
-        radii.append(2 * radii[-1])
-    radii = [r for r in radii if r < float(depth.max())]
+    count = max(1, round(math.log(config.max_radius_mm / smallest) / math.log(_NEXT_RADIUS)))
+    radii = np.geomspace(smallest, config.max_radius_mm, count + 1).tolist()
+    radii = [r for r in radii if r <= float(depth.max())]
     kernels = [1 - _sphere_spectrum(r, padded.shape, grid, like=field) for r in radii]
     places = [
-        (mask & (depth > radius) & (depth <= next_radius)).contiguous()
+        (mask & (depth >= radius) & (depth < next_radius)).contiguous()
         for radius, next_radius in zip(radii, [*radii[1:], math.inf], strict=True)
     ]
     inside = mask.contiguous()
@@ -231,6 +241,16 @@ def _field_of_sources(
         preconditioner=lambda residual: volume(spectrum(residual).mul_(weight)) * inside,
     )
     return volume(spectrum(chi).mul_(dipole.kernel))
+
+
+def _smallest_mm(grid: Grid) -> float:
+    """Radius of the smallest sphere whose mean over voxels is near that over a sphere.
+
+    With a radius of √3 voxels the weights of `_sphere_spectrum` are 1, 2/3 and 1/3 for a voxel, its face
+    neighbours and its edge neighbours, and 0 beyond: the mean of every harmonic polynomial of a degree below
+    6 is then exact.
+    """
+    return max(_SMALLEST_MM, math.sqrt(3) * max(grid.voxel_mm))
 
 
 def _sphere_spectrum(radius_mm: float, shape: tuple[int, ...], grid: Grid, like: Tensor) -> Tensor:

@@ -243,7 +243,8 @@ def _background(session: SessionFacts) -> Sentences:
     def said(name: str) -> str:
         return session.said("background", name)
 
-    match session.parameters("background").get("Method"):
+    method = session.parameters("background").get("Method")
+    match method:
         case "vsharp":
             least = session.parameters("background").get("min_radius_mm")
             smallest = said("min_radius_mm") if least is not None else "a radius that the voxel size sets"
@@ -273,10 +274,21 @@ def _background(session: SessionFacts) -> Sentences:
         case other:
             how = value_text(other) or NOT_RECORDED
     yield "method", f"Background field was removed by {how}."
-    yield (
-        "rim",
-        f"A rim of the mask of {said('rim_mm')} depth (less in thin slabs) was left out of the local field.",
-    )
+    if session.parameters("background").get("rim_mm") == 0:
+        yield "rim", "The local field was computed up to the edge of the mask."
+    else:
+        yield (
+            "rim",
+            f"A rim of the mask of {said('rim_mm')} depth (less in thin slabs) was left out of the local "
+            "field.",
+        )
+    if session.fact("background", "MedianLocalFieldSigmaPpb") is not None:
+        other = " and the difference to LBV [@zhou2014]" if method in ("vsharp", "pdf") else ""
+        yield (
+            "error",
+            "The standard deviation of the local field is that of the echoes' noise and of what background "
+            f"removal leaves, by a law of the depth in the mask{other} that was fitted to simulated scans.",
+        )
 
 
 def _rates(session: SessionFacts) -> Sentences:

@@ -65,6 +65,9 @@ class RegionValue:
         Over these voxels, in the unit of the map; None without voxels.
     sigma
         Mean over these voxels of the noise's standard deviation in a voxel; None where it is not known.
+    reliable_part
+        Part of the region within the brain mask that lies in the reliable mask, 0 to 1; None in a table of a
+        version without it.
     """
 
     index: int
@@ -76,6 +79,7 @@ class RegionValue:
     sd: float | None
     median: float | None
     sigma: float | None
+    reliable_part: float | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(RegionValue))
@@ -84,7 +88,11 @@ STATISTICS = ("mean", "sd", "median", "sigma")
 
 
 def region_values(
-    labels: LabelArray, names: Mapping[int, str], maps: Iterable[RegionMap], voxel_mm: Sequence[float]
+    labels: LabelArray,
+    names: Mapping[int, str],
+    maps: Iterable[RegionMap],
+    voxel_mm: Sequence[float],
+    reliable: MaskArray,
 ) -> list[RegionValue]:
     """Statistics of maps in every region.
 
@@ -98,6 +106,8 @@ def region_values(
         Maps with their noise and where they are known.
     voxel_mm
         Edges of a voxel in mm.
+    reliable
+        Reliable mask, shape (i, j, k).
 
     Returns
     -------
@@ -106,6 +116,7 @@ def region_values(
     """
     voxel_ml = math.prod(voxel_mm) / 1000
     present, counts = np.unique(labels[labels != 0], return_counts=True)
+    in_reliable = dict(zip(*np.unique(labels[reliable & (labels != 0)], return_counts=True), strict=True))
     found: dict[tuple[int, str], RegionValue] = {}
     order = []
     for each in maps:
@@ -125,6 +136,7 @@ def region_values(
                 known.sd if known else None,
                 known.median if known else None,
                 noise[label].mean if label in noise else None,
+                float(in_reliable.get(label, 0) / count),
             )
     return [found[label, name] for label in present.tolist() for name in order]
 
@@ -157,7 +169,10 @@ def read_values(path: Path) -> list[RegionValue]:
                     row["map"],
                     int(row["voxels"]),
                     float(row["volume_ml"]),
-                    *(None if row[key] == MISSING else float(row[key]) for key in STATISTICS),
+                    *(
+                        None if row.get(key, MISSING) == MISSING else float(row[key])
+                        for key in (*STATISTICS, "reliable_part")
+                    ),
                 )
                 for row in csv.DictReader(file, delimiter="\t")
             ]
@@ -191,5 +206,9 @@ def values_dictionary(maps: Mapping[str, str]) -> dict[str, Any]:
         "sigma": {
             "Description": "Mean of the standard deviation that noise gives a voxel. "
             f"{of_map}; n/a for maps without a noise map"
+        },
+        "reliable_part": {
+            "Description": "Part of the region within the brain mask that lies in the reliable mask "
+            "(desc-reliable_mask), 0 to 1"
         },
     }

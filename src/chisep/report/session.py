@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from chisep.pipeline.outputs import BEYOND_ERODED_MASK
+from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
 from chisep.regions.statistics import RegionValue
 from chisep.report import figures
 from chisep.report.figures import EchoArrays, MaskArray, VolumeArray
@@ -42,11 +42,12 @@ class SessionImages:
         RMS over the echoes of measured minus fitted phase in radians; None of one echo.
     quality
         Phase quality, 0 to 1.
-    mask, reliable_mask, eroded_mask
-        Brain mask, phase-quality mask, and valid-field mask (of the local field).
-    total_field_ppm, field_sigma_ppm, local_field_ppm, qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
-        Fields, the noise of the field, and susceptibilities in ppm; those of the separation are None of one
-        echo.
+    mask, phase_mask, reliable_mask
+        Brain mask, phase-quality mask, and mask in which maps can be trusted.
+    total_field_ppm, field_sigma_ppm, local_field_ppm, local_field_sigma_ppm
+        Fields and their standard deviations in ppm.
+    qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
+        Susceptibilities in ppm; those of the separation are None of one echo.
     spin_echo
         Spin echo resampled to the gradient echo, any scale; None without one.
     r2star_hz, r2_hz, r2prime_hz, r2prime_sigma_hz
@@ -69,11 +70,12 @@ class SessionImages:
     residual_rad: VolumeArray | None
     quality: VolumeArray
     mask: MaskArray
+    phase_mask: MaskArray
     reliable_mask: MaskArray
-    eroded_mask: MaskArray
     total_field_ppm: VolumeArray
     field_sigma_ppm: VolumeArray
     local_field_ppm: VolumeArray
+    local_field_sigma_ppm: VolumeArray
     spin_echo: VolumeArray | None
     r2star_hz: VolumeArray | None
     r2_hz: VolumeArray | None
@@ -122,8 +124,9 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
     yield Panel.of_figure(
         "Separated sources",
         "Iron-rich nuclei are bright in χ_pos, white matter in χ_neg. Stripes along the magic angle or "
-        "a bright rim at the edge of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK,
-        figures.source_maps(chi_pos_ppm, chi_neg_ppm, chi_ppm, images.affine, images.eroded_mask),
+        "a bright rim at the edge of the mask are artefacts of the field, not tissue. "
+        + BEYOND_RELIABLE_MASK,
+        figures.source_maps(chi_pos_ppm, chi_neg_ppm, chi_ppm, images.affine, images.mask),
         alt="Maps of χ_pos, χ_neg and χ in sagittal, coronal and axial planes.",
     )
     if images.chi_sigmas_ppm:
@@ -137,11 +140,11 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
                 figures.CHI_NEG: _PPB * chi_neg_ppm,
                 figures.CHI: _PPB * chi_ppm,
             },
-            images.eroded_mask,
+            images.reliable_mask,
             unit="ppb",
             window=figures.TOTAL_WINDOW_PPB,
         ),
-        alt="Histograms of χ_pos, χ_neg and χ in the mask.",
+        alt="Histograms of χ_pos, χ_neg and χ in the reliable mask.",
     )
 
 
@@ -204,7 +207,7 @@ def _phase_panels(images: SessionImages) -> Iterator[Panel]:
             ],
             images.affine,
             mask=images.mask,
-            overlay=images.reliable_mask,
+            overlay=images.phase_mask,
         ),
         alt="Phase quality and residual of the fit, outlined by the phase-quality mask.",
     )
@@ -214,17 +217,20 @@ def _field_panel(images: SessionImages) -> Panel:
     return Panel.of_figure(
         "Total and local field",
         "The local field should show tissue only; slow shading near sinuses and ears is residual background "
-        "field. Noise is the standard deviation of the field, from the noise of the echoes.",
+        "field. The noise is that of the echoes; the error of the local field is the noise and what "
+        "background removal leaves, which grows to the edge. The outline is that of the reliable mask.",
         figures.planes(
             [
                 figures.Row("Total field", images.total_field_ppm, "ppm"),
                 figures.Row("Local field", images.local_field_ppm, "ppm", (-0.05, 0.05)),
-                figures.Row("Noise", _PPB * images.field_sigma_ppm, "ppb"),
+                figures.Row("Noise of the total field", _PPB * images.field_sigma_ppm, "ppb"),
+                figures.Row("Error of the local field", _PPB * images.local_field_sigma_ppm, "ppb"),
             ],
             images.affine,
             mask=images.mask,
+            overlay=images.reliable_mask,
         ),
-        alt="Total field, local field and noise of the field in three planes.",
+        alt="Total field, local field and their standard deviations in three planes.",
     )
 
 
@@ -299,7 +305,8 @@ def _qsm_panel(images: SessionImages) -> Panel:
     else:
         text = (
             "From the local field alone. Iron-rich nuclei are bright. Stripes along the magic angle or a "
-            "bright rim at the edge of the mask are artefacts of the field, not tissue. " + BEYOND_ERODED_MASK
+            "bright rim at the edge of the mask are artefacts of the field, not tissue. "
+            + BEYOND_RELIABLE_MASK
         )
     return Panel.of_figure(
         "Susceptibility map (QSM)",
@@ -310,7 +317,7 @@ def _qsm_panel(images: SessionImages) -> Panel:
             title="QSM",
             unit="ppb",
             window=figures.TOTAL_WINDOW_PPB,
-            mask=images.eroded_mask,
+            mask=images.mask,
         ),
         alt="Susceptibility map in three planes.",
     )

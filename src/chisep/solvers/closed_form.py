@@ -55,8 +55,8 @@ def solve(maps: Maps, config: ClosedFormConfig, progress: Progress | None = None
     if chi is None:
         chi = tikhonov.solve(maps, tikhonov.TikhonovConfig(config.alpha)).chi_ppm
     d_pos, d_neg = relaxivity.pos_hz_per_ppm, relaxivity.neg_hz_per_ppm
-    pos = (d_neg * chi + r2prime_hz).div_(d_pos + d_neg).mul_(maps.mask)
-    neg = pos.sub(chi).mul_(maps.mask)
+    pos = (d_neg * chi + r2prime_hz).div_(d_pos + d_neg).mul_(maps.sources_mask)
+    neg = pos.sub(chi).mul_(maps.sources_mask)
     if progress is not None:
         progress("susceptibility", 1, 1)
     return Sources(pos.clamp_(min=0), neg.clamp_(min=0))

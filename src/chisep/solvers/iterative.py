@@ -118,7 +118,7 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         tolerance=config.tolerance,
         progress=progress,
     )
-    pos, neg = _rotated(x).clamp_(min=0).mul_(mask)
+    pos, neg = _rotated(x).clamp_(min=0).mul_(support)
     return Sources(padded.restore(pos), padded.restore(neg), ended(change, config.tolerance, "iterative"))
 
 

@@ -42,14 +42,13 @@ def solve(maps: Maps, config: TikhonovConfig, progress: Progress | None = None) 
     Returns
     -------
     Susceptibility
-        χ in ppm, 0 outside the mask.
+        χ in ppm, 0 outside the mask of sources.
     """
-    padded = PaddedBox(maps.mask, maps.grid, padding=1.0)
-    mask = padded.cut(maps.mask)
-    field = padded.cut(maps.field_ppm) * mask
+    padded = PaddedBox(maps.sources_mask, maps.grid, padding=1.0)
+    field = padded.cut(maps.field_ppm) * padded.cut(maps.mask)
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
     inverse = dipole.kernel / (dipole.kernel**2 + config.alpha)
-    chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
+    chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * padded.cut(maps.sources_mask)
     if progress is not None:
         progress("susceptibility", 1, 1)
     return Susceptibility(padded.restore(chi))

@@ -44,11 +44,10 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     Returns
     -------
     Susceptibility
-        χ in ppm, 0 outside the mask.
+        χ in ppm, 0 outside the mask of sources.
     """
-    padded = PaddedBox(maps.mask, maps.grid, padding=1.0)
-    mask = padded.cut(maps.mask)
-    field = padded.cut(maps.field_ppm) * mask
+    padded = PaddedBox(maps.sources_mask, maps.grid, padding=1.0)
+    field = padded.cut(maps.field_ppm) * padded.cut(maps.mask)
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
     kernel = dipole.kernel
     sign = torch.where(kernel < 0, -1.0, 1.0).to(kernel)
@@ -56,7 +55,7 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     # The point-spread function of division after convolution is inverse · D; its value at the centre
     # is the recovered fraction of a point.
     inverse /= _volume_mean(inverse * kernel, padded.periodic_grid.shape[2])
-    chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * mask
+    chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * padded.cut(maps.sources_mask)
     if progress is not None:
         progress("susceptibility", 1, 1)
     return Susceptibility(padded.restore(chi))

@@ -67,7 +67,7 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     Returns
     -------
     Susceptibility
-        χ in ppm, 0 outside the mask.
+        χ in ppm, 0 outside the mask of sources.
     """
     padded = PaddedBox(maps.sources_mask, maps.grid, padding=0.1)
     mask, support = padded.cut(maps.mask), padded.cut(maps.sources_mask)
@@ -97,4 +97,4 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         tolerance=config.tolerance,
         progress=progress,
     )
-    return Susceptibility(padded.restore(x[0] * mask), ended(change, config.tolerance, "the tv inversion"))
+    return Susceptibility(padded.restore(x[0] * support), ended(change, config.tolerance, "the tv inversion"))

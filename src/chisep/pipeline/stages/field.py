@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool3d
 from chisep.pipeline.context import SessionContext, judged
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
-from chisep.preprocessing.background import local_field_checks, remove_background
+from chisep.preprocessing.background import local_field_checks, reliable_mask, remove_background
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.field import total_field
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
@@ -39,7 +39,7 @@ def field_stage(context: SessionContext) -> Stage:
         "unwrapped phase without receiver offset, the total field with its noise, and how far the "
         "phase is to be trusted",
         [*megre.files, files["mask"]],
-        files.paths("unwrapped", "residual", "quality", "total_field", "field_sigma", "reliable_mask"),
+        files.paths("unwrapped", "residual", "quality", "total_field", "field_sigma", "phase_mask"),
         context.echo_parameters
         | asdict(config.field_map)
         | {"PhaseUnits": megre.phase_units, "Quality": asdict(config.quality)},
@@ -83,7 +83,7 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
             "quality": result.quality,
             "total_field": result.total_field_ppm,
             "field_sigma": result.sigma_ppm,
-            "reliable_mask": reliable,
+            "phase_mask": reliable,
         }
     )
     facts = {
@@ -114,7 +114,7 @@ def background_stage(context: SessionContext) -> Stage:
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
-        total, known = own.load("total_field"), own.load_mask("reliable_mask")
+        total, known = own.load("total_field"), own.load_mask("phase_mask")
         brain = own.load_mask("mask")
         scale = length_scale(brain, own.grid)
         warnings = thin_slab(brain, own.grid, scale)
@@ -127,8 +127,18 @@ def background_stage(context: SessionContext) -> Stage:
         )
         checks = local_field_checks(local, brain)
         poor = judged(context, checks, "local field")
-        own.save({"local_field": local.local_field_ppm, "eroded_mask": local.mask})
+        reliable = reliable_mask(local, adult_grid(own.grid, scale))
+        own.save(
+            {
+                "local_field": local.local_field_ppm,
+                "local_field_sigma": local.sigma_ppm,
+                "eroded_mask": local.mask,
+                "reliable_mask": reliable,
+            }
+        )
         facts = {
+            "MedianLocalFieldSigmaPpb": round(1000 * float(local.sigma_ppm[local.mask].median()), 3),
+            "TrustedPartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
             "ErosionMm": round(local.erosion_mm * scale, 2),
             "ErosionMl": round(local.erosion_ml * scale**3, 1 if scale == 1 else 4),
             "Checks": [check.fact() for check in checks],
@@ -138,9 +148,10 @@ def background_stage(context: SessionContext) -> Stage:
 
     return Stage(
         "background",
-        "local field after background removal, and the mask in which it is known",
-        files.paths("total_field", "field_sigma", "reliable_mask", "mask"),
-        files.paths("local_field", "eroded_mask"),
+        "local field after background removal with its error, the mask in which it is known, and the mask "
+        "in which maps can be trusted",
+        files.paths("total_field", "field_sigma", "phase_mask", "mask"),
+        files.paths("local_field", "local_field_sigma", "eroded_mask", "reliable_mask"),
         {"Method": config.method} | asdict(getattr(config, config.method)) | context.b0_parameters,
         work,
     )

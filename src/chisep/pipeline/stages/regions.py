@@ -79,7 +79,7 @@ def labels_stage(context: SessionContext) -> Stage:
     return Stage(
         "labels",
         f"regions, from an atlas registered to {contrast}",
-        [*atlas, *files.paths(*rates, context.chi_key, "mask", "eroded_mask")],
+        [*atlas, *files.paths(*rates, context.chi_key, "mask", "reliable_mask")],
         outputs,
         {"Atlas": context.atlas.name if context.atlas else packaged_atlas_facts()},
         register_atlas,
@@ -168,7 +168,7 @@ def _atlas_by_best_contrast(
 
     R2* of two echoes may be too noisy for a registration.
     """
-    masks = files.array("mask") > 0, files.array("eroded_mask") > 0
+    masks = files.array("mask") > 0, trusted_mask(files)
     volumes = files.array(context.chi_key), *masks, files.grid
     found = None
     if context.fits_r2star:
@@ -177,6 +177,12 @@ def _atlas_by_best_contrast(
             return found, False
     alone = atlas_on_scan(atlas, None, *volumes)
     return (alone, True) if found is None or alone.overlap > found.overlap else (found, False)
+
+
+def trusted_mask(files: StageFiles) -> NDArray[np.bool_]:
+    """Reliable mask, or the brain mask where no voxel is reliable."""
+    reliable: NDArray[np.bool_] = files.array("reliable_mask") > 0
+    return reliable if reliable.any() else files.array("mask") > 0
 
 
 def _save_labels(labels: LabelArray, image: LabelImage, files: StageFiles) -> None:
@@ -193,7 +199,7 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
     if context.qsm_from_sources:
         sigmas["chi"] = OUTPUTS["qsm"].sigma
     sigmas = {key: sigma for key, sigma in sigmas.items() if sigma and files[sigma] in made}
-    read = ["labels", "label_names", "mask", "eroded_mask", *maps, *sigmas.values()]
+    read = ["labels", "label_names", "mask", "reliable_mask", *maps, *sigmas.values()]
     if context.fits_r2star:
         read.append("r2prime_sigma")
 
@@ -202,7 +208,8 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
         names = read_names(own.path("label_names"))
         warnings, facts = _phase_sign(context, own) if {"qsm", "r2star"} <= set(maps) else ([], {})
         volumes = _region_maps(context, own, maps, sigmas)
-        values = region_values(own.labels(), names, volumes, own.grid.voxel_mm)
+        reliable = own.array("reliable_mask") > 0
+        values = region_values(own.labels(), names, volumes, own.grid.voxel_mm, reliable)
         write_values(own.target("region_values"), values)
         texts = {OUTPUTS[key].region_column: OUTPUTS[key].description for key in maps}
         if context.session.mese is None and "r2prime" in maps:
@@ -224,22 +231,20 @@ def _phase_sign(context: SessionContext, files: StageFiles) -> tuple[list[str], 
     """Warnings and facts on whether iron is paramagnetic."""
     # Numbers of a given atlas have a meaning of their own.
     deep_grey = np.isin(files.labels(), [] if context.atlas else list(DEEP_GREY))
-    contrast = iron_contrast_ppb(
-        files.array("qsm"), files.array("r2star"), files.array("eroded_mask") > 0, deep_grey
-    )
+    contrast = iron_contrast_ppb(files.array("qsm"), files.array("r2star"), trusted_mask(files), deep_grey)
     return phase_sign_warnings(contrast), {} if contrast is None else {"IronContrastPpb": round(contrast, 2)}
 
 
 def _region_maps(
     context: SessionContext, files: StageFiles, maps: Sequence[str], sigmas: dict[str, str]
 ) -> Iterator[RegionMap]:
-    """Yield maps in the units of the table, with their noise and valid voxels."""
-    brain, inner = (files.array(key) > 0 for key in ("mask", "eroded_mask"))
-    separated = inner
+    """Yield maps in the units of the table, with their noise and the voxels that they cover."""
+    brain = files.array("mask") > 0
+    separated = brain
     if (
         context.fits_r2star and context.session.mese and context.reads_r2prime
     ):  # elsewhere sources are not separated
-        separated = inner & (files.array("r2prime_sigma") > 0)
+        separated = brain & (files.array("r2prime_sigma") > 0)
     for key in maps:
         column = OUTPUTS[key].region_column
         scale = np.float32(1000 if column.endswith("_ppb") else 1)
@@ -247,7 +252,7 @@ def _region_maps(
         if column.startswith("chi_") or (key == "qsm" and context.qsm_from_sources):
             known = separated
         elif sigma is None or column.endswith("_ppb"):
-            known = inner
+            known = brain
         else:
             known = brain & (sigma > 0)
         yield RegionMap(column, scale * files.array(key), known, sigma)

@@ -13,6 +13,7 @@ from chisep.io import nifti
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
+from chisep.pipeline.stages.regions import trusted_mask
 from chisep.pipeline.stages.relaxometry import has_b1
 from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
 from chisep.provenance.records import Record
@@ -80,11 +81,12 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
         residual_rad=files.array("residual") if len(context.session.megre.te_s) > 1 else None,
         quality=files.array("quality"),
         mask=files.array("mask") > 0,
-        reliable_mask=files.array("reliable_mask") > 0,
-        eroded_mask=files.array("eroded_mask") > 0,
+        phase_mask=files.array("phase_mask") > 0,
+        reliable_mask=trusted_mask(files),
         total_field_ppm=files.array("total_field"),
         field_sigma_ppm=files.array("field_sigma"),
         local_field_ppm=files.array("local_field"),
+        local_field_sigma_ppm=files.array("local_field_sigma"),
         spin_echo=files.array("spin_echo") if mese else None,
         r2star_hz=files.array("r2star") if separated else None,
         r2_hz=files.array("r2") if mese else None,
@@ -112,7 +114,7 @@ def _sigmas(context: SessionContext, files: StageFiles) -> tuple[NDArray[np.floa
 def _summary(
     context: SessionContext, files: StageFiles, images: SessionImages, qsm_facts: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    inside, grid = images.eroded_mask, files.grid
+    inside, grid = images.reliable_mask, files.grid
     millilitre = inside.sum() * np.prod(grid.voxel_mm) / 1000
     megre = context.session.megre
     return [
@@ -121,9 +123,9 @@ def _summary(
         ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in grid.b0_direction)),
         ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in megre.te_s) + " ms"),
         *_method_lines(context, files, qsm_facts),
-        ("Brain within the eroded mask", f"{millilitre:.0f} ml"),
+        ("Brain within the reliable mask", f"{millilitre:.0f} ml"),
         *(
-            (f"Mean {name}", f"{1000 * volume[inside].mean():.1f} ppb")
+            (f"Mean {name} there", f"{1000 * volume[inside].mean():.1f} ppb")
             for name, volume in (("χ_pos", images.chi_pos_ppm), ("χ_neg", images.chi_neg_ppm))
             if volume is not None
         ),

@@ -61,7 +61,7 @@ def inversion_stage(context: SessionContext) -> Stage:
         key,
         "magnetic susceptibility from dipole inversion of the local field",
         [
-            *files.paths("local_field", "field_sigma", "eroded_mask", "mask"),
+            *files.paths("local_field", "local_field_sigma", "eroded_mask", "mask"),
             *(context.magnitude_files if uses_magnitude else ()),
         ],
         files.paths(key, *sigma),
@@ -132,7 +132,9 @@ def separation_stage(context: SessionContext) -> Stage:
         known = relaxivity(config.dr, context.b0_t)
         d_r = {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm}
     inputs = [
-        *files.paths("local_field", "field_sigma", *([] if method.has_field_term else [context.chi_key])),
+        *files.paths(
+            "local_field", "local_field_sigma", *([] if method.has_field_term else [context.chi_key])
+        ),
         *files.paths("eroded_mask", "mask"),
         *(context.magnitude_files if uses_magnitude else ()),
         *_rate_inputs(context),
@@ -200,7 +202,7 @@ def _maps(context: SessionContext, files: StageFiles, *, uses_magnitude: bool) -
         support=files.load_mask("mask"),
         grid=files.grid,
         magnitude=magnitude,
-        field_sigma_ppm=files.load("field_sigma"),
+        field_sigma_ppm=files.load("local_field_sigma"),
         b0_t=context.b0_t,
     )
 

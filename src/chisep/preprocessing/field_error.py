@@ -1,0 +1,170 @@
+"""Error of the local field, voxel by voxel: noise of the total field, and what background removal leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.physics.robust import MAD_TO_SD
+from chisep.preprocessing.lbv import LbvConfig, lbv
+from chisep.preprocessing.morphology import depth_mm
+from chisep.preprocessing.vsharp import LocalField
+from chisep.types import Grid, MaskVolume, Volume
+
+RELIABLE_SIGMA = 0.6
+"""Largest σ of the local field in the reliable mask, relative to the robust SD of the local field."""
+_NEARBY_MM = 1.5
+"""Standard deviation of the Gaussian over which the disagreement of two methods is averaged."""
+
+
+@dataclass(frozen=True)
+class ErrorLaw:
+    """Law of the error that background removal leaves at a depth d in the mask of the total field.
+
+    σ² = S² (inner + rim·exp(−d / decay))² + (disagreement · r²/S)², where S is the robust SD of the local
+    field and r the RMS difference to the local field of LBV nearby. It scales with the field.
+
+    Parameters
+    ----------
+    inner, rim
+        Relative to S.
+    decay_mm
+        Depth over which the error of the rim decreases to 1/e.
+    disagreement
+        Factor of r²/S: small differences say little, large ones are as large as the error.
+    """
+
+    inner: float
+    rim: float
+    decay_mm: float
+    disagreement: float
+
+    def sigma(self, noise: Tensor, depth_mm: Tensor, difference: Tensor, typical: float) -> Tensor:
+        """σ of noise and residual background, from d, r and S in the unit of the noise."""
+        by_depth = typical * (self.inner + self.rim * torch.exp(-depth_mm / self.decay_mm))
+        variance = noise.square() + by_depth.square_()
+        if typical:
+            variance += (self.disagreement / typical * difference.square()).square_()
+        return variance.sqrt_()
+
+
+ERROR_LAWS: Mapping[str, ErrorLaw] = {
+    "vsharp": ErrorLaw(0.057, 0.696, 9.88, 0.488),
+    "pdf": ErrorLaw(0.105, 0.909, 7.24, 0.546),
+    "lbv": ErrorLaw(0.0, 1.222, 23.5, 0.0),
+}
+"""By method, as `tools/field_error.py` fits them to simulated scans."""
+
+
+def local_field_sigma(
+    method: str,
+    local_field_ppm: Volume,
+    mask: MaskVolume,
+    grid: Grid,
+    total_field_ppm: Volume,
+    sigma_ppm: Volume,
+    *,
+    known: MaskVolume,
+) -> Volume:
+    """Estimate the standard deviation of the local field's error: noise and residual background.
+
+    Parameters
+    ----------
+    method
+        Method of background removal, a key of `ERROR_LAWS`.
+    local_field_ppm
+        Its result, shape (i, j, k).
+    mask
+        Where the local field is known, shape (i, j, k).
+    grid
+        Voxel size.
+    total_field_ppm, sigma_ppm
+        Total field and the standard deviation of its noise, shape (i, j, k).
+    known
+        Where the total field is known, shape (i, j, k): depths are measured in it.
+
+    Returns
+    -------
+    Volume
+        In ppm, 0 outside `mask`, shape (i, j, k).
+
+    Notes
+    -----
+    The field of sources in the brain and the background are separated by assumptions that differ between
+    methods: where V-SHARP or PDF and LBV disagree, at least one is wrong. The disagreement shows errors that
+    depth does not: near sinuses of blood inside the mask, at steep fields and rough outlines.
+    """
+    law = ERROR_LAWS[method]
+    depth, disagreement = error_terms(method, local_field_ppm, mask, grid, total_field_ppm, known=known)
+    typical = robust_sd(local_field_ppm[mask])
+    return torch.where(mask, law.sigma(sigma_ppm, depth, disagreement, typical), 0)
+
+
+def error_terms(
+    method: str,
+    local_field_ppm: Volume,
+    mask: MaskVolume,
+    grid: Grid,
+    total_field_ppm: Volume,
+    *,
+    known: MaskVolume,
+) -> tuple[Volume, Volume]:
+    """Depth in mm and disagreement with LBV in ppm, the terms of the error law; parameters as above."""
+    depth = depth_mm(known, grid).to(local_field_ppm.device, local_field_ppm.dtype)
+    nothing = torch.zeros_like(local_field_ppm)
+    if not ERROR_LAWS[method].disagreement:
+        return depth, nothing
+    try:
+        other = lbv(total_field_ppm, known, grid, LbvConfig(rim_mm=0.0)).local_field_ppm
+    except InputError:  # a mask too thin for LBV
+        return depth, nothing
+    difference = local_field_ppm - other
+    difference -= difference[mask].median()
+    return depth, _nearby_rms(difference, mask, grid)
+
+
+def reliable_mask(local: LocalField, grid: Grid) -> MaskVolume:
+    """Reliable mask: where the local field is more certain than a part of its own strength.
+
+    Parameters
+    ----------
+    local
+        Local field with its σ.
+    grid
+        Voxel size.
+
+    Returns
+    -------
+    MaskVolume
+        Part of `local.mask`: σ, averaged nearby, is at most `RELIABLE_SIGMA` times the robust SD of the local
+        field; shape (i, j, k).
+    """
+    most = RELIABLE_SIGMA * robust_sd(local.local_field_ppm[local.mask])
+    return local.mask & (_nearby_rms(local.sigma_ppm, local.mask, grid) <= most)
+
+
+def robust_sd(values: Tensor) -> float:
+    """Robust SD: 1.4826 times the median absolute deviation; 0 without values."""
+    return MAD_TO_SD * float((values - values.median()).abs().median()) if values.numel() else 0.0
+
+
+def _nearby_rms(values: Tensor, mask: Tensor, grid: Grid) -> Tensor:
+    """Root of the mean square within a Gaussian, of voxels in the mask."""
+    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
+    inside = mask[box].to(values.dtype)
+    width = [_NEARBY_MM / edge for edge in grid.voxel_mm]
+
+    def smooth(volume: Tensor) -> Tensor:
+        made = ndimage.gaussian_filter(volume.cpu().numpy(), width, mode="constant", truncate=3.0)
+        return torch.from_numpy(made).to(values.device)
+
+    mean = smooth(values[box].square() * inside) / smooth(inside).clamp_min_(math.ulp(1.0))
+    rms = torch.zeros_like(values)
+    rms[box] = mean.clamp_min_(0).sqrt_() * inside
+    return rms

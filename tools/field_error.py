@@ -1,0 +1,138 @@
+"""Fit and test the law of the local field's error on simulated scans with their truth.
+
+python tools/field_error.py fit METHOD OUT:BIDS [OUT:BIDS …]
+python tools/field_error.py test METHOD OUT:BIDS [OUT:BIDS …]
+
+OUT is the result of `chisep run BIDS OUT`, BIDS a dataset of `chisep simulate`. `fit` prints the constants
+for `ERROR_LAWS` in src/chisep/preprocessing/field_error.py, by maximum likelihood; `test` prints the error of
+the local field by depth, and RMS error/σ in each fifth of depth.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from chisep.io import nifti
+from chisep.preprocessing.background import BackgroundConfig, remove_background
+from chisep.preprocessing.field_error import ERROR_LAWS, ErrorLaw, error_terms, robust_sd
+from chisep.preprocessing.morphology import depth_mm
+
+_BINS_MM = (0, 1, 2, 3, 4, 5, 7, 10, 15, 25, np.inf)
+_SAMPLE = 100_000
+_Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Error in ppb and the terms of its law at the voxels of the true brain and the valid-field mask."""
+
+    name: str
+    error: _Values
+    noise: _Values
+    depth_mm: _Values
+    true_depth_mm: _Values
+    disagreement: _Values
+    typical: float
+
+    def sigma(self, law: ErrorLaw) -> _Values:
+        """Apply the law, as `local_field_sigma` does."""
+        terms = (torch.from_numpy(part) for part in (self.noise, self.depth_mm, self.disagreement))
+        return law.sigma(*terms, self.typical).numpy()
+
+
+def sample_of(scan: str, method: str) -> Sample:
+    """Remove the background of one scan, OUT:BIDS, and compare with its truth."""
+    out, bids = map(Path, scan.split(":"))
+    made, true = out / "sub-01/anat", bids / "derivatives/truth/sub-01/anat"
+    image = nifti.load(made / "sub-01_desc-total_fieldmap.nii.gz")
+    grid, total = nifti.grid_of(image), torch.from_numpy(image.data)
+    noise = torch.from_numpy(nifti.load(made / "sub-01_stat-std_fieldmap.nii.gz").data)
+    mask = torch.from_numpy(nifti.load(made / "sub-01_desc-phase_mask.nii.gz").data > 0)
+    local = remove_background(total, mask, grid, BackgroundConfig(method), sigma_ppm=noise)  # type: ignore[arg-type]
+    field = local.local_field_ppm
+    depth, disagreement = error_terms(method, field, local.mask, grid, total, known=mask)
+    brain = torch.from_numpy(nifti.load(true / "sub-01_desc-brain_mask.nii.gz").data > 0)
+    here = brain & local.mask
+    error = field - torch.from_numpy(nifti.load(true / "sub-01_desc-local_fieldmap.nii.gz").data)
+
+    def values(volume: torch.Tensor, scale: float = 1.0) -> _Values:
+        return scale * volume[here].double().numpy()
+
+    return Sample(
+        str(out),
+        values(error - error[here].mean(), 1000),
+        values(noise, 1000),
+        values(depth),
+        values(depth_mm(brain, grid)),
+        values(disagreement, 1000),
+        1000 * robust_sd(field[local.mask]),
+    )
+
+
+def fitted(samples: list[Sample], start: ErrorLaw) -> ErrorLaw:
+    """Maximum likelihood of the errors as normal variables, all scans with the same weight."""
+
+    def cost(numbers: _Values) -> float:
+        if min(numbers) < 0 or numbers[2] <= 0:
+            return float("inf")
+        law = ErrorLaw(*numbers)
+        sigmas = [sample.sigma(law) for sample in samples]
+        return sum(
+            float(np.mean(np.log(sigma) + (sample.error / sigma) ** 2 / 2))
+            for sample, sigma in zip(samples, sigmas, strict=True)
+        )
+
+    found = minimize(cost, astuple(start), method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-5})
+    return ErrorLaw(*(round(float(number), 3) for number in found.x))
+
+
+def thinned(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Draw some of the voxels."""
+    at = rng.choice(len(sample.error), min(_SAMPLE, len(sample.error)), replace=False)
+    parts = (sample.error, sample.noise, sample.depth_mm, sample.true_depth_mm, sample.disagreement)
+    return Sample(sample.name, *(part[at] for part in parts), sample.typical)
+
+
+def report(sample: Sample, law: ErrorLaw) -> None:
+    """Print errors by depth, and error/σ in fifths of the depth."""
+    ratio = sample.error / sample.sigma(law)
+
+    def rms(values: _Values) -> float:
+        return float(np.sqrt(np.mean(values**2))) if values.size else float("nan")
+
+    strength = f"local field {sample.typical:.2f} ppb (robust SD)"
+    print(f"{sample.name}: {strength}, error {rms(sample.error):.2f} ppb RMS")
+    for low, high in pairwise(_BINS_MM):
+        here = (sample.depth_mm > low) & (sample.depth_mm <= high)
+        found = f"{rms(sample.error[here]):.2f} ppb, error/σ {rms(ratio[here]):.2f}"
+        print(f"  depth {low:g} to {high:g} mm: {found}")
+    for name, depth in (("mask", sample.depth_mm), ("true brain", sample.true_depth_mm)):
+        fifth = np.searchsorted(np.quantile(depth, (0.2, 0.4, 0.6, 0.8)), depth)
+        ratios = " ".join(f"{rms(ratio[fifth == n]):.3f}" for n in range(5))
+        print(f"  error/σ in fifths of the depth in the {name}: {ratios}")
+    print(f"  error/σ {rms(ratio):.3f}, within 1.645 σ {float(np.mean(np.abs(ratio) < 1.645)):.3f}")
+
+
+def main() -> None:
+    """Fit or test."""
+    command, method, *scans = sys.argv[1:]
+    samples = [sample_of(scan, method) for scan in scans]
+    law = ERROR_LAWS[method]
+    if command == "fit":
+        rng = np.random.default_rng(0)
+        law = fitted([thinned(sample, rng) for sample in samples], law)
+        print(f'"{method}": {law}')
+    for sample in samples:
+        report(sample, law)
+
+
+if __name__ == "__main__":
+    main()
