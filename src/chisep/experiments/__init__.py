@@ -102,6 +102,13 @@ def _network_ablations() -> tuple[type[Any], Function]:
     return NetworkAblationsConfig, ablations
 
 
+def _whole_brain() -> tuple[type[Any], Function]:
+    from chisep.experiments.whole_brain.command import whole_brain
+    from chisep.experiments.whole_brain.sessions import WholeBrainConfig
+
+    return WholeBrainConfig, whole_brain
+
+
 EXPERIMENTS = {
     "realism": Experiment("digital phantoms compared with published measurements in people", _realism),
     "preprocessing": Experiment(
@@ -127,5 +134,9 @@ EXPERIMENTS = {
     ),
     "parts": Experiment(
         "ablations of the unrolled network: small trainings with one change each", _network_ablations
+    ),
+    "whole-brain": Experiment(
+        "the whole chain over the whole brain: from raw scans to maps, errors by depth",
+        _whole_brain,
     ),
 }

@@ -18,8 +18,8 @@ from tyro.conf import Positional
 import chisep
 from chisep import methods, metrics
 from chisep.errors import InputError
+from chisep.experiments.common.session_maps import MapReader
 from chisep.experiments.common.texts import markdown, number, plus_minus
-from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.config import RunConfig
@@ -30,7 +30,6 @@ from chisep.report import figures
 from chisep.simulation.dataset import TRUTH, SimulateConfig, simulate
 from chisep.types import Maps
 
-_SUBJECT = "01"
 _METHOD = "iterative"
 _TARGET_PERCENT = 15.0
 _FIELD, _FIELD_SIGMA = "desc-local_fieldmap", "stat-std_fieldmap"
@@ -210,7 +209,7 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
         makes of the true field, R2' and brain mask, relative to the latter; the part of it that each input
         has alone, the other being the true one.
     """
-    read = _MapReader(scan.out / TRUTH, derivatives)
+    read = MapReader(scan.out / TRUTH, derivatives)
     true_brain, brain = read.true_mask("desc-brain_mask"), read.mask("desc-brain_mask")
     known = read.mask("desc-eroded_mask") & true_brain
     field, true_field = read.made(_FIELD), read.true(_FIELD)
@@ -238,46 +237,14 @@ def measured(scan: SimulateConfig, derivatives: Path) -> dict[str, Any]:
     return {key: float(value) if math.isfinite(value) else None for key, value in found.items()}
 
 
-class _MapReader:
-    """Maps of the subject, of the pipeline and of the truth, on one grid."""
-
-    def __init__(self, truth: Path, derivatives: Path) -> None:
-        self.truth, self.derivatives = truth, derivatives
-
-    def _path(self, root: Path, name: str) -> Path:
-        return root / f"sub-{_SUBJECT}" / "anat" / f"sub-{_SUBJECT}_{name}.nii.gz"
-
-    def made(self, name: str) -> NDArray[np.float32]:
-        """Map of the pipeline."""
-        return nifti.load(self._path(self.derivatives, name)).data
-
-    def true(self, name: str) -> NDArray[np.float32]:
-        """Map of the truth."""
-        return nifti.load(self._path(self.truth, name)).data
-
-    def mask(self, name: str) -> NDArray[np.bool_]:
-        """Mask of the pipeline."""
-        return nifti.load_mask(self._path(self.derivatives, name)).data
-
-    def true_mask(self, name: str) -> NDArray[np.bool_]:
-        """Mask of the truth."""
-        return nifti.load_mask(self._path(self.truth, name)).data
-
-    def sidecar(self, root: Path, name: str) -> dict[str, Any]:
-        """Metadata beside an image."""
-        path = bids.sidecar_of(self._path(root, name))
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
 def _median_error_percent(made: NDArray[Any], true: NDArray[Any], inside: NDArray[np.bool_]) -> float:
     here = inside & (true > 0)
     return 100 * float(np.median(np.abs(made[here] / true[here] - 1)))
 
 
-def _motion_left_mm(read: _MapReader, brain: NDArray[np.bool_]) -> float:
+def _motion_left_mm(read: MapReader, brain: NDArray[np.bool_]) -> float:
     """Largest registration error of the spin echo in the brain, in mm."""
-    affine = nifti.load_mask(read._path(read.truth, "desc-brain_mask")).affine
-    points = np.c_[np.argwhere(brain), np.ones(np.count_nonzero(brain))] @ affine.T
+    points = np.c_[np.argwhere(brain), np.ones(np.count_nonzero(brain))] @ read.affine.T
     matrices = [
         np.asarray(read.sidecar(root, name)["MegreToMeseWorldMm"])
         for root, name in ((read.truth, "desc-motion_xfm"), (read.derivatives, TRANSFORM))
@@ -287,7 +254,7 @@ def _motion_left_mm(read: _MapReader, brain: NDArray[np.bool_]) -> float:
 
 
 def _on_true_inputs(
-    scan: SimulateConfig, read: _MapReader, brain: NDArray[np.bool_]
+    scan: SimulateConfig, read: MapReader, brain: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """χ-separation of the true field, R2' and brain mask."""
     return _separated(
@@ -300,7 +267,7 @@ def _on_true_inputs(
 
 
 def _with_one_input_made(
-    scan: SimulateConfig, read: _MapReader, made: Literal["field", "r2prime"]
+    scan: SimulateConfig, read: MapReader, made: Literal["field", "r2prime"]
 ) -> dict[str, NDArray[np.float32]]:
     """χ-separation with one input of the pipeline, with its noise map, and the true other one."""
     brain = torch.from_numpy(read.mask("desc-brain_mask") & read.true_mask("desc-brain_mask"))
@@ -327,12 +294,11 @@ def _with_one_input_made(
 
 def _separated(
     scan: SimulateConfig,
-    read: _MapReader,
+    read: MapReader,
     **maps: Any,  # noqa: ANN401
 ) -> dict[str, NDArray[np.float32]]:
-    grid = nifti.grid_of(nifti.load(read._path(read.truth, _FIELD)))
     sources = methods.separate(
-        Maps(**maps, grid=grid, relaxivity=default_relaxivity(scan.b0_t)),
+        Maps(**maps, grid=read.grid, relaxivity=default_relaxivity(scan.b0_t)),
         _METHOD,
     )
     return {"chi_pos": sources.chi_pos_ppm.numpy(), "chi_neg": sources.chi_neg_ppm.numpy()}

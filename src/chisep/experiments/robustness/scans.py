@@ -16,6 +16,7 @@ from chisep import methods
 from chisep.experiments.common.lesions import GRADED, read_chi
 from chisep.experiments.common.networks import PRECISION, estimates_of
 from chisep.experiments.common.scores import arrays, chi_scores, finite, scores
+from chisep.experiments.common.true_maps import maps_in_the_brain
 from chisep.experiments.robustness.protocols import (
     CONDITIONS,
     ROWS,
@@ -97,18 +98,16 @@ class SimulatedScan:
         measured, tissue = measured_maps(self.tissue, how, rng), self.tissue
         condition, true = CONDITIONS[self.condition], tissue.relaxivity
         ratio = condition.assumed_ratio
-        r2prime = Rate(measured.r2prime_hz, measured.r2prime_sigma_hz)
-        if condition.gre_only:
-            of_gre = Rate(measured.r2star_hz, measured.r2star_sigma_hz)
-            r2prime = pseudo_r2prime(of_gre, tissue.b0_t)
-        return Maps(
-            field_ppm=measured.local_ppm * tissue.mask,
-            mask=tissue.mask,
-            grid=tissue.grid,
+        maps = replace(
+            maps_in_the_brain(tissue, measured),
             relaxivity=Relaxivity(ratio * true.pos_hz_per_ppm, ratio * true.neg_hz_per_ppm),
+        )
+        if not condition.gre_only:
+            return maps
+        r2prime = pseudo_r2prime(Rate(measured.r2star_hz, measured.r2star_sigma_hz), tissue.b0_t)
+        return replace(
+            maps,
             r2prime_hz=r2prime.rate_hz * tissue.mask,
-            r2star_hz=measured.r2star_hz * tissue.mask,
-            field_sigma_ppm=measured.field_sigma_ppm * tissue.mask,
             r2prime_sigma_hz=r2prime.sigma_hz * tissue.mask,
         )
 

@@ -40,7 +40,7 @@ DIFFERENCE_CMAP: Colormap = LinearSegmentedColormap.from_list(
     "difference", ["#b9e3ff", "#2f7fd6", "#000000", "#d6452f", "#ffd0b0"]
 )
 
-SERIES_COLOURS = ("#c2410c", "#1d4ed8", "#4b5563")
+SERIES_COLOURS = ("#c2410c", "#1d4ed8", "#4b5563", "#0d9488")
 """Colours of the series of a chart."""
 DARK, LIGHT, OUTLINE = "#0e1116", "#e6e9ee", "#ffb000"
 """Background and text of a figure of planes, and the outline of a region."""
