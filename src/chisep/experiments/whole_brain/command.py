@@ -78,7 +78,6 @@ def _cells(config: WholeBrainConfig, session: SimulatedSession) -> Iterator[tupl
 
 def _written(config: WholeBrainConfig, cells: list[dict[str, Any]]) -> list[Path]:
     """Write the results of all finished sessions."""
-    summary = summarised(config, cells)
     before = None
     if config.before is not None:
         before = dict(json.loads(config.before.read_text(encoding="utf-8")))
@@ -90,14 +89,14 @@ def _written(config: WholeBrainConfig, cells: list[dict[str, Any]]) -> list[Path
             method: RunConfig(config.out / "unused", config.out / "none", method=method).weights()
             for method in config.methods
         },
-        **summary,
+        **summarised(config, cells),
     }
     pictures = {
-        "whole-brain": depth_figure(config, summary, before),
-        "whole-brain-field": field_figure(config, summary),
+        "whole-brain": depth_figure(found, before),
+        "whole-brain-field": field_figure(found),
     }
     return [
-        write_text(config.out / "whole-brain.md", page(config, summary, before)),
+        write_text(config.out / "whole-brain.md", page(found, before)),
         write_json(config.out / "whole-brain.json", found),
         *(write_bytes(config.out / f"{name}.png", figures.png(figure)) for name, figure in pictures.items()),
     ]

@@ -117,33 +117,30 @@ def _mean(values: Sequence[Any]) -> Any:  # noqa: ANN401
     return rounded(float(np.mean(known))) if len(known) == len(values) else None
 
 
-def page(config: WholeBrainConfig, summary: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
     """Write the results as Markdown.
 
     Parameters
     ----------
-    config
-        Options of the experiment.
-    summary
-        As `summarised` returns it.
+    found
+        Content of whole-brain.json.
     before
-        Results of an earlier version, if there are any.
+        The same of an earlier version, to show beside it.
     """
     text = (
-        f"# The whole chain over the whole brain\n\nDigital phantoms at {config.voxel_mm:g} mm, simulated "
-        "with the full scanner (coils, imperfect pulses, dephasing, background field, motion) and processed "
-        "by `chisep run` with its defaults. NRMSE in % against the truth over the whole true brain; a voxel "
-        "without a value counts as 0. “Known up to the edge” methods read field and R2' of the same phantoms "
-        "with the noise of the scan, without brain extraction and background removal. Depth: distance to the "
-        f"surface of the true brain; deep brain: deeper than 10 mm.\n"
+        f"# The whole chain over the whole brain\n\nDigital phantoms at {found['Options']['voxel_mm']:g} mm, "
+        "simulated with the full scanner (coils, imperfect pulses, dephasing, background field) and "
+        "processed by `chisep run` with its defaults. NRMSE in % against the truth, mean ± SD over the "
+        "phantoms; a voxel without a value counts as 0. The other rows are of maps of the same phantoms with "
+        "the noise of the scan, whose field and R2' are known up to the edge of the brain. Depth: distance to "
+        "the surface of the true brain; deep brain: deeper than 10 mm.\n"
     )
-    for snr, found in summary["SNR"].items():
-        text += f"\n## SNR {snr}, {len(found['Heads'])} heads\n\n{_headline(found, _earlier(before, snr))}"
-        method = next(iter(found["Zones"][CHAIN]), None)
-        if method is not None:
-            text += f"\n{_zone_table(found, method)}\n{_scan_text(found)}"
-        if found["Background"]:
-            text += f"\nRMS error of the local field (ppb):\n\n{_background_table(found)}"
+    method = found["Options"]["methods"][0]
+    for snr, own in found["SNR"].items():
+        text += f"\n## SNR {snr}: {', '.join(own['Heads'])}\n\n{_headline(own, _earlier(before, snr))}"
+        text += f"\n{_zone_table(own, method)}\n{_scan_text(own)}"
+        if own["Background"]:
+            text += f"\nRMS error of the local field (ppb):\n\n{_background_table(own)}"
     return text
 
 
@@ -217,19 +214,17 @@ def _background_table(found: Mapping[str, Any]) -> str:
     return markdown(["zone", *(_BACKGROUND_TITLES[name] for name in found["Background"])], lines)
 
 
-def depth_figure(
-    config: WholeBrainConfig, summary: Mapping[str, Any], before: Mapping[str, Any] | None
-) -> Figure:
+def depth_figure(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Figure:
     """Draw the NRMSE of χ_pos and χ_neg of the first method against depth, at the first SNR.
 
     Parameters
     ----------
-    config, summary, before
+    found, before
         As of `page`.
     """
-    method, (snr, found) = config.methods[0], next(iter(summary["SNR"].items()))
+    method, (snr, own) = found["Options"]["methods"][0], next(iter(found["SNR"].items()))
     earlier = _earlier(before, snr)
-    rows = {_TITLES[what]: by_method.get(method) for what, by_method in found["Zones"].items()}
+    rows = {_TITLES[what]: by_method.get(method) for what, by_method in own["Zones"].items()}
     if earlier:
         rows["whole chain, before"] = earlier["Zones"][CHAIN].get(method)
     return figures.curves(
@@ -239,7 +234,7 @@ def depth_figure(
                 "depth below the surface of the brain (mm)",
                 "NRMSE (%)",
                 {
-                    title: _points(found, zones["nrmse_percent"][source])
+                    title: _points(own, zones["nrmse_percent"][source])
                     for title, zones in rows.items()
                     if zones
                 },
@@ -249,23 +244,23 @@ def depth_figure(
     )
 
 
-def field_figure(config: WholeBrainConfig, summary: Mapping[str, Any]) -> Figure:
+def field_figure(found: Mapping[str, Any]) -> Figure:
     """Draw the error of the local field against depth by background-removal method, and error/σ by fifths."""
-    snr, found = next(iter(summary["SNR"].items()))
+    snr, own = next(iter(found["SNR"].items()))
     fifths = {
-        name: [number(fifth["ratio"]) for fifth in found["Scan"][key]["fifths"]]
+        name: [number(fifth["ratio"]) for fifth in own["Scan"][key]["fifths"]]
         for key, name in (("field_ppb", "local field"), ("r2prime_hz", "R2'"))
-        if key in found["Scan"]
+        if key in own["Scan"]
     }
     return figures.curves(
         [
             figures.Curves(
-                f"Local field, SNR {snr}, {config.voxel_mm:g} mm",
+                f"Local field, SNR {snr}, {found['Options']['voxel_mm']:g} mm",
                 "depth below the surface of the brain (mm)",
                 "RMS error (ppb)",
                 {
-                    _BACKGROUND_TITLES[name]: _points(found, by_zone)
-                    for name, by_zone in found["Background"].items()
+                    _BACKGROUND_TITLES[name]: _points(own, by_zone)
+                    for name, by_zone in own["Background"].items()
                 },
             ),
             figures.Curves(

@@ -39,7 +39,7 @@ from chisep.experiments.whole_brain.measures import (
     rounded,
 )
 from chisep.io.files import checksum
-from chisep.pipeline.config import RunConfig
+from chisep.pipeline.config import FROM_SOURCES, RunConfig
 from chisep.pipeline.run import run
 from chisep.preprocessing.background import BackgroundConfig, remove_background
 from chisep.simulation.dataset import TRUTH, SimulateConfig, healthy_tissue, simulate
@@ -181,7 +181,7 @@ class SimulatedSession:
             "Simulation": json.loads(json.dumps(options, default=str)),
         }
         if what == TRUE_MAPS:
-            settings = {name: methods.settings(name) for name in (method, self._run_config(method).qsm)}
+            settings = {name: methods.settings(name) for name in (method, self._run_config(method).inversion)}
             return key | {
                 "ResidualBackgroundPpb": self.config.residual_background_ppb,
                 "Methods": settings,
@@ -246,21 +246,22 @@ class SimulatedSession:
 
     def _on_true_maps(self, method: str) -> dict[str, Any]:
         """Compare a method's maps of a field and R2' that are known in the whole brain with the truth."""
-        maps, how = self._true_maps, self._run_config(method)
-        chi = methods.invert(maps, how.qsm, methods.config_for(how.qsm, how.qsm_network))
-        sources = methods.separate(
-            replace(maps, chi_ppm=chi.chi_ppm), method, methods.config_for(method, how.network)
-        )
+        maps, how, chi = self._true_maps, self._run_config(method), None
+        if how.qsm != FROM_SOURCES:
+            network = methods.config_for(how.inversion, how.inversion_network)
+            chi = methods.invert(maps, how.inversion, network)
+            maps = replace(maps, chi_ppm=chi.chi_ppm)
+        sources = methods.separate(maps, method, methods.config_for(method, how.network))
         made = {
             "chi_pos": sources.chi_pos_ppm,
             "chi_neg": sources.chi_neg_ppm,
             "chi": sources.chi_ppm,
-            "qsm": chi.chi_ppm,
+            "qsm": sources.chi_ppm if chi is None else chi.chi_ppm,
         }
         sigmas = {
             "chi_pos": sources.chi_pos_sigma_ppm,
             "chi_neg": sources.chi_neg_sigma_ppm,
-            "qsm": chi.chi_sigma_ppm,
+            "qsm": None if chi is None else chi.chi_sigma_ppm,
         }
         return self._evaluated(_arrays(made), _arrays(sigmas), self.truth.zones)
 
