@@ -544,7 +544,7 @@ def save(
         If it cannot be written.
     """
     path = Path(path)
-    content = to_nibabel(np.asarray(data).astype(dtype), affine, code).to_bytes()
+    content = to_nibabel(np.asarray(data).astype(dtype, copy=False), affine, code).to_bytes()
     if path.suffix == ".gz":
         content = igzip.compress(content, _LEVEL, mtime=0)
     return write_bytes(path, content)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.io import bids, nifti
-from chisep.io.echoes import EchoImage, read_echo
+from chisep.io.echoes import EchoImage, files_of, read_echo
 from chisep.io.files import write_json
 from chisep.io.placement import SCANNER
 from chisep.pipeline.engine import DeclaredFiles, Stage
@@ -25,6 +25,8 @@ from chisep.pipeline.outputs import OUTPUTS
 from chisep.pipeline.result_checks import check_result
 from chisep.types import Affine, Grid
 
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 _CACHED_BYTES = 300_000_000
 """Memory for volumes that later stages read: about eight at 1 mm."""
 
@@ -63,12 +65,13 @@ class VolumeCache:
 
     def get(self, path: Path) -> NDArray[np.float32] | None:
         """Return a cached volume, or None; a copy if a later stage reads it as well."""
-        state, volume = self._volumes.get(path, (None, None))
-        if volume is None or state != _state(path):
-            return None
-        if self.is_read_later(path):
-            return volume.copy(order="K")
-        return self._volumes.pop(path)[1]
+        with self._lock:  # several threads read echoes
+            state, volume = self._volumes.get(path, (None, None))
+            if volume is None or state != _state(path):
+                return None
+            if not self.is_read_later(path):
+                return self._volumes.pop(path)[1]
+        return volume.copy(order="K")
 
     def put(self, path: Path, volume: NDArray[np.float32]) -> None:
         """Cache a volume, if it is read again soon enough; the array must not be changed afterwards."""
@@ -83,6 +86,12 @@ class VolumeCache:
 
     def _next_read(self, path: Path) -> int | None:
         return next((number for number in self._reads.get(path, ()) if number >= self._now), None)
+
+
+def _side_by_side(work: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> list[_Result]:
+    """Do tasks in as many threads as torch uses; returns in their order, raises the error of the first."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(work, tasks))
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -209,10 +218,13 @@ class StageFiles:
 
     def echoes(self, images: Sequence[EchoImage]) -> Tensor:
         """Read several echoes to the device, shape (echo, i, j, k); errors as of `echo`."""
-        stack = torch.empty((len(images), *self.grid.shape), dtype=torch.float32, device=self.device)
-        for volume, image in zip(stack, images, strict=True):
-            volume.copy_(torch.from_numpy(self.echo(image)))
-        return stack
+        stack = np.empty((len(images), *self.grid.shape), dtype=np.float32)
+
+        def read(number: int) -> None:
+            stack[number] = self.echo(images[number])
+
+        _side_by_side(read, range(len(images)))
+        return torch.from_numpy(stack).to(self.device)
 
     def echoes_on_own_grid(self, images: Sequence[EchoImage]) -> tuple[Tensor, nifti.Image]:
         """Read echoes of another series to the device, and the first file for its place.
@@ -222,15 +234,15 @@ class StageFiles:
         InputError
             If one is unreadable, or they are not on one grid.
         """
-        read: list[nifti.Image] = []
+        first = nifti.load(self.path(files_of(images)[0]))
 
         def load(path: Path) -> NDArray[np.float32]:
-            read.append(nifti.load(self.path(path)))
-            nifti.require_same_grid(read[0], read[-1])
-            return read[-1].data
+            read = first if str(path) == first.source else nifti.load(self.path(path))
+            nifti.require_same_grid(first, read)
+            return read.data
 
-        stack = np.stack([read_echo(image, load) for image in images])
-        return torch.from_numpy(stack).to(self.device), read[0]
+        stack = np.stack(_side_by_side(lambda image: read_echo(image, load), images))
+        return torch.from_numpy(stack).to(self.device), first
 
     def labels(self) -> NDArray[np.int32]:
         """Read the regions; errors as of `array`."""
@@ -272,9 +284,7 @@ class StageFiles:
 
         for key, volume in arrays.items():
             check_result(key, volume, self._made_by)
-        with ThreadPoolExecutor(min(len(volumes), torch.get_num_threads())) as pool:
-            for _ in pool.map(write, volumes):
-                pass
+        _side_by_side(write, volumes)
 
     def save_array(self, key: str, volume: NDArray[Any], dtype: type[np.generic]) -> None:
         """Write a map with a number type on disk; errors as of `save`."""
@@ -291,7 +301,8 @@ class StageFiles:
         # Maps of images that are not in the scanner's frame must not claim to be.
         nifti.save(path, volume, self.affine, dtype=dtype, code=place.code if place.problem else SCANNER)
         if volume.ndim == 3 and self.session.volumes.is_read_later(path):
-            self.session.volumes.put(path, np.asfortranarray(volume.astype(dtype), dtype=np.float32))
+            kept = np.array(volume.astype(dtype, copy=False), dtype=np.float32, order="F")
+            self.session.volumes.put(path, kept)
 
     def save_json(self, key: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file."""

@@ -231,8 +231,10 @@ def _registered(
     for smoothing_mm in (*coarse, finest_mm):
         last = smoothing_mm == finest_mm
         count = config.points if last else min(config.points, _COARSE_POINTS)
-        points_mm, signals = reference.sampled(smoothing_mm, moving_affine, count, rng)
-        smooth = _smoothed(image, moving_affine, smoothing_mm, fixed_affine)
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            smoothing = pool.submit(_smoothed, image, moving_affine, smoothing_mm, fixed_affine)
+            points_mm, signals = reference.sampled(smoothing_mm, moving_affine, count, rng, pool)
+            smooth = smoothing.result()
         degree = _POSITION_DEGREE if last else _COARSE_POSITION_DEGREE
         level = _Level(points_mm, signals, smooth, moving_affine, degree)
         before = level.fit(np.eye(4))
@@ -364,7 +366,12 @@ class _FixedScan:
         self.affine[:3, 3] = affine[:3, :3] @ low + affine[:3, 3]
 
     def sampled(
-        self, smoothing_mm: float, other_affine: Affine, count: int, rng: np.random.Generator
+        self,
+        smoothing_mm: float,
+        other_affine: Affine,
+        count: int,
+        rng: np.random.Generator,
+        pool: ThreadPoolExecutor,
     ) -> tuple[Points, list[Values]]:
         """Random points between voxel centres in world mm, and the smoothed echoes there.
 
@@ -376,9 +383,7 @@ class _FixedScan:
         def signal(echo: _Volume) -> Values:
             return _sampled(_smoothed(echo, self.affine, smoothing_mm, other_affine), voxels)
 
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            signals = list(pool.map(signal, self.echoes))
-        return _apply(self.affine, voxels), signals
+        return _apply(self.affine, voxels), list(pool.map(signal, self.echoes))
 
 
 @dataclass(frozen=True)
