@@ -43,7 +43,7 @@ def factor_at(factors: Factors, level_ppm: float) -> float:
 CHI_FACTOR = 1.05
 """Conformal factor of χ = χ_pos − χ_neg: σ_χ over √(σ_pos² + σ_neg²), of the shipped weights `unrolled`.
 
-Measured on the heads 09 and 10: 1.03 to 1.07 with a spin echo, 0.91 without (docs/decisions/0017-one-chi.md).
+Measured on the heads 09 and 10: 0.96 to 1.07 with a spin echo, 0.91 without (docs/decisions/0017-one-chi.md).
 """
 
 
