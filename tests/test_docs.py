@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chisep import cli
-from chisep.pipeline.outputs import BEYOND_ERODED_MASK
+from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
@@ -36,9 +36,9 @@ def test_links_of_a_page_lead_to_files(page):
         assert not anchor or target.suffix != ".md" or anchor in anchors(target), link
 
 
-def test_the_readme_says_what_voxels_beyond_the_valid_field_mask_mean():
+def test_the_readme_says_what_voxels_beyond_the_reliable_mask_mean():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert text.count(BEYOND_ERODED_MASK) == 1
+    assert text.count(BEYOND_RELIABLE_MASK) == 1
 
 
 @pytest.mark.slow

@@ -419,7 +419,7 @@ def _reference(session: SessionFacts) -> Sentences:
         yield (
             "reference",
             f"Susceptibility is in ppm and was not referred to a region: {zero}. To refer it to the whole "
-            "brain, its mean in the eroded mask is to be taken off.",
+            "brain, its mean in the reliable mask is to be taken off.",
         )
     else:
         yield (

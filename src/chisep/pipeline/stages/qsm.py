@@ -12,6 +12,7 @@ from chisep.networks.uncertainty import chi_sigma
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
+from chisep.pipeline.stages.regions import trusted_mask
 from chisep.pipeline.stages.sources import source_sigmas
 from chisep.regions.reference import (
     Reference,
@@ -28,7 +29,8 @@ def qsm_stage(context: SessionContext) -> Stage:
     files, reference = context.files, context.config.reference
     key = "chi" if context.qsm_from_sources else "inversion"
     sigmas = source_sigmas(context) if context.qsm_from_sources else []
-    regions = {"none": [], "csf": ["labels", "eroded_mask"]}.get(str(reference), ["eroded_mask"])
+    trusted = [] if reference == "none" else ["mask", "reliable_mask"]
+    regions = [*trusted, *(["labels"] if reference == "csf" else [])]
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
@@ -55,10 +57,10 @@ def qsm_stage(context: SessionContext) -> Stage:
 
 
 def _reference(files: StageFiles, reference: str | Path, chi: NDArray[np.float32]) -> Reference:
-    known = (files.array("eroded_mask") > 0) & defined(chi)
+    known = trusted_mask(files) & defined(chi)
     if isinstance(reference, Path):
         return reference_of(chi, known & (files.array(reference) > 0), f"mask {reference.name}")
     if reference == "csf":
         name = "csf: lateral, third and fourth ventricles, eroded by one voxel"
         return reference_of(chi, ventricles(files.labels(), known), name)
-    return reference_of(chi, known, "brain: voxels in which the local field is known")
+    return reference_of(chi, known, "brain: voxels of the reliable mask")
