@@ -21,10 +21,12 @@ from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
 from chisep.api.weights import weight_cards
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
+from chisep.methods import scan_relaxivity
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
 from chisep.networks.weights import WeightsConfig
 from chisep.physics.dipole import Dipole
+from chisep.preprocessing.scan_relaxivity import Estimate, ScanRelaxivity
 from chisep.types import Grid
 from tests.untrained import options_of, save_untrained
 
@@ -137,6 +139,26 @@ class TestSeparate:
             maps["field"], r2prime, maps["mask"], qsm=maps["chi"], options=options, voxel_mm=VOXEL_MM
         )
         np.testing.assert_allclose(images.diamagnetic.dataobj, maps["neg"], atol=1e-6)
+
+    @pytest.mark.filterwarnings("default::chisep.errors.ChisepWarning")
+    def test_d_r_of_the_scan_is_the_default_where_tissue_says_too_little(self, files, tmp_path, capsys):
+        call = ["separate", *arguments(files, "field", "r2prime", "mask"), "--b0", "3"]
+        assert cli.main([*call, "--dr", "auto", "--method", "closed-form", "--out", str(tmp_path)]) == 0
+        assert "D_r of this scan is too uncertain" in " ".join(capsys.readouterr().err.split())
+        sidecar = json.loads((tmp_path / "desc-total_Chimap.json").read_text())
+        assert (sidecar["D_r_pos"], sidecar["D_r_source"]) == (114.0, "default")
+
+    def test_d_r_of_the_scan_is_used_where_it_is_certain(self, maps, monkeypatch):
+        sure = ScanRelaxivity(Estimate(120.0, (110.0, 130.0), 2.0), Estimate(60.0, (50.0, 70.0), 9.0))
+        monkeypatch.setattr(scan_relaxivity, "estimate_relaxivity", lambda maps, device: sure)
+        r2prime = 120 * maps["pos"] + 60 * maps["neg"]
+        options = SeparationOptions(method="closed-form", b0=3.0, dr="auto")
+        with pytest.warns(ChisepWarning, match="D_r,pos is 120"):
+            images = separate(
+                maps["field"], r2prime, maps["mask"], qsm=maps["chi"], options=options, voxel_mm=VOXEL_MM
+            )
+        np.testing.assert_allclose(images.diamagnetic.dataobj, maps["neg"], atol=1e-6)
+        assert images.d_r["D_r_neg_high90"] == 70.0
 
     def test_magnitude_with_echoes_is_their_root_sum_of_squares(self, maps, files, tmp_path):
         echoes = np.stack([3 * maps["mask"] + maps["pos"], 4 * maps["mask"]], -1)
@@ -463,6 +485,7 @@ class TestEvaluate:
             evaluate(EvaluateConfig(tmp_path, tmp_path, files["mask"]))
 
 
+@pytest.mark.filterwarnings("default::chisep.errors.ChisepWarning")  # D_r of so small an object
 class TestQsmCi:
     def test_contract(self, maps, tmp_path):
         given = tmp_path / "in"

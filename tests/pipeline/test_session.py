@@ -303,6 +303,18 @@ class TestOptions:
         assert sidecar["Parameters"]["D_r"] == "calibrated"
         assert "bids::sub-01/anat/sub-01_relaxivity.json" in sidecar["Sources"]
 
+    def test_d_r_of_the_scan(self, raw, out, tmp_path):
+        with pytest.raises(InputError, match="--dr as well"):
+            RunConfig(raw, tmp_path, dr="auto", calibrate_dr=True)
+        shutil.copytree(out, tmp_path / "out", dirs_exist_ok=True)
+        result = run_up_to("separation", RunConfig(raw, tmp_path / "out", method="closed-form", dr="auto"))
+        assert "qsm" in result.skipped
+        found = json.loads((tmp_path / "out" / ANAT / "sub-01_relaxivity.json").read_text())
+        assert [text for text in result.warnings if text.startswith("calibration: D_r")]
+        sidecar = json.loads((tmp_path / "out" / ANAT / "sub-01_desc-total_Chimap.json").read_text())
+        assert sidecar["Parameters"]["D_r"] == "auto"
+        assert sidecar["D_r_pos"] == found["D_r_pos"]
+
 
 def test_one_relaxivity_is_that_of_both_sources_and_two_are_one_each():
     assert relaxivity((), 1.5) == Relaxivity(57, 57)

@@ -140,6 +140,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pulses": {"r2": R2Config(refocusing_deg=162.5)},
     "dr": {"dr": (133.0, 127.0)},
     "calibrated": {"calibrate_dr": True},
+    "auto": {"dr": "auto"},
     "closed form": {"method": "closed-form"},
     "tkd": {"qsm": "tkd"},
     "csf": {"reference": "csf"},

@@ -17,7 +17,6 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
 from chisep.networks.inference import NetworkOptions
-from chisep.preprocessing.relaxivity import relaxivity
 
 SOURCE_FILES = {
     "paramagnetic": "desc-paramagnetic_Chimap.nii.gz",
@@ -84,12 +83,10 @@ def separate_files(config: SeparateConfig, progress: IterationProgress | None = 
             progress=progress,
         )
     b0_t = field_strength(config.separation.b0, (config.field, config.r2prime, config.r2star, config.qsm))
-    d_r = relaxivity(config.separation.dr, b0_t)
     facts = {
         "Method": config.separation.method,
         **_weights(config.separation.method, config.separation.network, chi_given=config.qsm is not None),
-        "D_r_pos": d_r.pos_hz_per_ppm,
-        "D_r_neg": d_r.neg_hz_per_ppm,
+        **images.d_r,
         "MagneticFieldStrength": b0_t,
         **_stated_units(config.separation),
         "B0Direction": list(
@@ -98,7 +95,8 @@ def separate_files(config: SeparateConfig, progress: IterationProgress | None = 
             else config.separation.b0_dir
         ),
     }
-    named = dict(zip((*SOURCE_FILES.values(), *SIGMA_FILES.values()), images, strict=True))
+    named = {SOURCE_FILES[key]: getattr(images, key) for key in SOURCE_FILES}
+    named |= {SIGMA_FILES[key]: getattr(images, f"{key}_sigma") for key in SIGMA_FILES}
     return [_write(config.out / name, image, facts) for name, image in named.items() if image is not None]
 
 

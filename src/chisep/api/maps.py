@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
@@ -17,13 +18,15 @@ from chisep.api.images import ImageLike, Images
 from chisep.api.units import FieldUnits, check_units, field_in_ppm
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids
+from chisep.methods.scan_relaxivity import relaxivity_from
 from chisep.networks.inference import NetworkOptions, Precision
 from chisep.physics.relaxation import pseudo_r2_hz
 from chisep.pipeline.result_checks import check_result
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.head_size import length_scale
-from chisep.preprocessing.relaxivity import relaxivity
+from chisep.preprocessing.relaxivity import AUTO, DrOption, check_dr, relaxivity
 from chisep.preprocessing.relaxometry import Rate, pseudo_r2prime
+from chisep.preprocessing.scan_relaxivity import ChosenRelaxivity
 from chisep.progress import Progress
 from chisep.regions.reference import no_reference_facts, reference_of, referenced
 from chisep.types import Maps, Volume
@@ -87,8 +90,9 @@ class SeparationOptions:
     units: FieldUnits | None = None
     """Unit of the field map and its noise, which are converted to ppm; if unset: ppm, which values have to
     agree with."""
-    dr: tuple[float, ...] = ()
-    """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg; if unset: 114·B0/3."""
+    dr: DrOption = ()
+    """D_r in 1/s/ppm at this field strength: one number, or two for χ_pos and χ_neg; auto: estimated from R2'
+    and the field; if unset: 114·B0/3."""
     device: str = "cpu"
     """Device of the computation: cpu, cuda, cuda:1, …"""
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -98,13 +102,7 @@ class SeparationOptions:
         methods.find(self.method, "sources")
         methods.config_for(self.method, self.network)
         _check_b0(self.b0)
-        if len(self.dr) > 2:
-            raise InputError(
-                "--dr",
-                found=f"{len(self.dr)} numbers",
-                expected="one, or two for χ_pos and χ_neg",
-                fix="Give D_r in 1/s/ppm.",
-            )
+        check_dr(self.dr)
 
 
 def _check_b0(b0_t: float | None) -> None:
@@ -120,7 +118,8 @@ def _check_b0(b0_t: float | None) -> None:
 class SeparatedImages(NamedTuple):
     """χ_pos ≥ 0, χ_neg ≥ 0 (a magnitude) and χ = χ_pos − χ_neg in ppm, on the grid of the field map.
 
-    The standard deviations are None for methods that predict none.
+    The standard deviations are None for methods that predict none. `d_r` has D_r_pos and D_r_neg in 1/s/ppm;
+    if they were estimated from the maps also their 90 % intervals.
     """
 
     paramagnetic: nib.Nifti1Image
@@ -129,6 +128,7 @@ class SeparatedImages(NamedTuple):
     paramagnetic_sigma: nib.Nifti1Image | None = None
     diamagnetic_sigma: nib.Nifti1Image | None = None
     total_sigma: nib.Nifti1Image | None = None
+    d_r: Mapping[str, Any] = MappingProxyType({})
 
 
 # Long because every input map is an argument and has its line in the docstring.
@@ -196,7 +196,6 @@ def separate(
         field_ppm=images.volume(field, "field"),
         mask=images.mask(mask),
         grid=images.grid(options.b0_dir),
-        relaxivity=relaxivity(options.dr, b0_t),
         r2prime_hz=None if r2prime is None else images.volume(r2prime, "r2prime"),
         r2star_hz=None if r2star is None else images.volume(r2star, "r2star"),
         chi_ppm=None if qsm is None else images.volume(qsm, "qsm"),
@@ -207,6 +206,8 @@ def separate(
         b0_t=b0_t,
     )
     maps = _checked(maps, images, options, b0_t)
+    chosen = _relaxivity(maps, options, b0_t)
+    maps = replace(maps, relaxivity=chosen.relaxivity)
     if methods.METHODS[options.method].uses_noise_maps:
         maps = _with_pseudo_r2(maps, b0_t)
     config = methods.config_for(options.method, options.network)
@@ -229,7 +230,18 @@ def separate(
         wrapped.get("chi_pos_sigma"),
         wrapped.get("chi_neg_sigma"),
         wrapped.get("qsm_sigma"),
+        chosen.facts,
     )
+
+
+def _relaxivity(maps: Maps, options: SeparationOptions, b0_t: float) -> ChosenRelaxivity:
+    """D_r from the options, or estimated from the maps."""
+    if options.dr == AUTO:
+        chosen = relaxivity_from(maps, b0_t, device=options.device)
+        _show(chosen.warnings)
+        return chosen
+    known = relaxivity(options.dr, b0_t)
+    return ChosenRelaxivity(known, {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm})
 
 
 def _checked(

@@ -13,6 +13,7 @@ from chisep.api.maps import SeparationOptions, separate
 from chisep.errors import InputError
 from chisep.io import nifti
 from chisep.io.files import output_directory
+from chisep.preprocessing.relaxivity import AUTO
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class QsmCiConfig:
 
 
 def qsm_ci(config: QsmCiConfig) -> list[Path]:
-    """Separate the inputs of a QSM-CI run.
+    """Separate the inputs of a QSM-CI run, with D_r estimated from them.
 
     Raises
     ------
@@ -57,7 +58,8 @@ def _qsm_ci_options(config: QsmCiConfig) -> SeparationOptions:
     try:
         params = json.loads(file.read_text())
         i, j, k = (float(b) for b in params["B0_dir"])
-        return SeparationOptions(method=config.method, b0=float(params["B0"]), b0_dir=(i, j, k))
+        # The contract states no D_r.
+        return SeparationOptions(method=config.method, b0=float(params["B0"]), b0_dir=(i, j, k), dr=AUTO)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             file,

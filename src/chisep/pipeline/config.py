@@ -18,6 +18,7 @@ from chisep.preprocessing.background import BackgroundConfig
 from chisep.preprocessing.field_map import FieldConfig
 from chisep.preprocessing.mask import MaskConfig, QualityConfig
 from chisep.preprocessing.registration import RegistrationConfig
+from chisep.preprocessing.relaxivity import AUTO, DrOption, check_dr
 from chisep.preprocessing.relaxometry import R2Config, R2starConfig
 
 FROM_SOURCES = "separation"
@@ -53,8 +54,9 @@ class RunConfig:
     reference: Literal["none", "csf", "brain"] | Path = "none"
     """Region whose mean is subtracted from the QSM: csf (ventricles of the label map), brain, or a mask on
     the grid of the gradient echo (NIfTI); χ_pos and χ_neg are magnitudes and have no reference."""
-    dr: tuple[float, ...] = ()
-    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); if unset: 114·B0/3."""
+    dr: DrOption = ()
+    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); auto: estimated from R2' and
+    the field of each session, which needs spin echoes; if unset: 114·B0/3."""
     calibrate_dr: bool = False
     """Calibrate D_r in the deep grey matter of each session; needs a segmentation with FreeSurfer numbers in
     a derivatives dataset."""
@@ -100,13 +102,7 @@ class RunConfig:
                 expected="one of them",
                 fix="Leave --dr out to have D_r measured.",
             )
-        if len(self.dr) > 2:
-            raise InputError(
-                "--dr",
-                found=f"{len(self.dr)} numbers",
-                expected="one, or two for χ_pos and χ_neg",
-                fix="Give D_r in 1/s/ppm.",
-            )
+        check_dr(self.dr)
         if self.regions is not None and not self.regions.exists():
             raise InputError(
                 self.regions,
@@ -129,6 +125,11 @@ class RunConfig:
                 expected="another folder",
                 fix="Choose e.g. BIDS/derivatives/chisep.",
             )
+
+    @property
+    def measures_dr(self) -> bool:
+        """Whether D_r is calibrated or estimated in each session."""
+        return self.calibrate_dr or self.dr == AUTO
 
     @property
     def selection(self) -> Selection:

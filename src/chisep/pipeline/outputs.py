@@ -157,7 +157,7 @@ _ALL = (
         "r2prime_sigma", "Standard deviation of R2'", "R2primemap", {"stat": "std"}, unit=_RATE, limits=_RATES
     ),
     Output("b1", "Transmit field relative to nominal", "TB1map", unit="arbitrary", limits=_POSITIVE),
-    Output("calibration", "D_r from deep grey matter", "relaxivity", extension=".json"),
+    Output("calibration", "D_r of the scan", "relaxivity", extension=".json"),
     Output("labels", "Regions on the grid of the gradient echo", "dseg", {"desc": "regions"}),
     Output("label_names", "Names of the regions", "dseg", {"desc": "regions"}, extension=".tsv"),
     Output("region_values", "Values of every map in every region", "regions", extension=".tsv"),

@@ -24,7 +24,13 @@ from chisep.pipeline.stages.qsm import qsm_stage
 from chisep.pipeline.stages.regions import labels_stage, regions_stage
 from chisep.pipeline.stages.relaxometry import registration_stage, relaxometry_stage
 from chisep.pipeline.stages.report import report_stage
-from chisep.pipeline.stages.sources import calibration_stage, inversion_stage, separation_stage
+from chisep.pipeline.stages.sources import (
+    calibration_stage,
+    inversion_stage,
+    scan_relaxivity_stage,
+    separation_stage,
+)
+from chisep.preprocessing.relaxivity import AUTO
 from chisep.progress import Progress
 
 _TRANSIENT = (
@@ -122,11 +128,11 @@ def map_stages(context: SessionContext) -> list[Stage]:
     """
     mese = context.session.mese
     stages = [mask_stage(context), field_stage(context), background_stage(context)]
-    if context.fits_r2star:
+    separated = []
+    if context.fits_r2star:  # with one echo there are neither rates nor sources
         stages += [*([] if mese is None else [registration_stage(context, mese)]), relaxometry_stage(context)]
-    separated = (
-        [separation_stage(context)] if context.fits_r2star else []
-    )  # one echo: neither rates nor sources
+        estimated = [scan_relaxivity_stage(context)] if context.config.dr == AUTO else []
+        separated = [*estimated, separation_stage(context)]
     if context.chi_key == "chi":
         stages += [*separated, labels_stage(context)]
     else:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -47,6 +48,29 @@ MeanPairs = Float[np.ndarray, "resample 2"]
 """Their means in resamples."""
 
 _OUTLIER = 4.0
+
+
+AUTO: Literal["auto"] = "auto"
+"""D_r estimated from the scan itself."""
+DrOption = tuple[float, ...] | Literal["auto"]
+"""D_r as an option: none, one number, two, or `auto`."""
+
+
+def check_dr(dr: DrOption) -> None:
+    """Check an option of D_r.
+
+    Raises
+    ------
+    InputError
+        If there are more than two numbers.
+    """
+    if dr != AUTO and len(dr) > 2:
+        raise InputError(
+            "--dr",
+            found=f"{len(dr)} numbers",
+            expected="one, two for χ_pos and χ_neg, or auto",
+            fix="Give D_r in 1/s/ppm.",
+        )
 
 
 def relaxivity(dr: Sequence[float], b0_t: float) -> Relaxivity:

@@ -12,11 +12,14 @@ import torch
 
 from chisep import methods
 from chisep.errors import InputError
+from chisep.methods import scan_relaxivity
+from chisep.networks.inference import NetworkOptions
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.context import SessionContext, convergence_facts
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
-from chisep.preprocessing.relaxivity import calibrate_relaxivity, relaxivity
+from chisep.preprocessing.relaxivity import AUTO, calibrate_relaxivity, relaxivity
+from chisep.preprocessing.scan_relaxivity import choose_relaxivity
 from chisep.regions.reference import no_reference_facts
 from chisep.types import Maps, Relaxivity
 
@@ -33,10 +36,14 @@ def session_relaxivity(context: SessionContext, files: StageFiles) -> Relaxivity
     files
         Files of the stage.
     """
-    if not context.config.calibrate_dr:
-        return relaxivity(context.config.dr, context.b0_t)
-    found = files.json("calibration")["hz_per_ppm"]
-    return Relaxivity(found, found)
+    config = context.config
+    if config.dr == AUTO:
+        found = files.json("calibration")
+        return Relaxivity(found["D_r_pos"], found["D_r_neg"])
+    if config.calibrate_dr:
+        of_both = files.json("calibration")["hz_per_ppm"]
+        return Relaxivity(of_both, of_both)
+    return relaxivity(config.dr, context.b0_t)
 
 
 def inversion_stage(context: SessionContext) -> Stage:
@@ -121,13 +128,44 @@ def calibration_stage(context: SessionContext) -> Stage:
     )
 
 
+def scan_relaxivity_stage(context: SessionContext) -> Stage:
+    """Estimate of D_r from field and R2' (`--dr auto`)."""
+    config, files = context.config, context.files
+    measured = context.session.mese is not None
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        own = StageFiles(files, declared)
+        if measured:
+            maps = _with_measured_r2prime(_maps(context, own, uses_magnitude=False), own)
+            chosen = scan_relaxivity.relaxivity_from(maps, context.b0_t, device=config.device)
+        else:
+            chosen = choose_relaxivity(None, context.b0_t)
+        own.save_json("calibration", chosen.facts)
+        return StageResult(chosen.facts, chosen.warnings)
+
+    inputs = ("local_field", "local_field_sigma", "eroded_mask", "mask", "r2prime", "r2prime_sigma")
+    return Stage(
+        "calibration",
+        "D_r from R2' and χ of iron-rich and of diamagnetic tissue",
+        files.paths(*inputs) if measured else [],
+        files.paths("calibration"),
+        {
+            "Method": "scan",
+            "Weights": methods.weights_used(scan_relaxivity.QSM, NetworkOptions(), chi_given=False),
+            "MagneticFieldStrength": context.b0_t,
+            **context.b0_parameters,
+        },
+        work,
+    )
+
+
 def separation_stage(context: SessionContext) -> Stage:
     """Separation of χ_pos from χ_neg."""
     config, files, method = context.config, context.files, context.method
     uses_magnitude = _uses_magnitude(method)
     sigmas = source_sigmas(context)
-    if config.calibrate_dr:
-        d_r: Mapping[str, Any] = {"D_r": "calibrated"}
+    if config.dr == AUTO or config.calibrate_dr:
+        d_r: Mapping[str, Any] = {"D_r": AUTO if config.dr == AUTO else "calibrated"}
     else:
         known = relaxivity(config.dr, context.b0_t)
         d_r = {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm}
@@ -138,7 +176,7 @@ def separation_stage(context: SessionContext) -> Stage:
         *files.paths("eroded_mask", "mask"),
         *(context.magnitude_files if uses_magnitude else ()),
         *_rate_inputs(context),
-        *files.paths(*(["calibration"] if config.calibrate_dr else [])),
+        *files.paths(*(["calibration"] if config.measures_dr else [])),
     ]
 
     def work(declared: DeclaredFiles) -> StageResult:
@@ -158,6 +196,7 @@ def separation_stage(context: SessionContext) -> Stage:
         }
         own.save({key: volume for key, volume in volumes.items() if volume is not None})
         facts = convergence_facts(result.convergence) | context.assumption_facts("separation")
+        facts |= own.json("calibration") if config.dr == AUTO else {}
         return StageResult(facts, [*warnings, *result.convergence.warnings])
 
     return Stage(
@@ -213,17 +252,23 @@ def _with_rates(context: SessionContext, maps: Maps, files: StageFiles) -> tuple
         return replace(maps, r2star_hz=files.load("r2star")), []
     maps = replace(maps, r2prime_hz=files.load("r2prime"))
     if context.session.mese is not None:  # sources need a measured R2 here
-        sigma = files.load("r2prime_sigma")
-        covered = sigma > 0
-        return replace(
-            maps,
-            mask=maps.mask & covered,
-            support=maps.sources_mask & covered,
-            r2prime_sigma_hz=sigma,
-        ), []
+        return _with_measured_r2prime(maps, files), []
     if context.method.uses_noise_maps:
         maps = replace(maps, r2prime_sigma_hz=files.load("r2prime_sigma"))
     return maps, [
         f"χ_pos and χ_neg depend on the pseudo-R2: {context.config.method} reads R2', and there are no "
         "spin-echo (MESE) images; methods that take R2* do not need it"
     ]
+
+
+def _with_measured_r2prime(maps: Maps, files: StageFiles) -> Maps:
+    """Add R2' with its noise, and restrict the masks to where the spin echo covers the brain."""
+    sigma = files.load("r2prime_sigma")
+    covered = sigma > 0
+    return replace(
+        maps,
+        mask=maps.mask & covered,
+        support=maps.sources_mask & covered,
+        r2prime_hz=files.load("r2prime"),
+        r2prime_sigma_hz=sigma,
+    )
