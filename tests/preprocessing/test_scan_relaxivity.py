@@ -34,7 +34,7 @@ def tissue(seed=0):
     pos[NUCLEUS], neg[NUCLEUS] = 1.07 * strength[NUCLEUS], 0.07 * strength[NUCLEUS]
     pos[TRACT], neg[TRACT] = 0.017, 0.017 + 0.4 * strength[TRACT]
     chi = pos - neg
-    return pos, neg, np.where(chi > 0, chi / 1.058, chi / 1.1)
+    return pos, neg, np.where(chi > 0, chi / 1.058, chi / 1.23)
 
 
 def found(pos, neg, chi, d_r=EQUAL, extra_hz=0.0):

@@ -41,6 +41,12 @@ def _preprocessing() -> tuple[type[Any], Function]:
     return PreprocessingConfig, preprocessing
 
 
+def _relaxivity() -> tuple[type[Any], Function]:
+    from chisep.experiments.relaxivity import RelaxivityConfig, relaxivity
+
+    return RelaxivityConfig, relaxivity
+
+
 def _scan_checks() -> tuple[type[Any], Function]:
     from chisep.experiments.scan_checks import ScanChecksConfig, scan_checks
 
@@ -114,6 +120,7 @@ EXPERIMENTS = {
     "preprocessing": Experiment(
         "error due to preprocessing: simulated sessions from raw echoes to maps", _preprocessing
     ),
+    "relaxivity": Experiment("D_r from the scan itself: simulated scans of known D_r", _relaxivity),
     "scan-checks": Experiment("quality checks of twenty scans without faults: all should pass", _scan_checks),
     "real-scan": Experiment(
         "a gradient-echo scan of a person: 2π wraps, relaxation rate maps, figures", _real_scan

@@ -50,9 +50,9 @@ _IRON_SHRINKAGE = 1.058
 """χ over its estimate in iron-rich tissue."""
 _DIAMAGNETIC_POS_PPM = 0.017
 """χ_pos in diamagnetic tissue."""
-_DIAMAGNETIC_SHRINKAGE = 1.1
+_DIAMAGNETIC_SHRINKAGE = 1.23
 """χ over its estimate in diamagnetic tissue."""
-_POS_MODEL_SD, _NEG_MODEL_SD = 0.05, 0.1
+_POS_MODEL_SD, _NEG_MODEL_SD = 0.05, 0.12
 """Relative errors between phantoms, which the bootstrap of one scan cannot see."""
 
 
