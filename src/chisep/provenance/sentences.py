@@ -567,16 +567,12 @@ _SPREADS = {
     "Background field": (("background", "ErosionMm", "mm", "The depth left out was"),),
     "Relaxation rates": (("registration", "MovedMm", "mm", "The head had moved between the scans by"),),
     "Field": (("field", "MedianFieldNoisePpb", "ppb", "The median noise of the field was"),),
-<<<<<<< HEAD
     "Susceptibility": (
         ("qsm", "Convergence.Iterations", "", "Iterations of the inversion:"),
         ("inversion", "Convergence.Iterations", "", "Iterations of the inversion:"),
         ("qsm", "ReferencePpb", "ppb", "The mean that was subtracted was"),
         ("qsm", "ReferenceSigmaPpb", "ppb", "Its standard error was"),
     ),
-    "Separation of sources": (("separation", "Convergence.Iterations", "", "Iterations of the separation:"),),
-=======
-    "Susceptibility": (("qsm", "Convergence.Iterations", "", "Iterations of the inversion:"),),
     "Separation of sources": (
         ("separation", "Convergence.Iterations", "", "Iterations of the separation:"),
         ("calibration", "D_r_pos", _PER_PPM, "D_r,pos was"),
@@ -586,7 +582,6 @@ _SPREADS = {
         ("calibration", "D_r_neg_low90", _PER_PPM, "The lower end of the interval of D_r,neg was"),
         ("calibration", "D_r_neg_high90", _PER_PPM, "The upper end of the interval of D_r,neg was"),
     ),
->>>>>>> fe9724d (D_r from the scan itself: --dr auto in run and separate, and in qsm-ci)
     "Regions": (
         ("labels", "AtlasOverlapDice", "", "The overlap (Dice) of the atlas' brain with the mask was"),
         ("labels", "LabelledPartOfBrain", "", "The part of the brain mask that has labels was"),
