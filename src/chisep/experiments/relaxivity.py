@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import chisep
 from chisep.experiments.common.texts import markdown
 from chisep.io.files import make_directory, write_json, write_text
 from chisep.methods.scan_relaxivity import estimate_relaxivity
-from chisep.physics.signal import default_relaxivity
+from chisep.physics.relaxation import r2_at_field_hz
+from chisep.physics.signal import r2prime_of_sources
 from chisep.preprocessing.scan_relaxivity import Estimate
 from chisep.progress import Progress
-from chisep.simulation.dataset import SimulateConfig, first_maps
-from chisep.simulation.tissue import TissueConfig
-from chisep.types import Maps
+from chisep.simulation.dataset import SimulateConfig, healthy_tissue
+from chisep.simulation.measured import measured_maps
+from chisep.simulation.tissue import Tissue, TissueConfig
+from chisep.types import Maps, Relaxivity
 
 _AT_7_T: Mapping[str, Any] = {
     "te_gre_s": (0.004, 0.008, 0.012, 0.016),
@@ -89,14 +91,15 @@ def relaxivity(config: RelaxivityConfig, progress: Progress | None = None) -> li
     rows: list[dict[str, Any]] = []
     heads: Sequence[tuple[Path, ...]] = [(path,) for path in config.labels] or [()]
     for labels in heads:
+        tissues: dict[bool, Tissue] = {}
         for scan in SCANS:
             if progress is not None:
                 progress("scan", len(rows), len(heads) * len(SCANS))
-            rows.append(
-                {"Head": labels[0].name if labels else "packaged head", **vars(scan)}
-                | _estimated(config, scan, labels, config.seed + len(rows))
-            )
-    found = {
+            if scan.sin2 not in tissues:
+                tissues[scan.sin2] = _tissue(config, labels, sin2=scan.sin2)
+            found = _estimated(config, scan, tissues[scan.sin2], config.seed + len(rows))
+            rows.append({"Head": labels[0].name if labels else "packaged head"} | vars(scan) | found)
+    results = {
         "GeneratedBy": f"chisep {chisep.__version__}",
         "VoxelMm": config.voxel_mm,
         "Seed": config.seed,
@@ -104,36 +107,48 @@ def relaxivity(config: RelaxivityConfig, progress: Progress | None = None) -> li
         "Scans": rows,
     }
     return [
-        write_text(config.out / "relaxivity.md", page(found)),
-        write_json(config.out / "relaxivity.json", found),
+        write_text(config.out / "relaxivity.md", page(results)),
+        write_json(config.out / "relaxivity.json", results),
     ]
 
 
-def _estimated(
-    config: RelaxivityConfig, scan: Scan, labels: tuple[Path, ...], seed: int
-) -> dict[str, dict[str, Any]]:
-    """Simulate a scan and estimate its D_r; return errors and intervals relative to the truth."""
-    d_r = default_relaxivity(scan.b0_t).pos_hz_per_ppm * scan.dr_3t / default_relaxivity(3.0).pos_hz_per_ppm
+def _tissue(config: RelaxivityConfig, labels: tuple[Path, ...], *, sin2: bool) -> Tissue:
+    """Tissue at 3 T whose R2' is the sum of sources in ppm (D_r of 1), with the sin²θ effect or without."""
     tissue = TissueConfig(
-        orientation_effect=scan.sin2,
-        anisotropy_ppb=16.0 if scan.sin2 else 0.0,
-        dr_pos_hz_per_ppm=d_r,
-        dr_neg_hz_per_ppm=d_r * scan.ratio,
+        orientation_effect=sin2,
+        anisotropy_ppb=16.0 if sin2 else 0.0,
+        dr_pos_hz_per_ppm=1.0,
+        dr_neg_hz_per_ppm=1.0,
         refine_mm=1.0,
     )
+    edge = config.voxel_mm
     how = SimulateConfig(
-        out=config.out / "unused",
-        labels=labels,
-        seed=seed,
-        maps_only=True,
+        out=config.out, labels=labels, seed=config.seed, maps_only=True, voxel_mm=edge, tissue=tissue
+    )
+    return healthy_tissue(how, 0)
+
+
+def _estimated(config: RelaxivityConfig, scan: Scan, tissue: Tissue, seed: int) -> dict[str, dict[str, Any]]:
+    """Simulate a scan and estimate its D_r; return errors and intervals relative to the truth."""
+    pos_hz_per_ppm = scan.dr_3t * scan.b0_t / 3
+    d_r = Relaxivity(pos_hz_per_ppm, pos_hz_per_ppm * scan.ratio)
+    dephasing_neg = tissue.r2prime_hz - tissue.chi_pos_ppm
+    head = replace(
+        tissue,
+        b0_t=scan.b0_t,
+        relaxivity=d_r,
+        r2prime_hz=r2prime_of_sources(tissue.chi_pos_ppm, dephasing_neg, d_r),
+        r2_hz=r2_at_field_hz(tissue.r2_hz, scan.b0_t),
+    )
+    scanner = SimulateConfig(
+        out=config.out,
         voxel_mm=config.voxel_mm,
         b0_t=scan.b0_t,
         snr=scan.snr,
         residual_background_ppb=_BACKGROUND_PPB,
-        tissue=tissue,
         **(_AT_7_T if scan.b0_t == 7.0 else {}),
     )
-    head, measured = first_maps(how, 0)
+    measured = measured_maps(head, scanner, np.random.default_rng(seed))
     depth = ndimage.distance_transform_edt(head.mask.numpy(), sampling=head.grid.voxel_mm)
     maps = Maps(
         field_ppm=measured.local_ppm,
@@ -141,7 +156,7 @@ def _estimated(
         support=head.mask,
         grid=head.grid,
         r2prime_hz=measured.r2prime_hz,
-        field_sigma_ppm=measured.field_sigma_ppm,
+        field_sigma_ppm=torch.hypot(measured.field_sigma_ppm, torch.tensor(_BACKGROUND_PPB / 1000)),
         b0_t=scan.b0_t,
     )
     one = estimate_relaxivity(maps)
