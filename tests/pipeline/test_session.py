@@ -308,9 +308,9 @@ class TestOptions:
             RunConfig(raw, tmp_path, dr="auto", calibrate_dr=True)
         shutil.copytree(out, tmp_path / "out", dirs_exist_ok=True)
         result = run_up_to("separation", RunConfig(raw, tmp_path / "out", method="closed-form", dr="auto"))
-        assert "qsm" in result.skipped
         found = json.loads((tmp_path / "out" / ANAT / "sub-01_relaxivity.json").read_text())
-        assert [text for text in result.warnings if text.startswith("calibration: D_r")]
+        assert (found["D_r_source"], found["D_r_pos"]) == ("default", 114.0)
+        assert [text for text in result.warnings if "voxel edges of 4 mm are beyond 3 mm" in text]
         sidecar = json.loads((tmp_path / "out" / ANAT / "sub-01_desc-total_Chimap.json").read_text())
         assert sidecar["Parameters"]["D_r"] == "auto"
         assert sidecar["D_r_pos"] == found["D_r_pos"]

@@ -19,12 +19,13 @@ from chisep.types import Grid, Maps, MaskVolume, Volume
 
 QSM = "unrolled-qsm"
 """The QSM method that the constants of the estimate were measured with."""
-_EDGE_MM = 2.0
+_EDGE_MM, _COARSEST_MM = 2.0, 3.0
+"""Edge of the voxels of the estimate, and the longest edge of a scan that its constants hold for."""
 _SEED = 0
 
 
 def relaxivity_from(maps: Maps, b0_t: float, *, device: str = "cpu") -> ChosenRelaxivity:
-    """Choose D_r by the maps of a scan, as `--dr auto` does; the default where R2' was not measured.
+    """Choose D_r by the maps of a scan, as `--dr auto` does; the default where there is no estimate.
 
     Parameters
     ----------
@@ -33,6 +34,11 @@ def relaxivity_from(maps: Maps, b0_t: float, *, device: str = "cpu") -> ChosenRe
     b0_t
         Field strength in tesla.
     """
+    edge_mm = max(maps.grid.voxel_mm)
+    if edge_mm > _COARSEST_MM:
+        return choose_relaxivity(
+            None, b0_t, f"voxel edges of {edge_mm:.3g} mm are beyond {_COARSEST_MM:g} mm"
+        )
     found = None if maps.r2prime_hz is None else estimate_relaxivity(maps, device=device)
     return choose_relaxivity(found, b0_t)
 

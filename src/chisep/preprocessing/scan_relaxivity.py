@@ -116,20 +116,24 @@ class ChosenRelaxivity:
     warnings: tuple[str, ...] = ()
 
 
-def choose_relaxivity(found: ScanRelaxivity | None, b0_t: float) -> ChosenRelaxivity:
+def choose_relaxivity(
+    found: ScanRelaxivity | None, b0_t: float, why_none: str = "there is no measured R2'"
+) -> ChosenRelaxivity:
     """Choose the D_r of a scan where it is certain enough, else the default of the field strength.
 
     Parameters
     ----------
     found
-        Estimate; None where there is no measured R2'.
+        Estimate; None where there is none.
     b0_t
         Field strength in tesla.
+    why_none
+        Why there is none.
     """
     default = default_relaxivity(b0_t)
     instead = f"{default.pos_hz_per_ppm:.4g} 1/s/ppm (114·B0/3) for both sources"
     if found is None:
-        text = f"no D_r from this scan, as there is no measured R2': {instead}"
+        text = f"no D_r from this scan, as {why_none}; {instead} is used"
         return ChosenRelaxivity(default, _facts(default, "default"), (text,))
     pos, neg = found.pos, found.neg
     if not pos.is_usable:
