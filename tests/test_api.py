@@ -430,6 +430,38 @@ class TestRefuses:
             qsm(maps["field"], maps["mask"])
 
 
+def test_qsm_reads_the_error_of_the_field(files, maps, tmp_path):
+    """`tv` smooths more where the error is larger; the unit is that of the field."""
+    inside = maps["mask"] > 0
+    roughness = {}
+    for name, sigma_ppb, units in (("small", 0.5, "ppm"), ("large", 2.0, "ppm"), ("same", 2.0, "ppb")):
+        scale = 1e-3 if units == "ppm" else 1.0
+        sigma = nib.Nifti1Image(np.float32(sigma_ppb * scale * inside), nib.load(files["mask"]).affine)
+        sigma.set_sform(sigma.affine, 1)
+        nib.save(sigma, tmp_path / f"{name}-sigma.nii.gz")
+        field = tmp_path / f"{name}-field.nii.gz"
+        data = nib.load(files["field"]).get_fdata() * scale / 1e-3
+        nib.save(nib.Nifti1Image(np.float32(data), sigma.affine, sigma.header), field)
+        out = tmp_path / f"{name}.nii.gz"
+        command = [
+            "qsm",
+            "--field",
+            str(field),
+            *arguments(files, "mask"),
+            "--units",
+            units,
+            "--method",
+            "tv",
+        ]
+        assert (
+            cli.main([*command, "--field-sigma", str(tmp_path / f"{name}-sigma.nii.gz"), "--out", str(out)])
+            == 0
+        )
+        roughness[name] = np.abs(np.diff(nib.load(out).get_fdata(), axis=0)).sum()
+    assert roughness["large"] < 0.9 * roughness["small"]
+    assert roughness["same"] == pytest.approx(roughness["large"], rel=1e-3)
+
+
 def test_qsm_command(files, maps, tmp_path, capsys):
     out = tmp_path / "sub" / "chi.nii.gz"
     direction = [str(b) for b in nifti.b0_direction_of(AFFINE)]

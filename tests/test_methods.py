@@ -16,13 +16,15 @@ from chisep.errors import InputError
 from chisep.methods import METHODS
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
+from chisep.solvers import tikhonov, tkd
 from tests.solvers.head import make_head, nrmse_percent
 from tests.untrained import DATA, LICENCE, options_of
 
 SOURCES = [name for name, method in METHODS.items() if method.target == "sources"]
 NETWORKS = [name for name, method in METHODS.items() if method.is_network]
 SOLVERS = [name for name in METHODS if name not in NETWORKS]
-LINEAR = ["tikhonov", "tkd"]
+LINEAR = {"tikhonov": tikhonov.TikhonovConfig(alpha=0.01), "tkd": tkd.TkdConfig(threshold=0.15)}
+"""Methods that are linear in the field where their weight is given."""
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +96,10 @@ def test_twice_the_maps_are_twice_the_susceptibility(name, solve, maps, head):
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_linear_methods_add_up(name, solve, maps, head):
+def test_linear_methods_add_up(name, maps, head):
     other = replace(maps, field_ppm=maps.field_ppm.flip(0) * head.mask)
     both = replace(maps, field_ppm=maps.field_ppm + other.field_ppm)
-    first, second, together = (solve(name, m)["chi"] for m in (maps, other, both))
+    first, second, together = (methods.invert(m, name, LINEAR[name]).chi_ppm for m in (maps, other, both))
     torch.testing.assert_close(first + second, together, rtol=0, atol=1e-6)
 
 
@@ -119,7 +121,7 @@ def test_rotating_volume_and_b0_together_rotates_the_result(name, solve, maps, h
     )
     straight = turn(solve(name, maps)["chi"])
     # Forward differences become backward ones: regularised methods turn almost exactly, not to the bit.
-    assert nrmse_percent(solve(name, turned)["chi"], straight, turned.mask) < (0.1 if name in LINEAR else 5)
+    assert nrmse_percent(solve(name, turned)["chi"], straight, turned.mask) < (0.3 if name in LINEAR else 5)
     wrong = replace(turned, grid=replace(turned.grid, b0_direction=(0.0, 0.0, 1.0)))
     assert nrmse_percent(solve(name, wrong)["chi"], straight, turned.mask) > 20
 

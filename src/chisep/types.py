@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -196,12 +196,15 @@ class Convergence:
         Relative change of the solution at every iteration.
     warnings
         Warnings for the user: no convergence, or a scan outside the range of a network's training.
+    chosen
+        Settings that the method chose by the error of the field, since they were not given.
     """
 
     iterations: int = 0
     converged: bool = True
     change: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+    chosen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

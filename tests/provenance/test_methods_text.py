@@ -224,7 +224,7 @@ class TestOptions:
         file = tmp_path / ".chisep" / "sub-01" / "qsm.json"
         record = json.loads(file.read_text())
         made = record["parameters"]["Settings"]
-        assert f"(tv weight {made['tv_weight']}, iterations {made['iterations']}" in text
+        assert f"(tv weight automatic, iterations {made['iterations']}" in text
         record["parameters"]["Settings"] = {"tv_weight": 0.0625, "iterations": 77}
         write_json(file, record)
         text = write_methods(tmp_path, raw)[0].read_text()

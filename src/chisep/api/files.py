@@ -51,13 +51,13 @@ class SeparateConfig:
     qsm: Path | None = None
     """Susceptibility map in ppm (NIfTI), for methods that read one; if unset: computed from the field."""
     magnitude: Path | None = None
-    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), for edges and the pattern of the field's noise."""
     support: Path | None = None
     """Brain mask (NIfTI), if --mask is a smaller valid-field mask: sources of its rim act on the field."""
     field_sigma: Path | None = None
-    """Standard deviation of the noise of the field in ppm (NIfTI), for noise-weighted methods."""
+    """Standard deviation of the error of the field, in the unit of the field (NIfTI); if unset: estimated."""
     r2prime_sigma: Path | None = None
-    """Standard deviation of the noise of R2' in 1/s (NIfTI), for noise-weighted methods."""
+    """Standard deviation of the noise of R2' in 1/s (NIfTI); if unset: estimated."""
 
 
 def separate_files(config: SeparateConfig, progress: IterationProgress | None = None) -> list[Path]:
@@ -113,9 +113,11 @@ class QsmConfig:
     inversion: InversionOptions
     """Method of dipole inversion."""
     magnitude: Path | None = None
-    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), to guide edges."""
+    """Magnitude image, 3-D or multi-echo 4-D (NIfTI), for edges and the pattern of the field's noise."""
     support: Path | None = None
     """Brain mask (NIfTI), if --mask is a smaller valid-field mask: sources of its rim act on the field."""
+    field_sigma: Path | None = None
+    """Standard deviation of the error of the field, in the unit of the field (NIfTI); if unset: estimated."""
 
     def __post_init__(self) -> None:
         if not self.out.name.endswith((".nii", ".nii.gz")):
@@ -141,6 +143,7 @@ def qsm_files(config: QsmConfig, progress: IterationProgress | None = None) -> P
             config.mask,
             magnitude=config.magnitude,
             support=config.support,
+            field_sigma=config.field_sigma,
             options=config.inversion,
             progress=progress,
         )

@@ -163,13 +163,14 @@ def separate(
     qsm
         Susceptibility map in ppm, same grid; computed from the field if a method needs it and it is None.
     magnitude
-        Magnitude image, one or more echoes along the last axis, same grid, for edge weighting.
+        Magnitude image, one or more echoes along the last axis, same grid, for edge weighting and for the
+        spatial pattern of an estimated σ of the field (1/magnitude).
     support
         Where sources may be and R2' is known, e.g. the brain mask if `mask` is the smaller valid-field mask;
         `mask` if None.
     field_sigma, r2prime_sigma
-        Standard deviations of the noise of field (ppm) and R2' (1/s), 0 where nothing was measured, same
-        grid; estimated from the maps if None.
+        Standard deviations of the error of field (in the unit of the field) and R2' (1/s), 0 where nothing
+        was measured, same grid; estimated from the maps if None.
     options
         Method, field strength, B0 direction, units, D_r, device, weights of a network.
     voxel_mm
@@ -280,6 +281,7 @@ def qsm(
     *,
     magnitude: ImageLike | None = None,
     support: ImageLike | None = None,
+    field_sigma: ImageLike | None = None,
     options: InversionOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
     progress: IterationProgress | None = None,
@@ -302,6 +304,7 @@ def qsm(
         mask,
         magnitude=magnitude,
         support=support,
+        field_sigma=field_sigma,
         options=options,
         voxel_mm=voxel_mm,
         progress=progress,
@@ -314,11 +317,12 @@ def referenced_qsm(
     *,
     magnitude: ImageLike | None = None,
     support: ImageLike | None = None,
+    field_sigma: ImageLike | None = None,
     options: InversionOptions | None = None,
     voxel_mm: Sequence[float] | None = None,
     progress: IterationProgress | None = None,
 ) -> tuple[nib.Nifti1Image, dict[str, Any]]:
-    """Dipole inversion as `qsm`; also return the reference, as fields of a sidecar."""
+    """Dipole inversion as `qsm`; also return reference and chosen settings, as fields of a sidecar."""
     options = options or InversionOptions()
     b0_t = options.b0 or stated_field_strength((field,))
     images = Images(field, voxel_mm)
@@ -328,6 +332,7 @@ def referenced_qsm(
         grid=images.grid(options.b0_dir),
         magnitude=None if magnitude is None else images.magnitude(magnitude),
         support=None if support is None else images.mask(support),
+        field_sigma_ppm=None if field_sigma is None else images.volume(field_sigma, "field_sigma"),
         b0_t=b0_t,
     )
     maps = _checked(maps, images, options, b0_t)
@@ -342,7 +347,8 @@ def referenced_qsm(
         chi, facts = torch.from_numpy(referenced(chi.numpy(), reference.value_ppm)), reference.facts()
     _check_results({"qsm": chi}, options)
     _show(found.convergence.warnings)
-    return images.wrap(chi), facts
+    chosen = found.convergence.chosen
+    return images.wrap(chi), facts | ({"Chosen": dict(chosen)} if chosen else {})
 
 
 def _check_results(

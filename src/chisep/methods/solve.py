@@ -9,8 +9,9 @@ import torch
 
 from chisep.errors import InputError
 from chisep.methods.registry import Method, find
-from chisep.methods.weights_used import range_warnings
+from chisep.methods.weights_used import range_warnings, weight_files
 from chisep.networks.inference import NetworkOptions
+from chisep.networks.weights import description_of
 from chisep.progress import Progress
 from chisep.types import Convergence, Maps, Sources, Susceptibility, Volume
 
@@ -106,6 +107,16 @@ def invert(
     return Susceptibility(result.chi_ppm.cpu(), convergence, _on_cpu(result.chi_sigma_ppm))
 
 
+def _with_field_sigma(method: Method, maps: Maps, options: NetworkOptions) -> Maps:
+    """Estimate σ of the field for networks that read it but no magnitude, which its pattern follows from."""
+    from chisep.solvers.field_error import field_error  # listing methods imports no solver
+
+    own = weight_files(method.name, options, chi_given=maps.chi_ppm is not None)[0]
+    if "field_sigma" not in description_of(own).config.inputs:
+        return maps
+    return replace(maps, field_sigma_ppm=field_error(maps).sigma_ppm)
+
+
 def _on_cpu(volume: Volume | None) -> Volume | None:
     return None if volume is None else volume.cpu()
 
@@ -147,7 +158,10 @@ def _solve(method: Method, maps: Maps, config: object, device: str, progress: Pr
     # A method that takes R2* must not read R2': without a spin echo, R2' is an assumption.
     unread: dict[str, Any] = {a: None for n, a in _ATTRIBUTES.items() if n not in method.needs + method.uses}
     solve, default = method.load()
-    maps, config = replace(maps, **unread), config or default()
+    config = config or default()
+    if isinstance(config, NetworkOptions) and maps.field_sigma_ppm is None and maps.magnitude is not None:
+        maps = _with_field_sigma(method, maps, config)
+    maps = replace(maps, **unread)
     result = solve(maps.to(device), config, progress)
     if not isinstance(config, NetworkOptions):
         return result

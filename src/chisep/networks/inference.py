@@ -242,7 +242,7 @@ def measured_channels(
             else maps.chi_ppm
         )
     if "field_sigma" in inputs:
-        channels["field_sigma"] = _noise_map(maps.field_sigma_ppm, maps.field_ppm, maps.mask)
+        channels["field_sigma"] = _noise_map(_sigma_of_field(maps), maps.field_ppm, maps.mask)
     if "r2prime_sigma" in inputs and "r2prime" in channels and maps.relaxivity is not None:
         of_rate = maps.r2prime_sigma_hz
         scaled = None if of_rate is None else of_rate / maps.relaxivity.pos_hz_per_ppm
@@ -263,11 +263,17 @@ def measured_channels(
     return channels
 
 
+def _sigma_of_field(maps: Maps) -> Volume | float:
+    from chisep.solvers.field_error import field_error  # listing methods imports no solver
+
+    return field_error(maps).sigma_ppm
+
+
 def _noise_map(
     sigma: Volume | float | None, volume: Volume, mask: MaskVolume, *, nonnegative: bool = False
 ) -> Volume:
     """Noise map, 0 outside the mask; estimated from the map itself if the noise is unknown."""
-    from chisep.solvers.noise import noise_sigma  # listing methods imports no solver
+    from chisep.solvers.noise import noise_sigma
 
     if isinstance(sigma, Tensor):
         return sigma * mask

@@ -184,10 +184,11 @@ def judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[
 
 
 def convergence_facts(convergence: Convergence) -> dict[str, Any]:
-    """Convergence of an iterative solver, for the sidecar; empty for a closed form."""
+    """Convergence of an iterative solver and settings that a method chose, for the sidecar."""
+    chosen = {"Chosen": dict(convergence.chosen)} if convergence.chosen else {}
     if not convergence.iterations:
-        return {}
-    return {
+        return chosen
+    return chosen | {
         "Convergence": {
             "Iterations": convergence.iterations,
             "Converged": convergence.converged,

@@ -24,8 +24,8 @@ from chisep.provenance.values import (
 
 QSM_METHODS = {
     "tikhonov": "in closed form with a quadratic penalty (Tikhonov regularisation) [@bilgic2014]",
-    "tkd": "by thresholded k-space division [@shmueli2009], divided by the mean of its point-spread function "
-    "against underestimation [@schweser2013]",
+    "tkd": "by thresholded k-space division [@shmueli2009] with the threshold and scale of least expected "
+    "error; a given threshold goes with division by the mean of the point-spread function [@schweser2013]",
     "tv": "with total variation [@milovic2018] that spares edges of the magnitude [@liu2011medi], the misfit "
     "of every voxel weighted by the noise of its field, by operator splitting [@eckstein1992]",
     "qsmnet": "by a U-net (QSMnet) [@yoon2018]",

@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from chisep.progress import Progress
 from chisep.solvers import tikhonov
 from chisep.solvers._common import check, required, required_relaxivity
-from chisep.types import Maps, Sources
+from chisep.types import Convergence, Maps, Sources
 
 
 @dataclass(frozen=True)
 class ClosedFormConfig:
     """Settings of the closed form."""
 
-    alpha: float = 0.01
-    """Weight α of the Tikhonov inversion that computes χ where no QSM map is given."""
+    alpha: float | None = None
+    """Weight α of the Tikhonov inversion that computes χ where no QSM map is given; if unset: chosen by the
+    error of the field."""
 
     def __post_init__(self) -> None:
-        check("alpha", self.alpha, low=0.0)
+        if self.alpha is not None:
+            check("alpha", self.alpha, low=0.0)
 
 
 def solve(maps: Maps, config: ClosedFormConfig, progress: Progress | None = None) -> Sources:
@@ -51,12 +53,14 @@ def solve(maps: Maps, config: ClosedFormConfig, progress: Progress | None = None
     """
     r2prime_hz = required(maps.r2prime_hz, "R2'")
     relaxivity = required_relaxivity(maps.relaxivity)
-    chi = maps.chi_ppm
-    if chi is None:
-        chi = tikhonov.solve(maps, tikhonov.TikhonovConfig(config.alpha)).chi_ppm
+    inverted = (
+        None if maps.chi_ppm is not None else tikhonov.solve(maps, tikhonov.TikhonovConfig(config.alpha))
+    )
+    chi = required(maps.chi_ppm if inverted is None else inverted.chi_ppm, "χ")
     d_pos, d_neg = relaxivity.pos_hz_per_ppm, relaxivity.neg_hz_per_ppm
     pos = (d_neg * chi + r2prime_hz).div_(d_pos + d_neg).mul_(maps.sources_mask)
     neg = pos.sub(chi).mul_(maps.sources_mask)
     if progress is not None:
         progress("susceptibility", 1, 1)
-    return Sources(pos.clamp_(min=0), neg.clamp_(min=0))
+    convergence = Convergence() if inverted is None else inverted.convergence
+    return Sources(pos.clamp_(min=0), neg.clamp_(min=0), convergence)

@@ -2,8 +2,10 @@
 
     χ(k) = Δf(k) / D(k), with |D(k)| replaced by a threshold where it is smaller
 
-(Shmueli 2009, 10.1002/mrm.22135), divided by the mean of its point-spread function so that it does not
-underestimate (Schweser 2013, 10.1002/mrm.24405).
+(Shmueli 2009, 10.1002/mrm.22135). With a given threshold the result is divided by the mean of its
+point-spread function so that it does not underestimate (Schweser 2013, 10.1002/mrm.24405). If it is not
+given, threshold and scale are those at which the expected squared error of χ, bias and noise, is least under
+the spectra of susceptibility and error that are estimated from the field (`field_error`).
 """
 
 from __future__ import annotations
@@ -15,18 +17,52 @@ import torch
 from chisep.physics.dipole import Dipole
 from chisep.progress import Progress
 from chisep.solvers._common import PaddedBox, check
-from chisep.types import Maps, Susceptibility
+from chisep.solvers.field_error import CLOSED_FORM_TAPER_VOXELS, field_spectra, least_of
+from chisep.types import Convergence, Maps, Susceptibility
+
+_THRESHOLD_RANGE = (0.01, 0.6)
+_USUAL_THRESHOLD = 0.15
+"""Where the mask has too few voxels to estimate spectra."""
 
 
 @dataclass(frozen=True)
 class TkdConfig:
     """Settings of thresholded k-space division."""
 
-    threshold: float = 0.15
-    """Smallest |D| in the division, between 0 and 2/3; larger values smooth more."""
+    threshold: float | None = None
+    """Smallest |D| in the division, between 0 and 2/3; larger values smooth more. If unset: chosen by the
+    error of the field, with the scale of the result."""
 
     def __post_init__(self) -> None:
-        check("threshold", self.threshold, low=0.0, high=2 / 3)
+        if self.threshold is not None:
+            check("threshold", self.threshold, low=0.0, high=2 / 3)
+
+
+def chosen_threshold(maps: Maps) -> tuple[float, float | None]:
+    """Threshold and factor of χ at which the expected squared error of χ is least.
+
+    Parameters
+    ----------
+    maps
+        Field and mask; σ of the field and a magnitude where known.
+
+    Returns
+    -------
+    tuple of float
+        Threshold and factor; None for the factor where the mask has too few voxels to choose.
+    """
+    spectra = field_spectra(maps, CLOSED_FORM_TAPER_VOXELS)
+    if spectra is None:
+        return _USUAL_THRESHOLD, None
+
+    def inverse(threshold: float) -> torch.Tensor:
+        return 1 / spectra.kernel.clamp_min(threshold)
+
+    def expected(threshold: float) -> float:
+        return spectra.expected_error(inverse(threshold) * spectra.best_gain(inverse(threshold)))
+
+    threshold = least_of(expected, *_THRESHOLD_RANGE)
+    return threshold, spectra.best_gain(inverse(threshold))
 
 
 def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Susceptibility:
@@ -35,7 +71,7 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     Parameters
     ----------
     maps
-        Field and mask.
+        Field and mask; σ of the field and a magnitude where known.
     config
         The threshold.
     progress
@@ -51,14 +87,16 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
     kernel = dipole.kernel
     sign = torch.where(kernel < 0, -1.0, 1.0).to(kernel)
-    inverse = sign / kernel.abs().clamp(min=config.threshold)
+    threshold, gain = chosen_threshold(maps) if config.threshold is None else (config.threshold, None)
+    inverse = sign / kernel.abs().clamp(min=threshold)
     # The point-spread function of division after convolution is inverse · D; its value at the centre
     # is the recovered fraction of a point.
-    inverse /= _volume_mean(inverse * kernel, padded.periodic_grid.shape[2])
+    inverse *= 1 / _volume_mean(inverse * kernel, padded.periodic_grid.shape[2]) if gain is None else gain
     chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * padded.cut(maps.sources_mask)
     if progress is not None:
         progress("susceptibility", 1, 1)
-    return Susceptibility(padded.restore(chi))
+    chosen = {} if gain is None else {"threshold": threshold, "scale": gain}
+    return Susceptibility(padded.restore(chi), Convergence(chosen=chosen))
 
 
 def _volume_mean(half: torch.Tensor, last_size: int) -> torch.Tensor:

@@ -3,13 +3,15 @@
     min  ½ ‖M (σ_f/σ) (D * χ − Δf)‖² + λ σ_f TV(χ),  χ = 0 outside the mask M
 
 (FANSI: Milovic 2018, 10.1002/mrm.27073; with a magnitude image TV does not act on its edges, as in MEDI: Liu
-2011, 10.1002/mrm.22816.) σ is the noise of each voxel of the field where that is known, σ_f its median: λ is
-relative to it, so that a field without noise is hardly smoothed.
+2011, 10.1002/mrm.22816.) σ is the error of each voxel of the field, given or estimated (`field_error`), σ_f
+its median. If λ is not given, it is σ_f/b: the maximum a posteriori where |∇χ| has a density proportional to
+exp(−|∇χ|/b). b is half of the root mean square of |∇χ|, which follows from the spectrum of the field. So
+twice the error is four times the smoothing, and a field without error is hardly smoothed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -23,21 +25,27 @@ from chisep.solvers._common import (
     ended,
     least_noise_ppm,
 )
-from chisep.solvers.noise import known_noise, noise_sigma
+from chisep.solvers.field_error import field_error, gradient_scale_ppm
+from chisep.solvers.noise import known_noise
 from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
 from chisep.types import Maps, Susceptibility
 
 # With a smaller one the iteration is unstable for strong smoothing.
 _PENALTY_FIELD = 0.05
+_SCALE_OVER_RMS = 0.5
+"""b over the root mean square of |∇χ|; 0.3 to 0.7 differ little."""
+_USUAL_WEIGHT = 0.05
+"""λ where the mask has too few voxels to estimate spectra."""
 
 
 @dataclass(frozen=True)
 class TvConfig:
     """Settings of the total-variation inversion."""
 
-    tv_weight: float = 0.05
-    """Weight λ of total variation, in units of the noise of the field; smooths more when larger."""
+    tv_weight: float | None = None
+    """Weight λ of total variation, in units of the error of the field; smooths more when larger. If unset:
+    that error over a scale of |∇χ|."""
     iterations: int = 120
     """Maximum number of iterations."""
     tolerance: float = 1e-3
@@ -46,7 +54,8 @@ class TvConfig:
     """Share of voxels taken as edges of a given magnitude image, where χ is not smoothed."""
 
     def __post_init__(self) -> None:
-        check("tv-weight", self.tv_weight, low=0.0)
+        if self.tv_weight is not None:
+            check("tv-weight", self.tv_weight, low=0.0)
         check("iterations", self.iterations, low=0)
         check("tolerance", self.tolerance, low=0.0, high=1.0)
         check("edge-fraction", self.edge_fraction, low=0.0, high=1.0)
@@ -73,11 +82,12 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     mask, support = padded.cut(maps.mask), padded.cut(maps.sources_mask)
     field = padded.cut(maps.field_ppm) * mask
     magnitude = None if maps.magnitude is None else padded.cut(maps.magnitude)
-    if maps.field_sigma_ppm is None:
-        sigma: Tensor | float = noise_sigma(field, mask)
-    else:
-        sigma = padded.cut_noise(maps.field_sigma_ppm)
-    typical, weight = known_noise(sigma, mask, least_noise_ppm(field, mask))
+    error = field_error(maps)
+    typical, weight = known_noise(padded.cut_noise(error.sigma_ppm), mask, least_noise_ppm(field, mask))
+    tv_weight = config.tv_weight
+    if tv_weight is None:
+        usual_ppm = gradient_scale_ppm(error, _SCALE_OVER_RMS)
+        tv_weight = _USUAL_WEIGHT if usual_ppm is None else typical / usual_ppm
 
     def inside(z: Tensor) -> Tensor:
         return z * support
@@ -89,7 +99,7 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         weight=weight.to(field),
         start=padded.cut(solve_tikhonov(maps, TikhonovConfig()).chi_ppm)[None],
         field_gain=1.0,
-        tv_weight=config.tv_weight * typical,
+        tv_weight=tv_weight * typical,
         tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=inside,
         penalty_field=_PENALTY_FIELD,
@@ -97,4 +107,7 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         tolerance=config.tolerance,
         progress=progress,
     )
-    return Susceptibility(padded.restore(x[0] * support), ended(change, config.tolerance, "the tv inversion"))
+    convergence = ended(change, config.tolerance, "the tv inversion")
+    if config.tv_weight is None:
+        convergence = replace(convergence, chosen={"tv_weight": tv_weight})
+    return Susceptibility(padded.restore(x[0] * support), convergence)

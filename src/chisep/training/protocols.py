@@ -284,7 +284,7 @@ def _simulated(
     }
     if "qsm" in network.inputs and bool(valid.any()):
         maps = Maps(field_ppm=channels["field"], mask=valid, grid=grid)
-        channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig()).chi_ppm
+        channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig(alpha=0.01)).chi_ppm
     nothing = torch.zeros(mask.shape)
     return Example(
         torch.stack([channels.get(name, nothing) for name in network.inputs]),
