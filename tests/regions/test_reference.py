@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chisep.errors import InputError
-from chisep.regions.reference import reference_of, referenced, ventricles
+from chisep.regions.reference import defined, reference_of, referenced, ventricles
 
 
 def test_mean_and_standard_error_of_independent_voxels():
@@ -56,7 +56,7 @@ def test_a_map_is_shifted_inside_and_stays_0_outside():
     chi = np.zeros((7, 7, 7), dtype=np.float32)
     chi[1:6, 1:6, 1:6] = 0.03
     chi[3, 3, 3] = 0  # both sources are 0 there
-    made = referenced(chi, 0.01)
+    made = referenced(chi, 0.01, defined(chi))
     assert made.dtype == np.float32
     assert made[3, 3, 3] == np.float32(-0.01)
     assert made[2, 2, 2] == pytest.approx(0.02)

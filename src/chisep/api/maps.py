@@ -344,7 +344,10 @@ def referenced_qsm(
         if isinstance(options.reference, Path):
             region, name = maps.mask & images.mask(options.reference), f"mask {options.reference.name}"
         reference = reference_of(chi.numpy(), region.numpy(), name)
-        chi, facts = torch.from_numpy(referenced(chi.numpy(), reference.value_ppm)), reference.facts()
+        chi, facts = (
+            torch.from_numpy(referenced(chi.numpy(), reference.value_ppm, chi.numpy() != 0)),
+            reference.facts(),
+        )
     _check_results({"qsm": chi}, options)
     _show(found.convergence.warnings)
     chosen = found.convergence.chosen

@@ -116,7 +116,7 @@ def ventricles(labels: LabelArray, known: _Mask) -> _Mask:
 
 
 def defined(chi_ppm: _Volume) -> _Mask:
-    """Mask of a map that is 0 outside; enclosed zeros, as where both sources are 0, are inside.
+    """Mask of a map that is 0 outside; zeros enclosed by other values are inside.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def defined(chi_ppm: _Volume) -> _Mask:
     return np.asarray(ndimage.binary_fill_holes(chi_ppm != 0))
 
 
-def referenced(chi_ppm: _Volume, value_ppm: float) -> _Volume:
+def referenced(chi_ppm: _Volume, value_ppm: float, inside: _Mask) -> _Volume:
     """Subtract a reference where a map is defined; it stays 0 outside.
 
     Parameters
@@ -135,5 +135,7 @@ def referenced(chi_ppm: _Volume, value_ppm: float) -> _Volume:
         Susceptibility in ppm, 0 outside the brain, shape (i, j, k).
     value_ppm
         Value to subtract.
+    inside
+        Where the map is defined, shape (i, j, k).
     """
-    return np.where(defined(chi_ppm), chi_ppm - np.float32(value_ppm), np.float32(0)).astype(np.float32)
+    return np.where(inside, chi_ppm - np.float32(value_ppm), np.float32(0)).astype(np.float32)

@@ -35,12 +35,15 @@ def qsm_stage(context: SessionContext) -> Stage:
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
         chi, facts = own.array(key), no_reference_facts()
-        if reference != "none":
-            found = _reference(own, reference, chi)
-            chi, facts = referenced(chi, found.value_ppm), found.facts()
-        volumes = {"qsm": torch.from_numpy(chi)}
+        volumes = {}
         if sigmas:
             volumes["qsm_sigma"] = chi_sigma(*(torch.from_numpy(own.array(name)) for name in sigmas))
+        if reference != "none":
+            # χ of sources may be exactly 0 inside, where both are.
+            inside = volumes["qsm_sigma"].numpy() > 0 if sigmas else defined(chi)
+            found = _reference(own, reference, chi, inside)
+            chi, facts = referenced(chi, found.value_ppm, inside), found.facts()
+        volumes["qsm"] = torch.from_numpy(chi)
         own.save(volumes)
         return StageResult(facts | context.assumption_facts("separation" if key == "chi" else "qsm"))
 
@@ -56,8 +59,10 @@ def qsm_stage(context: SessionContext) -> Stage:
     )
 
 
-def _reference(files: StageFiles, reference: str | Path, chi: NDArray[np.float32]) -> Reference:
-    known = trusted_mask(files) & defined(chi)
+def _reference(
+    files: StageFiles, reference: str | Path, chi: NDArray[np.float32], inside: NDArray[np.bool_]
+) -> Reference:
+    known = trusted_mask(files) & inside
     if isinstance(reference, Path):
         return reference_of(chi, known & (files.array(reference) > 0), f"mask {reference.name}")
     if reference == "csf":
