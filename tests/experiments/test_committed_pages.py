@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chisep.experiments import preprocessing, scan_checks
+from chisep.experiments import preprocessing, relaxivity, scan_checks
 from chisep.experiments.robustness import ablations as network_ablations
 from chisep.experiments.robustness import results as robustness
 from chisep.experiments.robustness.protocols import BeyondConfig
@@ -37,6 +37,7 @@ PAGES = {
     "beyond/beyond": _beyond,
     "beyond/ablations": _network_ablations,
     "preprocessing": lambda found: preprocessing.page(found["Rows"]),
+    "relaxivity/relaxivity": relaxivity.page,
     "scan-checks/scan-checks": lambda found: scan_checks.page(found["Sessions"]),
     "thesis/ablations": lambda found: ablations.page(found["Rows"], found["Budget"]),
     "thesis/patients": lambda found: patients.page(found["Rows"], found["IntermediateEstimates"]),
