@@ -220,3 +220,27 @@ def test_bad_options_are_refused():
         )
     with pytest.raises(InputError, match="channels out of"):
         NetworkConfig(("field", "field_sigma"), ("chi",))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_conjugate_gradients_lower_the_objective_of_the_dc_step(count):
+    """Where the noise differs between voxels the closed form is not the minimum."""
+    weights = torch.rand(Y[:, :2].shape, generator=GENERATOR, dtype=torch.float64) * 20 * MASK
+    z = torch.zeros_like(X)
+
+    def objective(network: UnrolledProximal) -> torch.Tensor:
+        x = network._dc_step(ROWS, z, weights, None, 0, PHI) * MASK
+        prior = network._prior(None, z) + network._excess(ROWS[:, 0] - PHI.total(z), weights[:, 0], 0.8)
+        misfit = (weights * (PHI.apply(x)[:, 1:] - ROWS).square()).sum()
+        return misfit + (x.square() / prior).sum()
+
+    exact = objective(silent(make(cg_iterations=60)))
+    assert objective(silent(make(cg_iterations=10 * count))) > exact * (1 + 1e-9)
+
+
+def test_errors_beyond_the_noise_can_stay_as_configured():
+    network = make(learned_errors=False, r2prime_error_ppb=0.5, field_error_ppb=0.1)
+    assert not network.log_errors.requires_grad
+    network.log_errors.data.fill_(1.0)
+    network.reset_errors()
+    torch.testing.assert_close(network.log_errors.exp(), torch.tensor([0.0005, 0.0001], dtype=torch.float64))

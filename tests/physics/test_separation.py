@@ -226,3 +226,27 @@ def test_a_further_step_leaves_voxels_of_the_usual_width(phi):
     moved = (made - z).abs().amax(0)
     assert moved[:2].min() > 1e-6
     assert moved[2:].max() == 0
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["field alone", "both rows"])
+def test_posterior_mean_is_a_minimum(count):
+    """The gradient of the objective vanishes within the mask, in each volume of a batch."""
+    grids = [GRID, Grid(GRID.shape, (1.0, 1.0, 2.0), (0.0, 0.6, 0.8))]
+    mask = torch.rand(2, *GRID.shape, generator=torch.Generator().manual_seed(3)) > 0.2
+    dipole = Dipole.of_batch(grids, padding=1.5, dtype=torch.float64)
+    ratio = torch.tensor([0.7, 1.2], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    phi, inside = Separation(dipole, ratio, mask), mask.unsqueeze(1)
+    shape = (2, count, *GRID.shape)
+    rows, z = random(*shape, seed=1), random(*shape, seed=2) * inside
+    weights, prior = 20 * random(*shape, seed=4).abs() * inside, 0.1 + random(*shape, seed=5).abs()
+    x = phi.posterior_mean(rows, z, weights, prior, z, 300).requires_grad_()
+
+    def of(x: torch.Tensor) -> torch.Tensor:
+        if count == 1:
+            return dipole.apply(x[:, 0]).unsqueeze(1)
+        return phi.apply(x)[:, 1:]
+
+    misfit = (weights * (of(x) - rows).square()).sum() + ((x - z).square() / prior).sum()
+    (gradient,) = torch.autograd.grad(misfit, x)
+    assert (gradient * inside).abs().max() < 1e-9
+    assert torch.equal(x * ~inside, z * ~inside)

@@ -15,6 +15,7 @@ from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.training.data import TrainingScan, statistics_of_crops
 from chisep.training.protocols import ProtocolConfig, ProtocolCrops, load_heads
+from chisep.training.random_contrast import ContrastConfig
 from chisep.types import Grid
 
 NETWORK = NetworkConfig((*MEASURED_ROWS, *NOISE.values()), SOURCES, proximal=UnrolledProximalConfig())
@@ -206,3 +207,34 @@ def test_bad_ranges_are_refused():
     ):
         with pytest.raises(InputError, match="ranges from low to high"):
             ProtocolConfig(**options)
+
+
+def test_the_noise_map_includes_structured_errors():
+    config = replace(EXACT, structured_ppb=8.0, voxel_mm=(1.0, 1.0), slice_ratio=1.0)
+    for number in range(6):
+        example = crops(config)[number]
+        pos, neg = example.targets
+        grid = Grid((SIZE,) * 3, tuple(example.voxel_mm.tolist()), tuple(example.b0_direction.tolist()))
+        inside = example.mask[0]
+        error = (example.inputs[1] - Dipole(grid).apply(pos - neg))[inside]
+        sigma = example.inputs[3][inside]
+        assert float(sigma.max() - sigma.min()) < 1e-6
+        assert float(error.square().mean().sqrt()) == pytest.approx(float(sigma.mean()), rel=0.05)
+
+
+def test_clean_crops_have_the_errors_of_their_noise_maps_alone():
+    config = ProtocolConfig(gre_only_share=0.0, clean_share=1.0, snr=(50.0, 150.0))
+    for number in range(6):
+        example = crops(config)[number]
+        off = (example.inputs[0] - example.targets[0] - example.ratio * example.targets[1]) / example.inputs[
+            2
+        ]
+        measured = example.mask[0] & (example.inputs[0] > 0)
+        assert float(off[measured].square().mean()) == pytest.approx(1, abs=0.25)
+
+
+def test_random_contrasts_keep_the_law_of_r2prime():
+    for number in range(6):
+        example = crops(replace(EXACT, contrast=ContrastConfig(share=1.0)))[number]
+        pos, neg = example.targets
+        torch.testing.assert_close(example.inputs[0], pos + example.ratio * neg, rtol=1e-3, atol=1e-5)

@@ -63,6 +63,11 @@ class UnrolledProximalConfig:
     """Whether U-nets predict the uncertainty of each source."""
     padding: float = 1.5
     """Padded size of DC steps over the size of a crop."""
+    learned_errors: bool = True
+    """Whether the errors beyond the noise are learned; otherwise they keep their initial values."""
+    cg_iterations: int = 0
+    """Conjugate-gradient iterations after each closed-form DC step, to solve it with the noise of every voxel
+    and the prior variance of every voxel; 0 for the closed form alone."""
     prior_ppb: float = 30.0
     """Initial SD of the prior: the uncertainty of sources after a U-net."""
     r2prime_error_ppb: float = 5.0
@@ -73,7 +78,7 @@ class UnrolledProximalConfig:
     def __post_init__(self) -> None:
         sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb)
         padded = 1 <= self.padding < math.inf
-        counted = self.passes >= 1 and min(self.inverse_steps, self.last_steps) >= 0
+        counted = self.passes >= 1 and min(self.inverse_steps, self.last_steps, self.cg_iterations) >= 0
         if (
             not counted
             or not 1 <= self.widest < math.inf
@@ -132,8 +137,14 @@ class UnrolledProximal(nn.Module):
         outputs = 2 * rows if config.uncertainty else rows
         self.unets = nn.ModuleList([UNet(inputs, outputs, unet, each) for _ in range(count)])
         self.log_weights = nn.Parameter(torch.zeros(config.passes + (config.last_steps > 0), rows))
-        errors = (config.r2prime_error_ppb, config.field_error_ppb)[-rows:]
-        self.log_errors = nn.Parameter(torch.tensor(errors).div(1000).log())
+        self.log_errors = nn.Parameter(torch.zeros(rows), requires_grad=config.learned_errors)
+        self.reset_errors()
+
+    def reset_errors(self) -> None:
+        """Set the errors beyond the noise to those of the config."""
+        errors = (self.config.r2prime_error_ppb, self.config.field_error_ppb)[-self.row_count :]
+        with torch.no_grad():
+            self.log_errors.copy_(torch.tensor(errors).div(1000).log())
 
     def forward(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> Tensor:
         """Return the final estimate; arguments as of `intermediate_estimates`."""
@@ -215,7 +226,8 @@ class UnrolledProximal(nn.Module):
         max_weight = field_weights.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
         weight_field, inverse_variance = factors[-1] * max_weight, field_weights / max_weight
         if self.row_count == 1:
-            return phi.field_step(rows[:, 0], z[:, 0], weight_field, inverse_variance).unsqueeze(1)
+            made = phi.field_step(rows[:, 0], z[:, 0], weight_field, inverse_variance).unsqueeze(1)
+            return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, None, made, phi)
         prior = None
         if self.config.adaptive:
             prior = self._prior(log_scale, z)
@@ -223,7 +235,7 @@ class UnrolledProximal(nn.Module):
                 prior = prior + self._excess(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
         weight = factors[0] * weights[:, 0]
         max_ratio = self.config.widest if prior is not None and number == self.config.passes else 1.0
-        return phi.data_step(
+        made = phi.data_step(
             rows[:, 0],
             rows[:, 1],
             z,
@@ -234,6 +246,21 @@ class UnrolledProximal(nn.Module):
             max_ratio,
             only_wide=high_uncertainty_only,
         )
+        return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, prior, made, phi)
+
+    def _solved(
+        self,
+        rows: Tensor,
+        z: Tensor,
+        weights: Tensor,
+        prior: Tensor | None,
+        initial: Tensor,
+        phi: Separation,
+    ) -> Tensor:
+        """Solve the DC step further by conjugate gradients, from its closed form."""
+        if not self.config.cg_iterations:
+            return initial
+        return phi.posterior_mean(rows, z, weights, prior, initial, self.config.cg_iterations)
 
     def _prior(self, log_scale: Tensor | None, z: Tensor) -> Tensor:
         """Prior variance of each source, relative to that in the weights.

@@ -215,6 +215,85 @@ class Separation(LinearOperator):
         made = torch.stack((pos, neg), dim=-4)
         return z.lerp(made, fraction.unsqueeze(-4)) if fraction is not None and only_wide else made
 
+    def posterior_mean(
+        self,
+        rows: Tensor,
+        z: Tensor,
+        weights: Tensor,
+        prior: Tensor | None,
+        initial: Tensor,
+        iterations: int,
+    ) -> Tensor:
+        """Data-consistency step by conjugate gradients: argmin_x ½‖W^½(Φx − y)‖² + ½‖P^−½(x − z)‖².
+
+        Parameters
+        ----------
+        rows
+            y: R2'/D_r,pos and field, shape (batch, 2, i, j, k), for sources χ_pos and χ_neg; or the field
+            alone, shape (batch, 1, i, j, k), for χ.
+        z
+            Prior estimate of the sources, of the shape of `rows`.
+        weights
+            W: inverse variance of each row in each voxel in units of the prior's, of the shape of `rows`; 0
+            where nothing was measured.
+        prior
+            P: prior variance of each source in each voxel, of the shape of `rows`; 1 if None.
+        initial
+            First estimate, of the shape of `rows`.
+        iterations
+            Number of iterations; gradients flow through all of them.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of `rows`.
+
+        Notes
+        -----
+        With x = z + P^½ u the system is (1 + P^½ΦᴴWΦP^½) u = P^½ΦᴴW (y − Φz), preconditioned with the inverse
+        of its diagonal. The mean of D² over all directions is 4/45.
+        """
+        scale = torch.ones_like(z) if prior is None else prior.clamp_min(_SMALLEST_VARIANCE).sqrt()
+        scale = scale * self._measured(torch.ones_like(z), stacked=True)
+        *_, of_field = weights.unbind(1)
+        diagonal = 1 + scale.square() * (4 / 45) * of_field.unsqueeze(1)
+        if rows.shape[1] > 1:
+            ratio = torch.ones_like(z)
+            ratio[:, 1] = ratio[:, 1] * self.ratio
+            diagonal = diagonal + (scale * ratio).square() * weights[:, :1]
+
+        def system(u: Tensor) -> Tensor:
+            return u + scale * self._transposed(weights * self._rows_of(scale * u))
+
+        u = (initial - z) / scale.clamp_min(_SMALLEST_VARIANCE) * (scale > 0)
+        right = scale * self._transposed(weights * (rows - self._rows_of(z)))
+        residual = right - system(u)
+        preconditioned = residual / diagonal
+        direction, before = preconditioned, _inner(residual, preconditioned)
+        for _ in range(iterations):
+            image = system(direction)
+            step = before / _inner(direction, image).clamp_min(_SMALLEST_VARIANCE)
+            u, residual = u + step * direction, residual - step * image
+            preconditioned = residual / diagonal
+            now = _inner(residual, preconditioned)
+            direction = preconditioned + now / before.clamp_min(_SMALLEST_VARIANCE) * direction
+            before = now
+        return z + scale * u
+
+    def _rows_of(self, x: Tensor) -> Tensor:
+        """Rows R2'/D_r,pos and field of two sources, or the field of χ."""
+        if x.shape[1] == 1:
+            return self.dipole.apply(x[:, 0]).unsqueeze(1)
+        chi = x[:, 0] - x[:, 1]
+        return torch.stack((self.total(x), self.dipole.apply(chi)), 1)
+
+    def _transposed(self, rows: Tensor) -> Tensor:
+        """Adjoint of `_rows_of`."""
+        if rows.shape[1] == 1:
+            return self.dipole.adjoint(rows[:, 0]).unsqueeze(1)
+        chi = self.dipole.adjoint(rows[:, 1])
+        return torch.stack((rows[:, 0] + chi, self.ratio * rows[:, 0] - chi), 1)
+
     def _log_variance_fraction(self, variance: Tensor, widest: float) -> Tensor:
         """Position of each voxel's log variance between the mean (0) and the maximum (1)."""
         log = variance.log()
@@ -271,3 +350,8 @@ class Separation(LinearOperator):
         return [
             self.dipole.volume(spectrum * (weight * kernel / (weight * kernel**2 + 1))) for weight in weights
         ]
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each volume of a batch."""
+    return (a * b).sum((1, 2, 3, 4), keepdim=True)

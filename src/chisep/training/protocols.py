@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +26,10 @@ from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz, r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
 from chisep.progress import Progress
 from chisep.simulation.measured import rate_sigma_hz
+from chisep.simulation.structured_errors import structured_field_error
 from chisep.solvers import tikhonov
 from chisep.training.data import Example, FoldersConfig, RandomCrops, TrainingScan
+from chisep.training.random_contrast import ContrastConfig, random_contrast
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
@@ -80,10 +82,19 @@ class ProtocolConfig:
     """SD of the relative error of the R2 fit, constant in a crop."""
     gre_only_share: float = 0.2
     """Share of crops without spin echo, with a pseudo-R2' (R2* minus a constant R2)."""
+    structured_ppb: float = 0.0
+    """Largest SD of the structured error of the field in ppb; the noise map of the field includes it."""
+    clean_share: float = 0.0
+    """Share of crops without errors beyond those of the noise maps: no error of registration, of the R2 fit,
+    of D_r, no residual background field."""
+    sigma_error: float = 0.0
+    """SD of the logarithm of the factor by which the noise map of the field is wrong."""
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    """Random contrasts of the sources."""
 
     def __post_init__(self) -> None:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
-        shares = (self.standard_share, self.gre_only_share, self.axial_share or 0)
+        shares = (self.standard_share, self.gre_only_share, self.axial_share or 0, self.clean_share)
         if not all(0 < low <= high < math.inf for low, high in pairs) or not all(0 <= s <= 1 for s in shares):
             raise InputError(
                 "protocol",
@@ -91,6 +102,13 @@ class ProtocolConfig:
                 expected="ranges from low to high, above 0, and shares from 0 to 1",
                 fix="Correct the options.",
             )
+
+    @property
+    def clean(self) -> ProtocolConfig:
+        """The same without errors beyond those of the noise maps."""
+        return replace(
+            self.with_good_r2prime(), dr_error=0.0, background_ppb=0.0, unexplained_ppb=0.0, sigma_error=0.0
+        )
 
     def with_good_r2prime(self) -> ProtocolConfig:
         """Return the same without errors of R2' beyond its noise: registration and R2 fit."""
@@ -179,10 +197,13 @@ class ProtocolCrops(RandomCrops):
         self.config, self.size = config, size
 
     def _around(self, scan: TrainingScan, centre: tuple[int, int, int], rng: np.random.Generator) -> Example:
-        protocol = drawn(rng, self.config, self.size)
+        config = self.config
+        if config.clean_share and rng.random() < config.clean_share:
+            config = config.clean
+        protocol = drawn(rng, config, self.size)
         head = _resampled(scan, centre, protocol.grid)
         flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
-        return _simulated(head.flip(flips), protocol, self.network, self.config, rng)
+        return _simulated(head.flip(flips), protocol, self.network, config, rng)
 
 
 def drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> DrawnProtocol:
@@ -263,12 +284,20 @@ def _simulated(
     mask = head[0] > 0.5
     pos, neg, r2 = head[1:] * mask
     grid, dipole = protocol.grid, Dipole(protocol.grid)
+    if config.contrast.share:
+        pos, neg = random_contrast(pos, neg, mask, grid, config.contrast, rng)
     r2 = r2_at_field_hz(r2, protocol.b0_t)
     r2star = r2 + r2prime_of_sources(pos, neg, protocol.relaxivity)
     gre_sigma = _rate_sigma_hz(r2star, mask, protocol.te_gre_s, protocol.snr)
     field_sigma = gre_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
     field = dipole.apply(pos - neg) + field_sigma * _noise(rng, mask)
     field += _field_errors(mask, grid, dipole, config, rng)
+    if config.structured_ppb:
+        structured_ppm = 1e-3 * float(rng.uniform(0, config.structured_ppb))
+        field += structured_ppm * structured_field_error(mask, grid, rng)
+        field_sigma = torch.hypot(field_sigma, torch.full_like(field_sigma, structured_ppm))
+    if config.sigma_error:
+        field_sigma = field_sigma * math.exp(config.sigma_error * rng.standard_normal())
     valid = _valid_field(mask, grid, config, rng)
     r2star = r2star + gre_sigma * _noise(rng, mask)
     fitted_r2, r2_sigma = _measured_r2(r2, mask, protocol, config, rng)

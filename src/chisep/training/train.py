@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from chisep.io.files import make_directory
 from chisep.networks.config import Statistics
+from chisep.networks.unrolled_proximal import UnrolledProximal
 from chisep.networks.weights import LoadedNetwork
 from chisep.progress import Progress
 from chisep.training.callbacks import LAST, ProgressBar, TimeLimit, checkpoints, quiet, weight_average
@@ -111,6 +112,8 @@ def train(
     module = TrainingModule(recipe.network, channel_statistics, recipe.loss, recipe.optimiser)
     if start is not None:
         module.network.load_state_dict(start.network.state_dict())
+        if isinstance(module.network, UnrolledProximal) and not module.network.config.learned_errors:
+            module.network.reset_errors()
     best, last = checkpoints(out)
     callbacks: list[pl.Callback] = [best, last]
     if recipe.optimiser.average_steps:
