@@ -82,6 +82,19 @@ def test_fluid_on_the_brain_is_left_out_on_request_only(head):
     assert int((wide & fluid).sum()) > 0.8 * int(fluid.sum())
 
 
+def test_brain_dephased_in_the_last_echo_is_kept_at_the_edge(head):
+    """Steep fields of bone and air take the cortex off the last echo, not off the first."""
+    depth = depth_mm(head.brain, head.grid)
+    near = ball(head.grid, 25.0, (60.0, 0.0, 0.0))
+    cortex = near & head.brain & (depth <= 2.0)
+    magnitude = head.gre().abs()
+    for echo, left in zip(magnitude, (1.0, 0.8, 0.5, 0.3, 0.15), strict=True):
+        echo[cortex] *= left
+    mask = brain_mask(magnitude, head.grid)
+    assert float((mask & cortex).sum() / cortex.sum()) > 0.9
+    assert dice(mask, head.brain) >= 0.97
+
+
 def test_axes_may_lie_in_any_order_and_direction(head):
     magnitude = head.gre().abs()
     wanted = brain_mask(magnitude, head.grid)
