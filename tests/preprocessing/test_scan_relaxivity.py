@@ -14,6 +14,7 @@ from chisep.preprocessing.scan_relaxivity import (
     ScanRelaxivity,
     choose_relaxivity,
     relaxivity_of_scan,
+    source_text,
 )
 from chisep.types import Grid, Relaxivity
 
@@ -91,7 +92,7 @@ def test_without_iron_there_is_no_estimate():
     chosen = choose_relaxivity(one, 7.0)
     assert chosen.relaxivity == default_relaxivity(7.0)
     assert "too uncertain" in chosen.warnings[0]
-    assert chosen.facts["D_r_source"] == "default"
+    assert source_text(chosen.facts) == "default; 90 % intervals: no estimate"
 
 
 def test_without_diamagnetic_tissue_d_r_of_both_is_that_of_iron():
@@ -111,6 +112,9 @@ def test_choice_states_values_intervals_and_source():
     assert (chosen.facts["D_r_pos_low90"], chosen.facts["D_r_neg_high90"]) == (140.0, 110.0)
     assert "150 1/s/ppm (90 % interval 140 to 160)" in chosen.warnings[0]
     assert "in place of 114" in chosen.warnings[0]
+    assert source_text(chosen.facts) == (
+        "scan; 90 % intervals: χ_pos 140 to 160 1/s/ppm, χ_neg 75 to 110 1/s/ppm"
+    )
     wide = ScanRelaxivity(Estimate(150.0, (90.0, 250.0), 2.0), known.neg)
     assert choose_relaxivity(wide, 3.0).relaxivity == default_relaxivity(3.0)
     assert "no measured R2'" in choose_relaxivity(None, 3.0).warnings[0]

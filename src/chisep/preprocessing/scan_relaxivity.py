@@ -8,6 +8,7 @@ about the same χ_pos in all people (χ-separation atlas, Min 2024, 10.1002/nbm.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +165,22 @@ def _facts(used: Relaxivity, source: str, found: ScanRelaxivity | None = None) -
             }
         facts[f"D_r_{name}_tissue_ml"] = one.tissue_ml
     return facts
+
+
+def source_text(facts: Mapping[str, Any]) -> str:
+    """Describe where the D_r of a scan is from, with the intervals of its estimates.
+
+    Parameters
+    ----------
+    facts
+        Of `choose_relaxivity`.
+    """
+    texts = [
+        f"χ_{name} {facts[f'D_r_{name}_low90']:.4g} to {facts[f'D_r_{name}_high90']:.4g} 1/s/ppm"
+        for name in ("pos", "neg")
+        if f"D_r_{name}_low90" in facts
+    ]
+    return f"{facts['D_r_source']}; 90 % intervals: {', '.join(texts) or 'no estimate'}"
 
 
 def relaxivity_of_scan(

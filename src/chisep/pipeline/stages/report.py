@@ -17,6 +17,7 @@ from chisep.pipeline.stages.regions import trusted_mask
 from chisep.pipeline.stages.relaxometry import has_b1
 from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
 from chisep.preprocessing.relaxivity import AUTO
+from chisep.preprocessing.scan_relaxivity import source_text
 from chisep.provenance.records import Record
 from chisep.regions.statistics import read_values
 from chisep.report.session import SessionImages, panels, region_rows
@@ -139,16 +140,6 @@ def _reference_line(facts: Mapping[str, Any]) -> str:
     return "none" if region in (None, "none") else f"{region}: {value:.1f} ± {sigma:.1f} ppb subtracted"
 
 
-def _interval_text(found: Mapping[str, Any]) -> str:
-    """Where D_r of `--dr auto` is from, with its intervals."""
-    texts = [
-        f"χ_{name} {found[f'D_r_{name}_low90']:.4g} to {found[f'D_r_{name}_high90']:.4g} 1/s/ppm"
-        for name in ("pos", "neg")
-        if f"D_r_{name}_low90" in found
-    ]
-    return f"{found['D_r_source']}; 90 % intervals: {', '.join(texts) or 'no estimate'}"
-
-
 def _method_lines(
     context: SessionContext, files: StageFiles, qsm_facts: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
@@ -171,4 +162,4 @@ def _method_lines(
         d_r = session_relaxivity(context, files)
         yield "D_r", f"{d_r.pos_hz_per_ppm:.4g} (χ_pos), {d_r.neg_hz_per_ppm:.4g} (χ_neg) 1/s/ppm"
         if config.dr == AUTO:
-            yield "D_r is from", _interval_text(files.json("calibration"))
+            yield "D_r is from", source_text(files.json("calibration"))
