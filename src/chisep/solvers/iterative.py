@@ -40,7 +40,7 @@ from chisep.types import Maps, Sources
 # On a digital phantom (1.5 mm, SNR 100) sixty iterations with it converge further than two hundred with five
 # times as much.
 _PENALTY_FIELD = 0.01
-_SCALE_OVER_RMS = 0.3
+_SCALE_OVER_RMS = 0.25
 """Scale of the gradients of both sources over the root mean square of |∇χ|; 0.2 to 0.7 differ little."""
 _USUAL_WEIGHT = 0.6
 """λ where the mask has too few voxels to estimate spectra."""

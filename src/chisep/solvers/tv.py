@@ -5,7 +5,7 @@
 (FANSI: Milovic 2018, 10.1002/mrm.27073; with a magnitude image TV does not act on its edges, as in MEDI: Liu
 2011, 10.1002/mrm.22816.) σ is the error of each voxel of the field, given or estimated (`field_error`), σ_f
 its median. If λ is not given, it is σ_f/b: the maximum a posteriori where |∇χ| has a density proportional to
-exp(−|∇χ|/b). b is half of the root mean square of |∇χ|, which follows from the spectrum of the field. So
+exp(−|∇χ|/b). b is 0.4 of the root mean square of |∇χ|, which follows from the spectrum of the field. So
 twice the error is four times the smoothing, and a field without error is hardly smoothed.
 """
 
@@ -33,7 +33,7 @@ from chisep.types import Maps, Susceptibility
 
 # With a smaller one the iteration is unstable for strong smoothing.
 _PENALTY_FIELD = 0.05
-_SCALE_OVER_RMS = 0.5
+_SCALE_OVER_RMS = 0.4
 """b over the root mean square of |∇χ|; 0.3 to 0.7 differ little."""
 _USUAL_WEIGHT = 0.05
 """λ where the mask has too few voxels to estimate spectra."""
