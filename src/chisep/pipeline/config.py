@@ -84,6 +84,9 @@ class RunConfig:
     """How R2* is fitted."""
     r2: R2Config = field(default_factory=R2Config)
     """How R2 is fitted."""
+    denoise: Literal["lmmse", "none"] = "lmmse"
+    """Denoising of R2': local linear minimum mean square error (LMMSE) estimate from the amplitudes, R2* and
+    R2 of a voxel and its neighbours, or none."""
     device: str = "cpu"
     """Device of the computation: cpu, cuda, cuda:1, …"""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)

@@ -318,7 +318,14 @@ def r2prime(r2star: Rate, r2: Rate) -> Rate:
         below −3 σ are set to −3 σ.
     """
     sigma = torch.hypot(r2star.sigma_hz, r2.sigma_hz).clamp_max(MAX_RATE_HZ)
-    return Rate(torch.maximum(r2star.rate_hz - r2.rate_hz, -_FARTHEST_BELOW * sigma), sigma)
+    return bounded_below(Rate(r2star.rate_hz - r2.rate_hz, sigma))
+
+
+def bounded_below(difference: Rate) -> Rate:
+    """Set values of R2' below −3 σ, which are not noise, to −3 σ."""
+    return replace(
+        difference, rate_hz=torch.maximum(difference.rate_hz, -_FARTHEST_BELOW * difference.sigma_hz)
+    )
 
 
 def with_registration_error(

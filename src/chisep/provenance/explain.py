@@ -173,7 +173,7 @@ def _defaults(stage: str, parameters: Mapping[str, Any], records: Records) -> di
         case "registration":
             found = asdict(config.registration)
         case "relaxometry":
-            found = {"R2star": asdict(config.r2star), "R2": asdict(config.r2)}
+            found = {"R2star": asdict(config.r2star), "R2": asdict(config.r2), "Denoise": config.denoise}
         case "qsm":
             found = {"Method": _default_qsm(records)} | (
                 {"Reference": config.reference} if "Reference" in parameters else {}

@@ -380,7 +380,14 @@ def _r2(session: SessionFacts) -> Sentences:
             yield "R2", "R2 was fitted as one exponential, which stimulated echoes bias."
         case other:
             yield "R2", f"R2 was fitted by: {value_text(other) or NOT_RECORDED}."
-    yield "R2'", "R2′ is R2* − R2, not clipped at 0."
+    denoised = (
+        "; its noise was reduced by a local linear minimum mean square error estimate from the amplitudes, "
+        "R2* and R2 [@lee1980]"
+    )
+    yield (
+        "R2'",
+        f"R2′ is R2* − R2, not clipped at 0{denoised if parameters.get('Denoise') == 'lmmse' else ''}.",
+    )
 
 
 def _qsm(session: SessionFacts) -> Sentences:

@@ -24,6 +24,7 @@ from chisep.preprocessing.extent import require_slices
 from chisep.preprocessing.head_size import adult_grid, length_scale
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.magnitude_noise import noise_sigma_of_field
+from chisep.preprocessing.rate_denoising import Decay, decay_parameters, denoised_r2prime
 from chisep.preprocessing.registration import LEAST_CONTRAST, register
 from chisep.preprocessing.relaxometry import (
     FEWEST_ECHOES,
@@ -142,6 +143,7 @@ def relaxometry_stage(context: SessionContext) -> Stage:
             "SpinEchoTime": list(mese.te_s),
             "R2": asdict(config.r2),
             "RegistrationErrorMm": REGISTRATION_SD_MM,
+            "Denoise": config.denoise,
         }
 
     def work(declared: DeclaredFiles) -> StageResult:
@@ -155,6 +157,11 @@ def relaxometry_stage(context: SessionContext) -> Stage:
 def has_b1(context: SessionContext) -> bool:
     """Whether the transmit field is fitted with R2."""
     return context.session.mese is not None and context.config.r2.method == "epg"
+
+
+def _denoises(context: SessionContext) -> bool:
+    """Whether R2' is denoised: that of a pseudo-R2 is uncertain for another reason than noise."""
+    return context.session.mese is not None and context.config.denoise == "lmmse"
 
 
 def _two_echoes(context: SessionContext) -> bool:
@@ -190,6 +197,9 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         b0_t=context.b0_t,
         noise_sigma=_noise_of_two_echoes(context, magnitude, brain, files),
     )
+    decay = None
+    if _denoises(context):
+        decay = decay_parameters(magnitude, context.session.megre.te_s, of_gre, brain)
     del magnitude
     if context.session.mese is None:
         difference = pseudo_r2prime(of_gre, context.b0_t)
@@ -202,7 +212,7 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         ]
     else:
         difference, of_spin_echo, facts, warnings = _r2prime(
-            context, context.session.mese, of_gre, brain, files
+            context, context.session.mese, of_gre, decay, brain, files
         )
     if _two_echoes(context):
         median = round(float(of_gre.sigma_hz[brain].median()), 3)
@@ -227,7 +237,12 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
 
 
 def _r2prime(
-    context: SessionContext, mese: bids.Series, of_gre: Rate, brain: Tensor, files: StageFiles
+    context: SessionContext,
+    mese: bids.Series,
+    of_gre: Rate,
+    decay: Decay | None,
+    brain: Tensor,
+    files: StageFiles,
 ) -> tuple[Rate, dict[str, Tensor], dict[str, Any], list[str]]:
     """R2' from the spin echo, R2 maps by their keys; 0 outside the field of view of the spin echo."""
     spin_echoes, image = files.echoes_on_own_grid(mese.magnitude)
@@ -245,8 +260,9 @@ def _r2prime(
     )
     warnings = judged(context, [check], "spin echo")
     known = brain & covered
+    spin_echoes = _resampled(spin_echoes, image, transform, files, known)
     of_se = r2(
-        _resampled(spin_echoes, image, transform, files, known),
+        spin_echoes,
         mese.te_s,
         known,
         context.config.r2,
@@ -256,7 +272,11 @@ def _r2prime(
     maps = {"r2": of_se.rate_hz.clamp_min(0), "r2_sigma": of_se.sigma_hz}
     if has_b1(context):
         maps["b1"] = torch.zeros_like(of_se.rate_hz) if of_se.b1 is None else of_se.b1
-    difference = r2prime(of_gre, of_se)
+    if decay is not None:
+        of_echoes = decay_parameters(spin_echoes, mese.te_s, of_se, known)
+        difference = denoised_r2prime(decay, of_echoes, known, files.grid.voxel_mm)
+    else:
+        difference = r2prime(of_gre, of_se)
     return (
         Rate(difference.rate_hz * known, difference.sigma_hz * known),
         maps,
