@@ -264,6 +264,8 @@ def measured_channels(
 
 
 def _sigma_of_field(maps: Maps) -> Volume | float:
+    if maps.field_sigma_ppm is not None:
+        return maps.field_sigma_ppm
     from chisep.solvers.field_error import field_error  # listing methods imports no solver
 
     return field_error(maps).sigma_ppm
