@@ -123,7 +123,7 @@ def test_from_heads_to_tables(tmp_path):
     found = json.loads((out / "whole-brain.json").read_text())
     assert str(tmp_path) not in json.dumps(found)
     own = found["SNR"]["50"]
-    assert own["Heads"] == ["head-1"]
+    assert own["Heads"] == list(own["ByHead"]) == ["head-1"]
     chain, known = (own["Whole"][what]["closed-form"]["chi_pos"]["mean"] for what in ("chain", "true-maps"))
     assert 0 < known < chain < 100
     assert own["Covered"]["brain mask"] > 85
@@ -138,4 +138,4 @@ def test_from_heads_to_tables(tmp_path):
     assert cli.main([*call, "--before", str(out / "whole-brain.json")]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert json.loads((out / "whole-brain.json").read_text()) == found
-    assert "closed-form, whole chain, before" in (out / "whole-brain.md").read_text()
+    assert "closed-form, whole chain, before (head-1)" in (out / "whole-brain.md").read_text()

@@ -48,10 +48,11 @@ def summarised(config: WholeBrainConfig, cells: _Cells) -> dict[str, Any]:
     Returns
     -------
     dict
-        By SNR: `Heads`; `Whole`, mean and SD of the NRMSE in the whole brain by inputs, method and map;
-        `Zones`, means of NRMSE and of the coverage of 90 % intervals by inputs, method, measure, map and
-        zone; `Covered`, part of the brain in masks and maps; `Scan`, errors of field and R2' over their σ;
-        `Background`, RMS error of the local field by method and zone; `DepthMm`, mean depth of each zone.
+        By SNR: `Heads`; `ByHead`, NRMSE in the whole brain of the chain with the first method; `Whole`, mean
+        and SD of the NRMSE in the whole brain by inputs, method and map; `Zones`, means of NRMSE and of the
+        coverage of 90 % intervals by inputs, method, measure, map and zone; `Covered`, part of the brain in
+        masks and maps; `Scan`, errors of field and R2' over their σ; `Background`, RMS error of the local
+        field by method and zone; `DepthMm`, mean depth of each zone.
     """
     found = {}
     for snr in config.snrs:
@@ -75,6 +76,10 @@ def _of_one_snr(config: WholeBrainConfig, cells: _Cells) -> dict[str, Any]:
     depths = [{zone: facts["mean_depth_mm"] for zone, facts in x["zones"].items()} for x in scans]
     return {
         "Heads": [cell["head"] for cell in scans],
+        "ByHead": {
+            cell["head"]: {name: by_zone[WHOLE] for name, by_zone in cell["nrmse_percent"].items()}
+            for cell in of[CHAIN].get(config.methods[0], [])
+        },
         "Whole": {
             what: {
                 method: {
@@ -138,7 +143,8 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
     method = found["Options"]["methods"][0]
     for snr, own in found["SNR"].items():
         text += f"\n## SNR {snr}: {', '.join(own['Heads'])}\n\n{_headline(own, _earlier(before, snr))}"
-        text += f"\n{_zone_table(own, method)}\n{_scan_text(own)}"
+        text += f"\n{_head_table(own, _earlier(before, snr), method)}\n{_zone_table(own, method)}"
+        text += f"\n{_scan_text(own)}"
         if own["Background"]:
             text += f"\nRMS error of the local field (ppb):\n\n{_background_table(own)}"
     return text
@@ -155,7 +161,11 @@ def _headline(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> str:
         for method, by_map in by_method.items()
     ]
     rows += [
-        (f"{method}, {_TITLES[CHAIN]}, before", by_map, earlier["Zones"][CHAIN][method])
+        (
+            f"{method}, {_TITLES[CHAIN]}, before ({', '.join(earlier['Heads'])})",
+            by_map,
+            earlier["Zones"][CHAIN][method],
+        )
         for method, by_map in (earlier["Whole"][CHAIN] if earlier else {}).items()
     ]
     lines = []
@@ -171,6 +181,16 @@ def _headline(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> str:
         )
     columns = [*_MAP_NAMES.values(), *(f"{zone}: χ_pos/χ_neg" for zone in (CORTEX, DEEP, DEEP_GREY))]
     return markdown(["method and inputs", *columns, "coverage of 90 % intervals (%)"], lines)
+
+
+def _head_table(found: Mapping[str, Any], earlier: Mapping[str, Any], method: str) -> str:
+    rows = [found["ByHead"], *([earlier["ByHead"]] if earlier else [])]
+    lines = [
+        [head, *(plus_minus(row.get(head, {}).get(name), None, 1) for row in rows for name in _MAP_NAMES)]
+        for head in found["ByHead"]
+    ]
+    columns = [f"{name}{text}" for text in ("", ", before")[: len(rows)] for name in _MAP_NAMES.values()]
+    return markdown([f"{method}, {_TITLES[CHAIN]}", *columns], lines)
 
 
 def _pair(by_map: Mapping[str, Any], zone: str, digits: int = 1) -> str:
