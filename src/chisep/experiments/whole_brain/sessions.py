@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ from chisep.pipeline.run import run
 from chisep.preprocessing.background import BackgroundConfig, remove_background
 from chisep.simulation.dataset import TRUTH, SimulateConfig, healthy_tissue, simulate
 from chisep.simulation.measured import measured_maps
+from chisep.simulation.tissue import TissueConfig
 from chisep.types import Maps, Volume
 
 CHAIN, TRUE_MAPS, SCAN, BACKGROUND = "chain", "true-maps", "scan", "background"
@@ -52,7 +53,7 @@ CHOSEN = "chain"
 _BACKGROUND_METHODS: tuple[Literal["vsharp", "pdf", "lbv"], ...] = ("vsharp", "pdf", "lbv")
 _LOCAL_SIGMA, _THERMAL_SIGMA = "desc-local_stat-std_fieldmap", "stat-std_fieldmap"
 _R2PRIME_SIGMA = "stat-std_R2primemap"
-_TOTAL_FIELD, _RELIABLE = "desc-total_fieldmap", "desc-reliable_mask"
+_TOTAL_FIELD, _PHASE_MASK = "desc-total_fieldmap", "desc-phase_mask"
 _NOISE_STREAM = 71
 _PPB = 1000.0
 
@@ -76,6 +77,8 @@ class WholeBrainConfig:
     """Seed of heads and noise."""
     residual_background_ppb: float = 3.5
     """Residual background field of the maps without rim, as in `reproduce beyond`."""
+    tissue: TissueConfig = field(default_factory=TissueConfig)
+    """Variation of tissue between subjects and voxels."""
     before: Path | None = None
     """whole-brain.json of an earlier version, to show beside the results."""
 
@@ -117,7 +120,12 @@ class SimulatedSession:
         self.name = f"{self.head}-snr{snr:g}"
         self.folder = config.out / "sessions" / self.name
         self.scan = SimulateConfig(
-            out=self.folder / "bids", labels=(labels,), snr=snr, voxel_mm=config.voxel_mm, seed=config.seed
+            out=self.folder / "bids",
+            labels=(labels,),
+            snr=snr,
+            voxel_mm=config.voxel_mm,
+            seed=config.seed,
+            tissue=config.tissue,
         )
 
     def simulate(self) -> None:
@@ -189,7 +197,7 @@ class SimulatedSession:
             }
         names = {
             SCAN: (BRAIN, VALID_FIELD, FIELD, _LOCAL_SIGMA, _THERMAL_SIGMA, R2PRIME, _R2PRIME_SIGMA),
-            BACKGROUND: (_TOTAL_FIELD, _RELIABLE, BRAIN, _THERMAL_SIGMA, FIELD, VALID_FIELD),
+            BACKGROUND: (_TOTAL_FIELD, _PHASE_MASK, BRAIN, _THERMAL_SIGMA, FIELD, VALID_FIELD),
             CHAIN: (VALID_FIELD, *MAPS.values(), *SIGMAS_OF.values()),
         }[what]
         files = {name: checksum(read.path(read.derivatives, name)) for name in names if read.has(name)}
@@ -226,7 +234,7 @@ class SimulatedSession:
         chosen, valid = read.made(FIELD), read.mask(VALID_FIELD)
         found = {CHOSEN: self._field_rms(chosen, valid)}
         total = torch.from_numpy(read.made(_TOTAL_FIELD))
-        mask = torch.from_numpy(read.mask(_RELIABLE) & read.mask(BRAIN))
+        mask = torch.from_numpy(read.mask(_PHASE_MASK) & read.mask(BRAIN))
         sigma = torch.from_numpy(read.made(_THERMAL_SIGMA))
         for name in _BACKGROUND_METHODS:
             local = remove_background(total, mask, read.grid, BackgroundConfig(method=name), sigma_ppm=sigma)
