@@ -118,7 +118,7 @@ def test_from_heads_to_tables(tmp_path):
     head = nifti.save(tmp_path / "head-1_dseg.nii.gz", labels, affine, dtype=np.int16)
     out = tmp_path / "out"
     call = ["reproduce", "whole-brain", str(out), "--labels", str(head), "--voxel-mm", "6", "--snrs", "50"]
-    call += ["--methods", "closed-form", "--tissue.refine-mm", "4"]
+    call += ["--methods", "closed-form", "--refine-mm", "4"]
     assert cli.main(call) == 0
     found = json.loads((out / "whole-brain.json").read_text())
     assert str(tmp_path) not in json.dumps(found)
