@@ -262,7 +262,7 @@ class TestOptions:
     def test_options_of_stages_come_from_the_command_line(self, raw, tmp_path):
         call = ["run", str(raw), str(tmp_path), "--method", "closed-form", "--qsm", "tkd"]
         call += ["--mask.method", "threshold", "--background.method", "pdf", "--r2.method", "exponential"]
-        call += ["--r2star.method", "arlo", "--field-map.fit", "nonlinear"]
+        call += ["--r2star.method", "arlo", "--field-map.fit", "nonlinear", "--denoise", "none"]
         run_up_to("relaxometry", parse(CohortConfig, "run", call[1:], prefixes=True).run)
         sidecars = {
             name: json.loads((tmp_path / ANAT / f"sub-01_{name}.json").read_text())
@@ -270,11 +270,20 @@ class TestOptions:
         }
         assert sidecars["desc-brain_mask"]["Parameters"]["method"] == "threshold"
         assert sidecars["desc-local_fieldmap"]["Parameters"]["Method"] == "pdf"
-        assert sidecars["desc-local_fieldmap"]["ErosionMl"] > 0
+        assert sidecars["desc-local_fieldmap"]["ErosionMl"] >= 0
         assert sidecars["R2map"]["Parameters"]["R2"]["method"] == "exponential"
         assert sidecars["R2map"]["Parameters"]["R2star"]["method"] == "arlo"
         assert sidecars["desc-total_fieldmap"]["Parameters"]["fit"] == "nonlinear"
         assert not (tmp_path / ANAT / "sub-01_TB1map.nii.gz").exists()
+        assert sidecars["R2map"]["Parameters"]["Denoise"] == "none"
+        r2star, r2, r2prime = (
+            load(tmp_path / ANAT / f"sub-01_{name}.nii.gz") for name in ("R2starmap", "R2map", "R2primemap")
+        )
+        plain = (r2star > 0) & (r2 > 0) & (r2prime != 0)
+        assert (r2prime[plain] < 0).any()
+        sigma = load(tmp_path / ANAT / "sub-01_stat-std_R2primemap.nii.gz")
+        expected = np.maximum(r2star - r2, -3 * sigma)
+        np.testing.assert_allclose(r2prime[plain], expected[plain], atol=1e-4)
 
     def test_d_r_is_calibrated_on_request_only(self, raw, out, tmp_path):
         with pytest.raises(InputError, match="--dr as well"):
