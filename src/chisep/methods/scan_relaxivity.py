@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, pad
 
@@ -17,6 +18,9 @@ from chisep.preprocessing.scan_relaxivity import (
 )
 from chisep.types import Grid, Maps, MaskVolume, Volume
 
+CoarseVolume = Float[Tensor, "i2 j2 k2"]
+CoarseMask = Bool[Tensor, "i2 j2 k2"]
+"""On coarse voxels."""
 QSM = "unrolled-qsm"
 """The QSM method that the constants of the estimate were measured with."""
 _EDGE_MM, _COARSEST_MM = 2.0, 3.0
@@ -71,7 +75,7 @@ def estimate_relaxivity(maps: Maps, *, device: str = "cpu") -> ScanRelaxivity:
     return relaxivity_of_scan(coarse_r2prime, chi, coarse.mask, coarse.grid, rng)
 
 
-def _coarse(maps: Maps, r2prime_hz: Volume) -> tuple[Maps, Volume]:
+def _coarse(maps: Maps, r2prime_hz: Volume) -> tuple[Maps, CoarseVolume]:
     """Field and R2' averaged to voxels of about 2 mm; coarser voxels stay as they are."""
     i, j, k = (max(1, round(_EDGE_MM / edge)) for edge in maps.grid.voxel_mm)
     factor = (i, j, k)
@@ -93,18 +97,18 @@ def _coarse(maps: Maps, r2prime_hz: Volume) -> tuple[Maps, Volume]:
     return coarse, _mean(r2prime_hz, maps.sources_mask, factor)
 
 
-def _pooled(volume: Volume, factor: tuple[int, int, int]) -> Volume:
+def _pooled(volume: Volume, factor: tuple[int, int, int]) -> CoarseVolume:
     i, j, k = (-size % f for size, f in zip(volume.shape, factor, strict=True))
     return avg_pool3d(pad(volume[None, None], (0, k, 0, j, 0, i)), factor)[0, 0]
 
 
-def _mean(volume: Volume, mask: MaskVolume, factor: tuple[int, int, int]) -> Volume:
+def _mean(volume: Volume, mask: MaskVolume, factor: tuple[int, int, int]) -> CoarseVolume:
     """Mean over the voxels in the mask, 0 where it covers less than half of a coarse voxel."""
     weight = _pooled(mask.to(volume.dtype), factor)
     return _pooled(volume * mask, factor) / weight.clamp_min(0.5) * (weight >= 0.5)
 
 
-def _covered(mask: MaskVolume, factor: tuple[int, int, int]) -> MaskVolume:
+def _covered(mask: MaskVolume, factor: tuple[int, int, int]) -> CoarseMask:
     return _pooled(mask.float(), factor) >= 0.5
 
 
