@@ -25,6 +25,8 @@ _CSF_OPENING_MM, _SULCUS_MM = 3.0, 4.0
 _SURFACE_MM = 15.0
 """CSF deeper below the surface is in ventricles, which belong to the mask."""
 _CORE_MM = 10.0
+_LATE_SIGNAL = 0.5
+"""Signal in the middle of the head, relative to the first echo, in the latest echo that is used."""
 _EDGE_MM = 2.0
 _EDGE_SIGNAL, _NEARBY_MM = 0.8, 8.0
 """Signal of brain in the first echo relative to the mean of the brain nearby (SD of the Gaussian): CSF and
@@ -60,18 +62,25 @@ def extract_brain(
         Shape (i, j, k).
     """
     voxel_mm = np.array(grid.voxel_mm)
-    first, last = (
-        ndimage.gaussian_filter(echo, _NOISE_SMOOTHING_MM / voxel_mm)
-        for echo in (magnitude[0], magnitude[-1])
-    )
     head = ndimage.gaussian_filter(image, _NOISE_SMOOTHING_MM / voxel_mm)
     centre_mm, radius_mm, middle = _middle_of_head(head, grid)
+    first, last = (
+        ndimage.gaussian_filter(echo, _NOISE_SMOOTHING_MM / voxel_mm)
+        for echo in (magnitude[0], magnitude[_late_echo(magnitude, middle)])
+    )
     vertices, faces = _evolved(last, voxel_mm, centre_mm, radius_mm, middle, fraction)
     brain = _enclosed(vertices / voxel_mm, faces, image.shape)
     if len(magnitude) > 1 and csf_decay > 0:
         brain = _without_csf(brain, first, last, grid, csf_decay)
         brain = _with_dephased_edge(brain, first, last, grid, csf_decay)
     return brain
+
+
+def _late_echo(magnitude: NDArray[np.floating], middle: _Inside) -> int:
+    """Index of the last echo with enough signal: at 7 T brain near air is lost in late ones."""
+    signal = np.array([np.median(echo[middle]) for echo in magnitude])
+    strong = np.flatnonzero(signal >= _LATE_SIGNAL * signal[0])
+    return int(max(strong[-1], min(1, len(signal) - 1)))
 
 
 def _robust_range(image: _Image) -> tuple[float, float, float]:

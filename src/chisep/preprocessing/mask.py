@@ -102,9 +102,10 @@ def brain_mask(magnitude: Echoes, grid: Grid, config: MaskConfig | None = None) 
     """Brain extraction from gradient-echo magnitudes.
 
     By default a surface grows from the middle of the head to the edge of the brain (BET: Smith 2002,
-    10.1002/hbm.10062). It grows in the last echo, in which bone, fat and muscle have decayed more than brain
-    and CSF. Voxels near the surface that hardly decay are CSF between brain and skull, and are left out, with
-    sulci closed. Ratios of echoes do not depend on the coil's sensitivity, and BET compares signals over 2 cm
+    10.1002/hbm.10062). It grows in the last echo with enough signal, in which bone, fat and muscle have
+    decayed more than brain and CSF. Voxels near the surface that hardly decay are CSF between brain and
+    skull, and are left out, with sulci closed. Cortex that is dephased in that echo is added.
+    Ratios of echoes do not depend on the coil's sensitivity, and BET compares signals over 2 cm
     only. Lengths scale with the head where it is that of a small animal.
 
     Parameters
