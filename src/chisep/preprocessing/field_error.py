@@ -60,7 +60,7 @@ ERROR_LAWS: Mapping[str, ErrorLaw] = {
     "lbv": ErrorLaw(0.0, 1.222, 23.5, 0.0),
 }
 """By method, as `tools/field_error.py` fits them to simulated scans of 1 mm and SNR 50: V-SHARP to two heads,
-the others to one. V-SHARP's were (0, 0.557, 11.8, 1.195); `inner` is a little more for fields without noise."""
+the others to one. V-SHARP's were (0, 0.557, 11.8, 1.195); `inner` is a bit more for fields without noise."""
 
 
 def local_field_sigma(
