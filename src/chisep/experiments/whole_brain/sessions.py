@@ -248,7 +248,9 @@ class SimulatedSession:
         """Compare the maps of the whole chain with the truth."""
         made = {name: read.made(file) for name, file in MAPS.items()}
         sigmas = {name: read.made(file) for name, file in SIGMAS_OF.items() if read.has(file)}
-        covered = {"χ maps": _percent(made["chi"] != 0, self.truth.brain)}
+        # Both sources of fluid may be 0, their σ is not.
+        with_value = np.logical_or.reduce([values != 0 for values in (*made.values(), *sigmas.values())])
+        covered = {"χ maps": _percent(with_value, self.truth.brain)}
         zones = {**self.truth.zones, VALID: read.mask(VALID_FIELD) & self.truth.brain}
         return {"covered_percent": covered, **self._evaluated(made, sigmas, zones)}
 
