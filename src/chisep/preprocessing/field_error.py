@@ -19,6 +19,8 @@ from chisep.types import Grid, MaskVolume, Volume
 
 RELIABLE_SIGMA = 0.6
 """Largest σ of the local field in the reliable mask, relative to the robust SD of the local field."""
+_MOST_DISAGREEMENT = 1.2
+"""Largest ratio of the error to the disagreement: large ones are about equal."""
 _NEARBY_MM = 1.5
 """Standard deviation of the Gaussian over which the disagreement of two methods is averaged."""
 
@@ -27,8 +29,8 @@ _NEARBY_MM = 1.5
 class ErrorLaw:
     """Law of the error that background removal leaves at a depth d in the mask of the total field.
 
-    σ² = S² (inner + rim·exp(−d / decay))² + (disagreement · r²/S)², where S is the robust SD of the local
-    field and r the RMS difference to the local field of LBV nearby. It scales with the field.
+    σ² = S² (inner + rim·exp(−d / decay))² + min(disagreement · r²/S, 1.2 r)², where S is the robust SD of the
+    local field and r the RMS difference to the local field of LBV nearby. It scales with the field.
 
     Parameters
     ----------
@@ -50,17 +52,18 @@ class ErrorLaw:
         by_depth = typical * (self.inner + self.rim * torch.exp(-depth_mm / self.decay_mm))
         variance = noise.square() + by_depth.square_()
         if typical:
-            variance += (self.disagreement / typical * difference.square()).square_()
+            factor = (self.disagreement / typical * difference).clamp_(max=_MOST_DISAGREEMENT)
+            variance += (factor * difference).square_()
         return variance.sqrt_()
 
 
 ERROR_LAWS: Mapping[str, ErrorLaw] = {
-    "vsharp": ErrorLaw(0.02, 0.557, 10.8, 1.195),
+    "vsharp": ErrorLaw(0.02, 0.569, 10.2, 1.301),
     "pdf": ErrorLaw(0.105, 0.909, 7.24, 0.546),
     "lbv": ErrorLaw(0.0, 1.222, 23.5, 0.0),
 }
 """By method, as `tools/field_error.py` fits them to simulated scans of 1 mm and SNR 50: V-SHARP to two heads,
-the others to one. V-SHARP's were (0, 0.557, 11.8, 1.195); `inner` is a bit more for fields without noise."""
+the others to one. `inner` of V-SHARP was 0 there; it is a bit more for fields without noise."""
 
 
 def local_field_sigma(
