@@ -13,6 +13,7 @@ from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.background import local_field_checks, reliable_mask, remove_background
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.field import total_field
+from chisep.preprocessing.field_error import ERROR_LAWS
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import quality_mask
@@ -152,6 +153,8 @@ def background_stage(context: SessionContext) -> Stage:
         "in which maps can be trusted",
         files.paths("total_field", "field_sigma", "phase_mask", "mask"),
         files.paths("local_field", "local_field_sigma", "eroded_mask", "reliable_mask"),
-        {"Method": config.method} | asdict(getattr(config, config.method)) | context.b0_parameters,
+        {"Method": config.method, "ErrorLaw": asdict(ERROR_LAWS[config.method])}
+        | asdict(getattr(config, config.method))
+        | context.b0_parameters,
         work,
     )
