@@ -12,6 +12,7 @@ from chisep.experiments.robustness import ablations as network_ablations
 from chisep.experiments.robustness import results as robustness
 from chisep.experiments.robustness.protocols import BeyondConfig
 from chisep.experiments.thesis import ablations, patients, qsm, table
+from chisep.experiments.whole_brain import results as whole_brain
 from chisep.training.data import FoldersConfig
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -33,6 +34,11 @@ def _network_ablations(found):
     return network_ablations.page(config, found["Rows"])
 
 
+def _whole_brain(found):
+    before = json.loads((RESULTS / "whole-brain" / "before.json").read_text(encoding="utf-8"))
+    return whole_brain.page(found, before)
+
+
 PAGES = {
     "beyond/beyond": _beyond,
     "beyond/ablations": _network_ablations,
@@ -43,6 +49,7 @@ PAGES = {
     "thesis/patients": lambda found: patients.page(found["Rows"], found["IntermediateEstimates"]),
     "thesis/qsm": lambda found: qsm.page(found["Rows"]),
     "thesis/table": lambda found: table.page(found["Rows"]),
+    "whole-brain/whole-brain": _whole_brain,
 }
 
 

@@ -137,8 +137,9 @@ def page(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> s
         "simulated with the full scanner (coils, imperfect pulses, dephasing, background field) and "
         "processed by `chisep run` with its defaults. NRMSE in % against the truth, mean ± SD over the "
         "phantoms; a voxel without a value counts as 0. The other rows are of maps of the same phantoms, "
-        "with the noise of the scan, whose field and R2' are known up to the edge of the brain. Depth: "
-        "distance to the surface of the true brain; deep brain: deeper than 10 mm.\n"
+        "with the noise of the scan, whose field and R2' are known up to the edge of the brain (R2' clipped "
+        "at 0, not denoised). Depth: distance to the surface of the true brain; deep brain: deeper than "
+        "10 mm.\n"
     )
     method = found["Options"]["methods"][0]
     for snr, own in found["SNR"].items():
