@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_erosion
 
 from chisep import cli
 from chisep.io import bids, nifti
@@ -69,6 +70,11 @@ def image(folder: Path, subject: str, name: str) -> np.ndarray:
     return nib.load(folder / f"sub-{subject}" / "anat" / f"sub-{subject}_{name}.nii.gz").get_fdata()
 
 
+def deep(out: Path, subject: str) -> np.ndarray:
+    """Two voxels from the edge of the valid-field mask, where background removal is accurate."""
+    return binary_erosion(image(out, subject, "desc-eroded_mask") > 0, iterations=2)
+
+
 def record(out: Path, subject: str, stage: str) -> dict:
     return json.loads((out / ".chisep" / f"sub-{subject}" / f"{stage}.json").read_text())
 
@@ -83,12 +89,12 @@ def relative(found: np.ndarray, expected: np.ndarray, where: np.ndarray) -> floa
 
 
 @pytest.mark.parametrize(
-    ("subject", "of_total", "of_local", "of_qsm"), [(ONE, 0.2, 0.4, 0.6), (TWO, 0.03, 0.25, 0.45)]
+    ("subject", "of_total", "of_local", "of_qsm"), [(ONE, 0.2, 0.5, 0.65), (TWO, 0.03, 0.25, 0.45)]
 )
 def test_field_and_qsm_are_near_those_of_five_echoes(out, subject, of_total, of_local, of_qsm):
     """Noise is most of the difference of two echoes, the phase of the receiver that of one."""
-    both = (image(out, FIVE, "desc-eroded_mask") > 0) & (image(out, subject, "desc-eroded_mask") > 0)
-    assert both.sum() > 0.7 * image(out, FIVE, "desc-eroded_mask").sum()
+    both = deep(out, FIVE) & deep(out, subject)
+    assert both.sum() > 0.7 * deep(out, FIVE).sum()
     limits = {"desc-total_fieldmap": of_total, "desc-local_fieldmap": of_local, "desc-qsm_Chimap": of_qsm}
     for name, limit in limits.items():
         assert relative(image(out, subject, name), image(out, FIVE, name), both) < limit, name
@@ -96,7 +102,7 @@ def test_field_and_qsm_are_near_those_of_five_echoes(out, subject, of_total, of_
 
 @pytest.mark.parametrize("subject", [FIVE, ONE, TWO])
 def test_qsm_against_the_truth(raw, out, subject):
-    known = image(out, subject, "desc-eroded_mask") > 0
+    known = deep(out, subject)
     truth = image(raw / "derivatives" / "truth", FIVE, "desc-total_Chimap")
     r = np.corrcoef(image(out, subject, "desc-qsm_Chimap")[known], truth[known])[0, 1]
     assert r > 0.7
@@ -130,6 +136,14 @@ def test_one_echo_says_what_is_missing_and_why(raw, out, capsys):
     capsys.readouterr()
     assert cli.main(["explain", str(out / "sub-02" / "anat" / "sub-02_desc-qsm_Chimap.nii.gz")]) == 0
     assert "NotMade" in capsys.readouterr().out
+
+
+def test_little_trust_is_a_warning(out):
+    """The receiver's phase stays in the field of one echo: its local field is not known well anywhere."""
+    background = record(out, ONE, "background")
+    assert background["facts"]["TrustedPartOfBrain"] < 0.25
+    assert any("desc-reliable_mask" in text for text in background["warnings"])
+    assert not any("desc-reliable_mask" in text for text in record(out, FIVE, "background")["warnings"])
 
 
 def test_the_methods_text_tells_sessions_apart(out):

@@ -22,6 +22,8 @@ _DAMPING = 0.02
 _NEXT_RADIUS = 2.5
 """Ratio of one radius to the next smaller one, about."""
 _SMALLEST_MM = 1.5
+_ROUNDING = 1e-4
+"""Relative difference of lengths that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def vsharp(
     config = config or VsharpConfig()
     smallest = config.min_radius_mm or min(config.max_radius_mm, _smallest_mm(grid))
     depth = depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype)
+    # √3 voxels is also a depth of voxels: whether it counts must not depend on the last digits of the affine.
+    depth *= 1 + _ROUNDING
     rim_mm = min(config.rim_mm, float(depth.max()) / 3)
     if not config.iterations:  # without sources nothing is known where no sphere fits
         rim_mm = max(smallest, rim_mm)

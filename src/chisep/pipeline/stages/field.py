@@ -20,6 +20,7 @@ from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
 
 _MISSING_PHASE = 0.01
+_LITTLE_TRUSTED = 0.25
 NOT_MADE_OF_ONE_ECHO = ("R2*", "R2'", "sources")
 ONE_ECHO_ONLY = (
     "one gradient echo: there are no R2*, no R2' and no sources (χ_pos, χ_neg), since one echo tells no "
@@ -129,6 +130,13 @@ def background_stage(context: SessionContext) -> Stage:
         checks = local_field_checks(local, brain)
         poor = judged(context, checks, "local field")
         reliable = reliable_mask(local, adult_grid(own.grid, scale))
+        part = float(reliable.sum() / brain.sum())
+        if part < _LITTLE_TRUSTED:
+            poor.append(
+                f"susceptibility maps can be trusted in {100 * part:.0f} % of the brain only "
+                "(desc-reliable_mask): elsewhere the error of the local field is as large as the field; "
+                "usual causes are one echo, noise, and large voxels"
+            )
         own.save(
             {
                 "local_field": local.local_field_ppm,
@@ -139,7 +147,7 @@ def background_stage(context: SessionContext) -> Stage:
         )
         facts = {
             "MedianLocalFieldSigmaPpb": round(1000 * float(local.sigma_ppm[local.mask].median()), 3),
-            "TrustedPartOfBrain": round(float(reliable.sum() / brain.sum()), 4),
+            "TrustedPartOfBrain": round(part, 4),
             "ErosionMm": round(local.erosion_mm * scale, 2),
             "ErosionMl": round(local.erosion_ml * scale**3, 1 if scale == 1 else 4),
             "Checks": [check.fact() for check in checks],
