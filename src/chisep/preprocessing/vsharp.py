@@ -131,12 +131,12 @@ def vsharp(
     config = config or VsharpConfig()
     smallest = config.min_radius_mm or min(config.max_radius_mm, _smallest_mm(grid))
     depth = depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype)
-    # √3 voxels is also a depth of voxels: whether it counts must not depend on the last digits of the affine.
-    depth *= 1 + _ROUNDING
     rim_mm = min(config.rim_mm, float(depth.max()) / 3)
     if not config.iterations:  # without sources nothing is known where no sphere fits
         rim_mm = max(smallest, rim_mm)
-    if not bool(((depth >= smallest) & (depth > rim_mm)).any()):
+    # √3 voxels is also a depth of voxels: whether it counts must not depend on the last digits of the affine.
+    reach = depth * (1 + _ROUNDING)
+    if not bool(((reach >= smallest) & (depth > rim_mm)).any()):
         raise InputError(
             "brain mask",
             found=f"no voxel deeper inside than {float(depth.max()):.3g} mm",
@@ -150,7 +150,7 @@ def vsharp(
     ]
     local = torch.zeros_like(total_field_ppm)
     undo = _field_of_sources if config.iterations else _deconvolved
-    local[box] = undo(field, mask[box], depth[box], grid, smallest, config)
+    local[box] = undo(field, mask[box], reach[box], grid, smallest, config)
     return without_rim(local, mask, depth, grid, rim_mm)
 
 
