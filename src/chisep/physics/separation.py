@@ -215,6 +215,7 @@ class Separation(LinearOperator):
         made = torch.stack((pos, neg), dim=-4)
         return z.lerp(made, fraction.unsqueeze(-4)) if fraction is not None and only_wide else made
 
+    # Long because the docstring states the whole contract.
     def posterior_mean(
         self,
         rows: Tensor,

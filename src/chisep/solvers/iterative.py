@@ -71,6 +71,7 @@ class IterativeConfig:
         check("edge-fraction", self.edge_fraction, low=0.0, high=1.0)
 
 
+# Long because the docstring states the whole contract.
 def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None) -> Sources:
     """Separate the sources of field and R2' iteratively (χ-separation).
 
