@@ -70,7 +70,10 @@ def require_inside(root: Path, path: Path) -> Path:
         If a folder between them is a link to a place outside.
     """
     try:
-        inside = path.parent.resolve().is_relative_to(root.resolve())
+        folder = path.parent.resolve()
+        # From Python 3.13 on a loop of links is no error: the link stays in the resolved path.
+        looped = any(part.is_symlink() for part in (folder, *folder.parents))
+        inside = not looped and folder.is_relative_to(root.resolve())
     except (OSError, RuntimeError):  # a loop of links
         inside = False
     if not inside:
