@@ -29,7 +29,7 @@ from chisep.simulation.measured import rate_sigma_hz
 from chisep.simulation.structured_errors import structured_field_error
 from chisep.solvers import tikhonov
 from chisep.training.data import Example, FoldersConfig, RandomCrops, TrainingScan
-from chisep.training.random_contrast import ContrastConfig, random_contrast
+from chisep.training.random_contrast import ContrastConfig, random_contrast, smooth_random
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
@@ -352,7 +352,11 @@ def _field_errors(
     mask: MaskVolume, grid: Grid, dipole: Dipole, config: ProtocolConfig, rng: np.random.Generator
 ) -> Volume:
     """Residual background field, harmonic in the brain, plus a smooth error without a source."""
-    background, unexplained, outside = _harmonic(grid, rng), _smooth(grid, rng), _smooth(grid, rng) * ~mask
+    background, unexplained, outside = (
+        _harmonic(grid, rng),
+        smooth_random(grid, _SMOOTH_MM, rng),
+        smooth_random(grid, _SMOOTH_MM, rng) * ~mask,
+    )
     errors = torch.zeros(mask.shape)
     if int(mask.sum()) < _FEWEST_VOXELS:
         return errors
@@ -380,13 +384,6 @@ def _harmonic(grid: Grid, rng: np.random.Generator) -> Volume:
     for term, weight in zip(terms, rng.standard_normal(len(terms)), strict=True):
         total += float(weight) * term
     return total
-
-
-def _smooth(grid: Grid, rng: np.random.Generator) -> Volume:
-    """Random field that is smooth over a few millimetres."""
-    coarse = [max(2, round(n * edge / _SMOOTH_MM)) for n, edge in zip(grid.shape, grid.voxel_mm, strict=True)]
-    values = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32))
-    return functional.interpolate(values[None, None], grid.shape, mode="trilinear", align_corners=True)[0, 0]
 
 
 def _valid_field(

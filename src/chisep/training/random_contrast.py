@@ -22,7 +22,7 @@ from chisep.types import Grid, MaskVolume, Volume
 _SPACING_MM = 20.0
 """Spacing of the random values that smooth fields are interpolated from."""
 _FLAT_MM = 3.0
-"""Edge of the smoothing that removes fine grain from a crop."""
+"""Edge of the boxes of the filter that removes fine grain."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ContrastConfig:
     floor_ppb: float = 10.0
     """Largest constant that is added to both sources, so that CSF is not always 0."""
     flat_share: float = 0.5
-    """Share of these crops in which fine grain is flattened to its median over small neighbourhoods."""
+    """Share of these crops in which a Kuwahara filter flattens fine grain."""
     cells_share: float = 0.4
     """Share of these crops with piecewise constant cells: random levels with sharp edges."""
     cells_sd: float = 0.3
@@ -126,10 +126,9 @@ def _with_power(source: Volume, mask: MaskVolume, power: float) -> Volume:
 
 
 def _flattened(source: Volume, mask: MaskVolume, grid: Grid) -> Volume:
-    """Remove grain: the median of the means over small boxes on either side of each voxel.
+    """Kuwahara filter: each voxel takes the mean of that of eight neighbouring boxes which varies least.
 
-    As in a Kuwahara filter (1976), each voxel takes the mean of that of its eight neighbouring boxes which
-    varies least, so that edges between tissues and small strong structures stay.
+    It removes grain and keeps edges between tissues (Kuwahara 1976).
     """
     edge = [max(1, round(_FLAT_MM / voxel / 2)) for voxel in grid.voxel_mm]
     size = [2 * e + 1 if e > 1 else 2 for e in edge]
@@ -152,14 +151,30 @@ def _flattened(source: Volume, mask: MaskVolume, grid: Grid) -> Volume:
 
 def _exchanged(pos: Volume, neg: Volume, grid: Grid, rng: np.random.Generator) -> tuple[Volume, Volume]:
     """Move a smoothly varying part of one source to the other."""
-    part = torch.sigmoid(1.5 * _smooth(grid, rng)) * rng.uniform(0.2, 0.8)
+    part = torch.sigmoid(1.5 * smooth_random(grid, _SPACING_MM, rng)) * rng.uniform(0.2, 0.8)
     if rng.random() < 0.5:
         return pos * (1 - part), neg + part * pos
     return pos + part * neg, neg * (1 - part)
 
 
-def _smooth(grid: Grid, rng: np.random.Generator) -> Volume:
-    coarse = [max(2, round(n * v / _SPACING_MM) + 1) for n, v in zip(grid.shape, grid.voxel_mm, strict=True)]
+def smooth_random(grid: Grid, spacing_mm: float, rng: np.random.Generator) -> Volume:
+    """Interpolate standard normal values on a coarse grid trilinearly to a smooth random field.
+
+    Parameters
+    ----------
+    grid
+        Shape and voxel size.
+    spacing_mm
+        Spacing of the coarse grid.
+    rng
+        Random numbers.
+
+    Returns
+    -------
+    Volume
+        Without unit, shape (i, j, k).
+    """
+    coarse = [max(2, round(n * edge / spacing_mm)) for n, edge in zip(grid.shape, grid.voxel_mm, strict=True)]
     values = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32))
     return functional.interpolate(values[None, None], grid.shape, mode="trilinear", align_corners=True)[0, 0]
 
@@ -181,7 +196,7 @@ def _cells(grid: Grid, sd: float, rng: np.random.Generator) -> Volume:
         normal /= np.linalg.norm(normal)
         through = [rng.uniform(0, e) for e in extent]
         side = sum(float(c) * (p - t) for c, p, t in zip(normal, positions, through, strict=True))
-        index = 2 * index + (side + 4 * _smooth(grid, rng) > 0)
+        index = 2 * index + (side + 4 * smooth_random(grid, _SPACING_MM, rng) > 0)
     factors = np.exp(sd * rng.standard_normal(int(index.max()) + 1)).astype(np.float32)
     return torch.from_numpy(factors)[index]
 
@@ -200,6 +215,6 @@ def _tube(grid: Grid, rng: np.random.Generator) -> Volume:
     distance = torch.zeros(())
     for direction in (first,) if sheet else (first, second):
         along = sum(float(c) * (p - t) for c, p, t in zip(direction, positions, through, strict=True))
-        distance = distance + (along + bend * _smooth(grid, rng)).square()
+        distance = distance + (along + bend * smooth_random(grid, _SPACING_MM, rng)).square()
     radius = rng.uniform(0.4, 0.9 if sheet else 1.8)
     return ((radius - distance.sqrt()) / min(grid.voxel_mm) + 0.5).clamp(0, 1)
