@@ -101,9 +101,9 @@ def ssim(predicted: Map, truth: Map, mask: Mask) -> float:
 
 
 def xsim(predicted: Map, truth: Map, mask: Mask) -> float:
-    """Structural similarity for susceptibility (Milovic 2024): 5³ window, L = 1, K1 = 0.01, K2 = 0.001.
+    """Structural similarity for susceptibility (XSIM): 5³ window, L = 1, K1 = 0.01, K2 = 0.001.
 
-    Windows at the edge of the volume hold only what is inside, as in QSM-CI.
+    Milovic 2025, 10.1002/mrm.30271. Windows at the edge of the volume hold only what is inside, as in QSM-CI.
     """
 
     def mean(volume: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -206,6 +206,9 @@ class TestOptions:
         if doi:
             assert doi.group() in (tmp_path / "references.bib").read_text()
         assert numbers_typed(text, config) == set()
+        if doi and method.is_network:
+            assert "architecture after" in text.replace("architecture of both after", "architecture after")
+        assert "the published value [@kim2025], scaled" in text
         limits = text[text.index("## Limits") :]
         assert "Nothing of chisep was validated in vivo." in limits
         assert ("networks" in limits[:600]) == method.is_network
@@ -217,6 +220,9 @@ class TestOptions:
 
     def test_every_method_has_its_words(self):
         assert {**QSM_METHODS, **SEPARATION_METHODS}.keys() == METHODS.keys()
+
+    def test_a_relaxivity_of_ones_own_is_not_the_published_one(self, raw, tmp_path):
+        assert "published value" not in text_of(RunConfig(raw, tmp_path, dr=(133.0, 127.0)))
 
     def test_recorded_settings_of_a_solver(self, raw, tmp_path):
         note(RunConfig(raw, tmp_path, qsm="tv"))
@@ -401,32 +407,73 @@ class TestSeveralSessions:
         assert write_methods(again, raw)[0].read_text() == first
 
 
+def all_code() -> str:
+    return "\n".join(path.read_text() for path in sorted(Path(chisep.__file__).parent.rglob("*.py")))
+
+
 class TestWorks:
     def test_entries_are_whole(self):
         assert len(works()) > 30
         for key, entry in works().items():
             assert re.fullmatch(r"[a-z]+(19|20)\d\d[a-z]*", key)
-            for field in ("author", "title", "year"):
-                assert re.search(rf"^  {field} = \{{.+\}},?$", entry, flags=re.MULTILINE), (key, field)
+            found = dict(re.findall(r"^  (\w+) = \{(.+)\},?$", entry, flags=re.MULTILINE))
+            assert {"author", "title", "year"} <= set(found), key
+            assert not found["author"].startswith("others")
+            source = {"article": "journal", "inproceedings": "booktitle", "misc": "howpublished"}
+            assert source[entry[1 : entry.index("{")]] in found, key
+            assert {"volume", "pages"} <= set(found) or not entry.startswith("@article"), key
+            assert {"doi", "eprint"} & set(found) or key in ("fernandezseara2000", "kim2023"), key
             assert key[len(key.rstrip("abcdefghijklmnopqrstuvwxyz")) - 4 :][:4] in entry
             assert entry.count("{") == entry.count("}")
             assert entry.endswith("\n}")
 
     def test_all_are_cited_somewhere(self):
+        """By the methods text, or by a docstring with the DOI."""
+        code = all_code()
+        of_docstrings = {
+            key
+            for key, entry in works().items()
+            if (doi := re.search(r"doi = \{(.+)\}", entry)) and doi.group(1) in code
+        }
         folder = Path(chisep.__file__).parent / "provenance"
-        code = "".join(path.read_text() for path in folder.glob("*.py"))
-        assert set(works()) == set(cited(code))
+        of_text = set(cited("".join(path.read_text() for path in folder.glob("*.py"))))
+        assert of_text <= set(works())
+        assert of_text | of_docstrings == set(works())
+
+    def test_author_and_year_before_a_doi_are_those_of_the_work(self):
+        by_doi = {
+            doi.group(1): (key, entry)
+            for key, entry in works().items()
+            if (doi := re.search(r"doi = \{(.+)\}", entry))
+        }
+        author = r"([A-Z][\w-]+)(?: [A-Z]\.)?(?: and\s[\w-]+)?"
+        named = author + r"\s\(?((?:19|20)\d\d),\s(10\.\d+/[^\s,;\"]+?)[).,;:\"]*\s"
+        compared = 0
+        for author, year, doi in re.findall(named, all_code()):
+            if doi in by_doi:
+                key, entry = by_doi[doi]
+                assert f"year = {{{year}}}" in entry, (key, year)
+                assert author in re.sub(r"[{}'\\]", "", entry), (key, author)
+                compared += 1
+        assert compared > 30
+
+    def test_methods_and_works_agree(self):
+        """Every DOI that `chisep methods` prints is in the list of works."""
+        entries = "".join(works().values())
+        for method in METHODS.values():
+            for doi in re.findall(r"10\.\d+/\S+", method.reference):
+                assert f"doi = {{{doi}}}" in entries, method.name
 
     def test_identifiers_are_those_of_the_code(self):
         """A DOI that no docstring has is of software, of data formats or of a paper cited by its journal."""
-        code = "".join(path.read_text() for path in Path(chisep.__file__).parent.rglob("*.py"))
+        code = all_code()
         others = {
             key
             for key, entry in works().items()
             if (doi := re.search(r"doi = \{(.+)\}", entry)) and doi.group(1) not in code
         }
         software = {"harris2020", "lowekamp2013", "markello2021", "vanderwalt2014", "virtanen2020"}
-        assert others == software | {"desikan2006", "fonov2011", "gorgolewski2016", "kim2025"}
+        assert others == software | {"desikan2006", "fonov2011", "gorgolewski2016"}
 
     def test_unknown_works_are_refused(self):
         with pytest.raises(KeyError):

@@ -16,7 +16,7 @@ GYROMAGNETIC_HZ_PER_T = 42.577478518e6
 """γ̄ of the proton in Hz/T (CODATA 2018)."""
 
 REFERENCE_D_R_HZ_PER_PPM = 114.0
-"""D_r at 3 T, COSMOS-referenced (χ-sepnet: Kim M. et al., Human Brain Mapping 2025)."""
+"""D_r at 3 T, COSMOS-referenced (χ-sepnet: Kim M. 2025, 10.1002/hbm.70136)."""
 
 
 def default_relaxivity(b0_t: float) -> Relaxivity:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from chisep.physics.signal import default_relaxivity
 from chisep.provenance.session_facts import (
     Sentences,
     SessionFacts,
@@ -28,7 +29,7 @@ QSM_METHODS = {
     "error; a given threshold goes with division by the mean of the point-spread function [@schweser2013]",
     "tv": "with total variation [@milovic2018] that spares edges of the magnitude [@liu2011medi], the misfit "
     "of every voxel weighted by the noise of its field, by operator splitting [@eckstein1992]",
-    "qsmnet": "by a U-net (QSMnet) [@yoon2018]",
+    "qsmnet": "by a U-net (architecture after QSMnet [@yoon2018])",
     "unrolled-qsm": "by an unrolled network, in which data steps weighted by the noise of the field and "
     "U-nets alternate (chisep)",
 }
@@ -39,13 +40,14 @@ SEPARATION_METHODS = {
     "iterative": "by minimising the misfit of field and R2′, every voxel weighted by its noise, and total "
     "variation of both sources, which spares edges of the magnitude [@liu2011medi], with both sources kept "
     "from being negative, by operator splitting [@eckstein1992]",
-    "chi-sepnet-r2p": "by a U-net from the susceptibility map, R2′ and the local field (χ-sepnet) [@kim2025]",
-    "chi-sepnet-r2s": "by a U-net from the susceptibility map, R2′ and the local field (χ-sepnet) "
-    "[@kim2025], where another U-net makes R2′ of R2*",
-    "chi-sepnet-r2s-direct": "by a U-net from the susceptibility map, R2* and the local field, after "
-    "χ-sepnet [@kim2025]",
-    "unrolled-thesis": "by an unrolled network, in which steps of physics and passes of a U-net alternate "
-    "[@kim2023; @lai2020]",
+    "chi-sepnet-r2p": "by a U-net from the susceptibility map, R2′ and the local field (architecture after "
+    "χ-sepnet [@kim2025])",
+    "chi-sepnet-r2s": "by a U-net from the susceptibility map, R2′ and the local field, where another U-net "
+    "makes R2′ of R2* (architecture of both after χ-sepnet [@kim2025])",
+    "chi-sepnet-r2s-direct": "by a U-net from the susceptibility map, R2* and the local field "
+    "(architecture after χ-sepnet [@kim2025])",
+    "unrolled-thesis": "by an unrolled network, in which steps of physics and a U-net alternate "
+    "(architecture after [@kim2023; @lai2020])",
     "unrolled": "by an unrolled network, in which data steps weighted by the noise of field and R2′ and "
     "U-nets alternate (chisep)",
 }
@@ -474,9 +476,32 @@ def _separation(session: SessionFacts) -> Sentences:
         yield (
             "relaxivity",
             f"The relaxometric constant D_r was {session.said('separation', 'D_r_pos')} for χ_pos and "
-            f"{session.said('separation', 'D_r_neg')} for χ_neg.",
+            f"{session.said('separation', 'D_r_neg')} for χ_neg{_source_of_default(session)}.",
         )
     yield from _weights(session, "separation")
+    if any("stat-std" in path for path in session.records["separation"].outputs):
+        yield (
+            "uncertainty",
+            "The network predicts the uncertainty of both sources; conformal calibration on simulated heads "
+            "scales it to prediction intervals [@angelopoulos2021].",
+        )
+
+
+def _source_of_default(session: SessionFacts) -> str:
+    """Paper of the default of D_r, where the session has the default."""
+    separation, b0_t = (
+        session.parameters("separation"),
+        session.parameters("field").get("MagneticFieldStrength"),
+    )
+    if not isinstance(b0_t, int | float):
+        return ""
+    default = default_relaxivity(b0_t)
+    if (separation.get("D_r_pos"), separation.get("D_r_neg")) != (
+        default.pos_hz_per_ppm,
+        default.neg_hz_per_ppm,
+    ):
+        return ""
+    return ", the published value [@kim2025], scaled with the field strength"
 
 
 def _inversion_of_calibration(session: SessionFacts) -> Sentences:

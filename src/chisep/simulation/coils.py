@@ -137,7 +137,7 @@ def combined_sensitivity(grid: Grid, mask: MaskVolume, count: int, rng: np.rando
     Notes
     -----
     The virtual reference coil is the sum of all coils after their phases were made equal in the middle of
-    the brain (Parker 2014, 10.1002/mrm.24787), so that the phase of the combined image is smooth.
+    the brain (Parker 2014, 10.1002/mrm.24932), so that the phase of the combined image is smooth.
     """
     power = torch.zeros(grid.shape)
     reference = torch.zeros(grid.shape, dtype=torch.complex64)

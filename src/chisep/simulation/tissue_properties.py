@@ -1,8 +1,9 @@
 """Properties of each tissue: sources, relaxation and proton density of every label.
 
 Regional χ_pos and χ_neg are means of the χ-separation atlas of 106 healthy brains (Min 2024,
-10.1002/nbm.5226) where it lists the region; cortex, dentate nucleus and venous blood follow the values that
-qsm-forward collects from the literature; regions that neither lists take those of the tissue they resemble.
+10.1002/nbm.5226) where it lists the region; cortex and dentate nucleus follow the values that
+qsm-forward collects from the literature. Venous blood has 270 ppb (190 ppb there). Regions that neither
+lists take the values of the tissue they resemble.
 T1 at 3 T follows Wansapura 1999 (JMRI 9:531) and Stanisz 2005 (10.1002/mrm.20605); R2 is scaled
 so that a brain's mean comes near the 12.7 1/s published with χ-sepnet (Human Brain Mapping 2025), higher in
 iron-rich nuclei. Susceptibility outside the brain is relative to soft tissue (Schenck 1996,

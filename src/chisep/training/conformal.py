@@ -1,9 +1,11 @@
 """Conformal calibration of the predicted uncertainty: factors from Laplace scales to standard deviations.
 
-Conformal scaling (Angelopoulos 2021, arXiv 2107.07511): the 90 % quantile of |error| / scale is measured on a
-calibration set, so that the interval of ±1.645 standard deviations has a coverage of 90 % of voxels for any
-distribution of errors. Noise levels have factors of their own (Mondrian conformal prediction, Vovk 2003);
-with one factor, coverage is too high in scans of low noise and too low in scans of high noise.
+Conformal scaling (Angelopoulos and Bates 2021, arXiv 2107.07511): the 90 % quantile of |error| / scale is
+measured on a calibration set, so that the interval of ±1.645 standard deviations has a coverage of 90 %
+of voxels for any distribution of errors. σ is then this half-width divided by 1.645, and not exactly the
+standard deviation of the error. Noise levels have factors of their own (Mondrian conformal prediction,
+Vovk 2003); with one factor, coverage is too high in scans of low noise and too low in scans of high
+noise.
 """
 
 from __future__ import annotations
