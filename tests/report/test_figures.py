@@ -388,8 +388,10 @@ def test_lesions_are_drawn_with_their_lines_on_equal_axes():
 def test_regions_are_coloured_over_the_second_row_only(volume, affine, mask):
     labels = np.where(mask, 7, 0)
     labels[2:5, 2:7, 3:5] = 1234
-    figure = figures.region_planes(volume, labels, affine, mask)
-    rows, coloured = images(figure)[:8], images(figure)[8:]
+    figure = figures.region_planes(volume, labels, affine, mask, {7: "putamen"})
+    assert {"putamen", "region 1234"} <= set(texts(figure)), "every colour is named"
+    assert texts(figure).count("ppb") == 1, "colours of regions are no values"
+    rows, coloured = images(figure)[:7], images(figure)[7:]
     assert [place(image) for image in coloured] == [place(image) for image in rows[4:7]]
     assert place(rows[0])[3] < place(rows[4])[3], "the map alone is above"
     sagittal = coloured[0].get_array()

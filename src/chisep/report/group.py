@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chisep.report.subject import Panel, rendered
+from chisep.report.pages import rendered
+from chisep.report.subject import Panel
 
 
 @dataclass(frozen=True)

@@ -3,95 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
 from chisep.regions.statistics import RegionValue
 from chisep.report import figures
-from chisep.report.figures import EchoArrays, MaskArray, VolumeArray
+from chisep.report.figures import VolumeArray
+from chisep.report.session_images import SessionImages
 from chisep.report.subject import Panel, RegionRow
-from chisep.types import Affine
-
-LabelArray = Int[np.ndarray, "i j k"]
-"""Label of every voxel, 0 outside."""
 
 _PPB = 1000.0
 _BRIGHT = 1.3
-_SIGMA_WINDOW_PPB = 20.0
 
 
-@dataclass(frozen=True, eq=False)
-class SessionImages:
-    """All images of a session on the grid of its gradient echo.
-
-    Parameters
-    ----------
-    affine
-        Voxel index to scanner mm.
-    te_s
-        Echo times of the gradient echo in seconds.
-    magnitude
-        Gradient-echo magnitude, shape (echo, i, j, k).
-    unwrapped_rad
-        Unwrapped phase in radians, shape (echo, i, j, k).
-    residual_rad
-        RMS over the echoes of measured minus fitted phase in radians; None of one echo.
-    quality
-        Phase quality, 0 to 1.
-    mask, phase_mask, reliable_mask
-        Brain mask, phase-quality mask, and mask in which maps can be trusted.
-    total_field_ppm, field_sigma_ppm, local_field_ppm, local_field_sigma_ppm
-        Fields and their standard deviations in ppm.
-    qsm_ppm, chi_pos_ppm, chi_neg_ppm, chi_ppm
-        Susceptibilities in ppm; those of the separation are None of one echo.
-    spin_echo
-        Spin echo resampled to the gradient echo, any scale; None without one.
-    r2star_hz, r2_hz, r2prime_hz, r2prime_sigma_hz
-        Relaxation rates, and the noise of R2', in 1/s; R2 is None without spin echo, all of them of one echo.
-    b1
-        Transmit field relative to nominal; None where it was not fitted.
-    labels
-        Regions, 0 outside them.
-    chi_sigmas_ppm
-        Predicted uncertainty (standard deviation) of χ_pos and χ_neg, and of χ if it is the QSM, in ppm;
-        empty if the method predicts none.
-    qsm_of_sources
-        Whether the QSM is χ of the separation, less its reference.
-    """
-
-    affine: Affine
-    te_s: Sequence[float]
-    magnitude: EchoArrays
-    unwrapped_rad: EchoArrays
-    residual_rad: VolumeArray | None
-    quality: VolumeArray
-    mask: MaskArray
-    phase_mask: MaskArray
-    reliable_mask: MaskArray
-    total_field_ppm: VolumeArray
-    field_sigma_ppm: VolumeArray
-    local_field_ppm: VolumeArray
-    local_field_sigma_ppm: VolumeArray
-    spin_echo: VolumeArray | None
-    r2star_hz: VolumeArray | None
-    r2_hz: VolumeArray | None
-    r2prime_hz: VolumeArray | None
-    r2prime_sigma_hz: VolumeArray | None
-    b1: VolumeArray | None
-    qsm_ppm: VolumeArray
-    chi_pos_ppm: VolumeArray | None
-    chi_neg_ppm: VolumeArray | None
-    chi_ppm: VolumeArray | None
-    labels: LabelArray
-    chi_sigmas_ppm: tuple[VolumeArray, ...] = ()
-    qsm_of_sources: bool = False
-
-
-def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]:
+def panels(
+    images: SessionImages, convergence: Mapping[str, Any], region_names: Mapping[int, str]
+) -> list[Panel]:
     """Figures of every stage, the separated sources first, or the QSM where nothing was separated.
 
     Parameters
@@ -100,6 +29,8 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
         Results of the stages.
     convergence
         Name of an iterative method → its convergence as `Convergence` has it.
+    region_names
+        Label → name.
     """
     # Root sum of squares of the echoes: the anatomy behind outlines.
     anatomy = np.sqrt(np.square(images.magnitude).sum(0))
@@ -112,7 +43,7 @@ def panels(images: SessionImages, convergence: Mapping[str, Any]) -> list[Panel]
         *_spin_echo_panels(images, anatomy),
         *_rate_panels(images),
         *([_qsm_panel(images)] if sources and not _is_shown(images) else []),
-        *_region_panels(images),
+        *_region_panels(images, region_names),
         *(_convergence_panel(method, history) for method, history in convergence.items()),
     ]
 
@@ -128,6 +59,7 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
         + BEYOND_RELIABLE_MASK,
         figures.source_maps(chi_pos_ppm, chi_neg_ppm, chi_ppm, images.affine, images.mask),
         alt="Maps of χ_pos, χ_neg and χ in sagittal, coronal and axial planes.",
+        in_viewer=True,
     )
     if images.chi_sigmas_ppm:
         yield _uncertainty_panel(images)
@@ -145,6 +77,7 @@ def _source_panels(images: SessionImages) -> Iterator[Panel]:
             window=figures.TOTAL_WINDOW_PPB,
         ),
         alt="Histograms of χ_pos, χ_neg and χ in the reliable mask.",
+        technical=True,
     )
 
 
@@ -156,13 +89,14 @@ def _uncertainty_panel(images: SessionImages) -> Panel:
         "and around strong sources, and wherever R2′ is noisy. The value of a lesion has this uncertainty.",
         figures.planes(
             [
-                figures.Row(f"SD of {name}", _PPB * sigma, "ppb", (0.0, _SIGMA_WINDOW_PPB))
+                figures.Row(f"SD of {name}", _PPB * sigma, "ppb", figures.SIGMA_WINDOW_PPB)
                 for name, sigma in zip(names, images.chi_sigmas_ppm, strict=True)
             ],
             images.affine,
             mask=images.mask,
         ),
         alt=f"Maps of the standard deviation of {', '.join(names)} in three planes.",
+        in_viewer=True,
     )
 
 
@@ -173,6 +107,7 @@ def _mask_panel(images: SessionImages, anatomy: VolumeArray) -> Panel:
         "mask of your own (--masks).",
         figures.mask_outline(anatomy, images.mask, images.affine),
         alt="Outline of the brain mask on the magnitude in three planes.",
+        in_viewer=True,
     )
 
 
@@ -231,6 +166,7 @@ def _field_panel(images: SessionImages) -> Panel:
             overlay=images.reliable_mask,
         ),
         alt="Total field, local field and their standard deviations in three planes.",
+        in_viewer=True,
     )
 
 
@@ -253,6 +189,7 @@ def _spin_echo_panels(images: SessionImages, anatomy: VolumeArray) -> Iterator[P
             overlay=bright,
         ),
         alt="Gradient echo and registered spin echo in three planes with the outline of CSF.",
+        in_viewer=True,
     )
     if images.b1 is not None:
         yield Panel.of_figure(
@@ -269,10 +206,10 @@ def _rate_panels(images: SessionImages) -> Iterator[Panel]:
     if images.r2star_hz is None:
         return
     rates = {
-        "R2*": images.r2star_hz,
-        "R2": images.r2_hz,
-        "R2′": images.r2prime_hz,
-        "Noise of R2′": images.r2prime_sigma_hz,
+        "R2*": (images.r2star_hz, figures.RATE_WINDOW_HZ),
+        "R2": (images.r2_hz, figures.RATE_WINDOW_HZ),
+        "R2′": (images.r2prime_hz, figures.R2PRIME_WINDOW_HZ),
+        "Noise of R2′": (images.r2prime_sigma_hz, figures.RATE_NOISE_WINDOW_HZ),
     }
     yield Panel.of_figure(
         "Relaxation rates",
@@ -281,14 +218,15 @@ def _rate_panels(images: SessionImages) -> Iterator[Panel]:
         "on the field alone.",
         figures.planes(
             [
-                figures.Row(name, rate, "1/s", (0.0, 20.0 if name.endswith("R2′") else 40.0))
-                for name, rate in rates.items()
+                figures.Row(name, rate, "1/s", window)
+                for name, (rate, window) in rates.items()
                 if rate is not None
             ],
             images.affine,
             mask=images.mask,
         ),
         alt="Maps of R2*, R2 where there is a spin echo, R2′ and its noise in three planes.",
+        in_viewer=True,
     )
 
 
@@ -320,17 +258,19 @@ def _qsm_panel(images: SessionImages) -> Panel:
             mask=images.mask,
         ),
         alt="Susceptibility map in three planes.",
+        in_viewer=True,
     )
 
 
-def _region_panels(images: SessionImages) -> Iterator[Panel]:
+def _region_panels(images: SessionImages, names: Mapping[int, str]) -> Iterator[Panel]:
     if images.labels.any():
         yield Panel.of_figure(
             "Regions on the susceptibility map",
-            "Each colour is a region, which should follow the structures of the map. If it does not, the "
-            "region values below are wrong: give a segmentation (--regions).",
-            figures.region_planes(_PPB * images.qsm_ppm, images.labels, images.affine, images.mask),
+            "Each colour is a region, named below the planes. It should follow the structures of the map. If "
+            "it does not, the region values are wrong: give a segmentation (--regions).",
+            figures.region_planes(_PPB * images.qsm_ppm, images.labels, images.affine, images.mask, names),
             alt="Regions in colours over the susceptibility map in three planes.",
+            in_viewer=True,
         )
 
 
@@ -341,6 +281,7 @@ def _convergence_panel(method: str, history: Mapping[str, Any]) -> Panel:
         f"{history['Iterations']} iterations, {end}",
         figures.convergence(history["Change"]),
         alt=f"Relative change of {method} at every iteration.",
+        technical=True,
     )
 
 

@@ -1,7 +1,7 @@
-"""Report of one session: figures, tables, parameters and warnings on one HTML page.
+"""Report of one session: viewer, figures, tables, parameters and warnings on one HTML page.
 
-The page is self-contained: it includes its style and images, and has no scripts. Equal reports give equal
-pages; the page adds no date.
+The page is self-contained: it includes its style, images and scripts, and asks no host for anything. Equal
+reports give equal pages; the page adds no date.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from chisep.io.files import write_text
 from chisep.io.paths import is_file
 from chisep.preprocessing.checks import in_words
 from chisep.report.figures import to_svg_or_png_base64
+from chisep.report.pages import VIEWER_SCRIPTS, rendered
+from chisep.report.viewer import EncodedViewer
 
 _START_OF_PAGE = '<div class="frame">'
 _START_OF_MARK = '<section class="warnings" role="alert" style="grid-column: 1 / -1">'
@@ -74,6 +75,10 @@ class Panel:
         Alternative text of the image; required with an image.
     table
         Table instead of a figure.
+    in_viewer
+        Whether the viewer shows the same: the figure is then for print and for browsers without scripts.
+    technical
+        Whether it is a detail of the computation, shown with the parameters.
 
     Raises
     ------
@@ -86,6 +91,8 @@ class Panel:
     image: str | None = None
     alt: str = ""
     table: Table | None = None
+    in_viewer: bool = False
+    technical: bool = False
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.table is None):
@@ -94,9 +101,19 @@ class Panel:
             raise ValueError("the image of a panel is a data URI (data:image/…) with an alternative text")
 
     @classmethod
-    def of_figure(cls, title: str, caption: str, figure: Figure, *, alt: str) -> Panel:
+    def of_figure(
+        cls,
+        title: str,
+        caption: str,
+        figure: Figure,
+        *,
+        alt: str,
+        in_viewer: bool = False,
+        technical: bool = False,
+    ) -> Panel:
         """Make a panel from a Matplotlib figure."""
-        return cls(title, caption, image=to_svg_or_png_base64(figure), alt=alt)
+        image = to_svg_or_png_base64(figure)
+        return cls(title, caption, image=image, alt=alt, in_viewer=in_viewer, technical=technical)
 
 
 @dataclass(frozen=True)
@@ -199,6 +216,8 @@ class SubjectReport:
         Parameters of every stage, possibly nested.
     versions
         Program → version.
+    viewer
+        Maps to look into; None for a page without a viewer.
     """
 
     title: str
@@ -211,6 +230,7 @@ class SubjectReport:
     regions: Sequence[RegionRow] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    viewer: EncodedViewer | None = None
 
 
 def method_table(scores: Sequence[MethodScores]) -> Table:
@@ -281,32 +301,14 @@ def render(report: SubjectReport) -> str:
     return rendered(
         "subject.html.j2",
         report=report,
+        panels=sorted(report.panels, key=lambda panel: panel.technical),
         region_table=region_table(report.regions),
         parameters={
             stage: list(_leaves(values, "" if isinstance(values, Mapping) else stage))
             for stage, values in report.parameters.items()
         },
+        scripts=VIEWER_SCRIPTS if report.viewer else (),
     )
-
-
-def rendered(template: str, **content: Any) -> str:  # noqa: ANN401
-    """Fill a template of this package; every text is escaped.
-
-    Parameters
-    ----------
-    template
-        Its name.
-    content
-        Variables of the template; a missing one is an error.
-    """
-    environment = Environment(
-        loader=PackageLoader("chisep.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**content)
 
 
 def mark_as_earlier(path: Path, error: str) -> None:

@@ -20,8 +20,11 @@ from chisep.preprocessing.relaxivity import AUTO
 from chisep.preprocessing.scan_relaxivity import source_text
 from chisep.provenance.records import Record
 from chisep.regions.statistics import read_values
-from chisep.report.session import SessionImages, panels, region_rows
+from chisep.report.session import panels, region_rows
+from chisep.report.session_images import SessionImages
+from chisep.report.session_viewer import session_scan
 from chisep.report.subject import QualityRow, SubjectReport, write_report
+from chisep.report.viewer import encode
 
 
 def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapping[str, Record]) -> Stage:
@@ -41,6 +44,8 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
     def work(declared: DeclaredFiles) -> StageResult:
         files = StageFiles(context.files, declared)
         images = _images(context, files)
+        values = read_values(files.path("region_values"))
+        names = {value.index: value.name for value in values}
         report = SubjectReport(
             title=f"chisep: {context.session.name}",
             subject=context.session.subject,
@@ -48,10 +53,11 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
             summary=[*_summary(context, files, images, qsm_facts), *(("Assumed", text) for text in assumed)],
             warnings=warnings,
             quality=[QualityRow.of_fact(fact) for fact in checks],
-            panels=panels(images, convergence),
-            regions=region_rows(read_values(files.path("region_values"))),
+            panels=panels(images, convergence, names),
+            regions=region_rows(values),
             parameters=parameters,
             versions={"chisep": chisep.__version__},
+            viewer=encode([session_scan(context.session.name, images, names)]),
         )
         write_report(declared.write(context.files.report), report)
         return StageResult()

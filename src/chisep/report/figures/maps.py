@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -15,9 +17,7 @@ from chisep.report.figures.sheet import BAR_INCH, GAP_INCH, SIDES_INCH, TITLE_IN
 from chisep.report.figures.style import (
     CHI,
     CHI_NEG,
-    CHI_NEG_CMAP,
     CHI_POS,
-    CHI_POS_CMAP,
     DIFFERENCE_CMAP,
     PPB,
     SOURCE_WINDOW_PPB,
@@ -31,6 +31,9 @@ from chisep.types import Affine
 
 TALLEST_INCH, LOWEST_INCH, NARROWEST_INCH = 4.0, 1.2, 0.4
 """Largest height of a plane, smallest height of a row, and smallest width of a plane's cell."""
+MOST_NAMES = 32
+"""Regions named below a figure: those with most voxels in its planes."""
+_NAME_COLUMNS, _NAME_INCH = 4, 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,8 @@ class _Layout:
         cells = tuple(max(width * scale, NARROWEST_INCH) for width, _ in sizes)
         return cls(view, scale, cells, max(max(height for _, height in sizes) * scale, LOWEST_INCH))
 
-    def sheet(self, rows: int) -> Sheet:
-        return Sheet(sum(self.cells_inch) + 4 * GAP_INCH + BAR_INCH, rows * self._step_inch)
+    def sheet(self, rows: int, below_inch: float = 0.0) -> Sheet:
+        return Sheet(sum(self.cells_inch) + 4 * GAP_INCH + BAR_INCH, rows * self._step_inch + below_inch)
 
     @property
     def _step_inch(self) -> float:
@@ -208,8 +211,8 @@ def source_maps(
     """
     pos, neg = f"{CHI_POS} (paramagnetic: iron)", f"{CHI_NEG} (diamagnetic: myelin, calcium)"
     rows = [
-        Row(pos, PPB * chi_pos_ppm, "ppb", SOURCE_WINDOW_PPB, CHI_POS_CMAP),
-        Row(neg, PPB * chi_neg_ppm, "ppb", SOURCE_WINDOW_PPB, CHI_NEG_CMAP),
+        Row(pos, PPB * chi_pos_ppm, "ppb", SOURCE_WINDOW_PPB),
+        Row(neg, PPB * chi_neg_ppm, "ppb", SOURCE_WINDOW_PPB),
         Row(f"{CHI} = {CHI_POS} − {CHI_NEG}", PPB * chi_ppm, "ppb", TOTAL_WINDOW_PPB),
     ]
     return planes(rows, affine, mask=mask, position=position)
@@ -266,8 +269,14 @@ def mask_outline(magnitude: VolumeArray, mask: MaskArray, affine: Affine) -> Fig
     )
 
 
-def region_planes(volume: VolumeArray, labels: NDArray[Any], affine: Affine, mask: MaskArray) -> Figure:
-    """Regions in colours over a map in three planes, below the map alone.
+def region_planes(
+    volume: VolumeArray,
+    labels: NDArray[Any],
+    affine: Affine,
+    mask: MaskArray,
+    names: Mapping[int, str],
+) -> Figure:
+    """Regions in colours over a map in three planes, below the map alone, and above their names.
 
     Parameters
     ----------
@@ -279,23 +288,39 @@ def region_planes(volume: VolumeArray, labels: NDArray[Any], affine: Affine, mas
         Voxel index to scanner mm, shape (4, 4).
     mask
         Brain, which sets the field of view.
+    names
+        Label → name.
     """
     layout = _Layout.of(view_of(volume.shape, affine, mask))
-    sheet = layout.sheet(2)
-    for number, title in enumerate(("Susceptibility", "Regions")):
-        _draw_row(sheet, layout, number, Row(title, volume, "ppb", TOTAL_WINDOW_PPB), mask)
+    cut = [layout.view.plane(labels, axis) for axis in range(3)]
+    shown, counts = np.unique(np.concatenate([plane[plane != 0] for plane in cut]), return_counts=True)
+    named = sorted(shown[np.argsort(-counts, kind="stable")][:MOST_NAMES].tolist())
+    lines = math.ceil(len(named) / _NAME_COLUMNS)
+    sheet = layout.sheet(2, lines * _NAME_INCH)
+    region_row = 1
+    _draw_row(sheet, layout, 0, Row("Susceptibility", volume, "ppb", TOTAL_WINDOW_PPB), mask)
+    sheet.heading(GAP_INCH, layout.top(region_row) - 0.08, "Regions")
     # Neighbouring labels are often neighbouring or mirrored structures: steps of 7 separate their colours.
     numbers = np.unique(labels[labels != 0])
-    for axis in range(3):
-        plane = layout.view.plane(labels, axis)
+    boxes = [layout.plane(region_row, axis) for axis in range(3)]
+    for axis, box in enumerate(boxes):
+        draw_plane(sheet, box, layout.view, volume, mask, axis, TOTAL_WINDOW_PPB, "gray")
+    for plane, box in zip(cut, boxes, strict=True):
         colours = (np.searchsorted(numbers, plane) + 1) * 7 % 20
         sheet.image(
             np.ma.masked_where(plane == 0, colours),
-            layout.plane(1, axis),
+            box,
             (0.0, 19.0),
             "tab20",
             alpha=0.45,
             interpolation="nearest",
+        )
+    for place, label in enumerate(named):
+        column, line = divmod(place, max(lines, 1))
+        left = GAP_INCH + column * (sheet.width_inch - 2 * GAP_INCH) / _NAME_COLUMNS
+        colour = mpl.colormaps["tab20"](int((np.searchsorted(numbers, label) + 1) * 7 % 20))
+        sheet.named(
+            left, layout.top(2) - TITLE_INCH + line * _NAME_INCH, colour, names.get(label, f"region {label}")
         )
     return sheet.figure
 

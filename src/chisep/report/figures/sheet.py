@@ -42,7 +42,7 @@ class Sheet:
 
     def __init__(self, width_inch: float, height_inch: float) -> None:
         self.figure = Figure((width_inch, height_inch), facecolor=DARK)
-        self._width_inch = width_inch
+        self.width_inch = width_inch
         self._axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self._axes.set_axis_off()
         self._axes.set(xlim=(0.0, width_inch), ylim=(height_inch, 0.0), autoscale_on=False)
@@ -99,6 +99,12 @@ class Sheet:
     def caption(self, box: Box, text: str) -> None:
         """Write a small title above the middle of a plane."""
         self._text(box.left + box.width / 2, box.top - 3 * _POINT_INCH, text, ha="center")
+
+    def named(self, left: float, top: float, colour: Any, text: str) -> None:  # noqa: ANN401
+        """Write a text beside a square of its colour."""
+        edge = 0.12
+        self._axes.add_patch(Rectangle((left, top), edge, edge, facecolor=colour, linewidth=0))
+        self._text(left + edge + 0.06, top + edge / 2, text, va="center_baseline")
 
     def colour_bar(self, box: Box, window: tuple[float, float], cmap: str | Colormap, unit: str) -> None:
         """Draw the colour bar of a window with its unit; the box holds the bar, its ticks and the unit."""

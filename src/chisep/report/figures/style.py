@@ -28,6 +28,10 @@ SOURCE_WINDOW_PPB = (0.0, 100.0)
 """Intensity window of χ_pos and χ_neg: white matter in the lower half, iron-rich nuclei at the top."""
 TOTAL_WINDOW_PPB = (-100.0, 100.0)
 """Intensity window of χ = χ_pos − χ_neg."""
+SIGMA_WINDOW_PPB = (0.0, 20.0)
+"""Intensity window of standard deviations of susceptibility and field."""
+RATE_WINDOW_HZ, R2PRIME_WINDOW_HZ, RATE_NOISE_WINDOW_HZ = (0.0, 50.0), (0.0, 20.0), (0.0, 5.0)
+"""Intensity windows of R2* and R2, of R2', and of their noise."""
 PPB = 1000.0
 """ppb in one ppm."""
 
