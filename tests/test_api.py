@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +14,6 @@ from chisep import cli
 from chisep.api.evaluate import EvaluateConfig, evaluate
 from chisep.api.files import SIGMA_FILES, SOURCE_FILES
 from chisep.api.maps import InversionOptions, SeparationOptions, qsm, separate
-from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
 from chisep.api.weights import weight_cards
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
@@ -30,7 +26,6 @@ from chisep.preprocessing.scan_relaxivity import Estimate, ScanRelaxivity
 from chisep.types import Grid
 from tests.untrained import options_of, save_untrained
 
-SUBMISSION = Path(__file__).parents[1] / "qsm-ci"
 SHAPE, VOXEL_MM = (20, 22, 18), (1.0, 1.2, 1.5)
 TURN = np.array([[1.0, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]])
 AFFINE = np.eye(4)
@@ -515,54 +510,3 @@ class TestEvaluate:
     def test_nothing_in_common(self, files, tmp_path):
         with pytest.raises(InputError, match="no map"):
             evaluate(EvaluateConfig(tmp_path, tmp_path, files["mask"]))
-
-
-@pytest.mark.filterwarnings("default::chisep.errors.ChisepWarning")  # D_r of so small an object
-class TestQsmCi:
-    def test_contract(self, maps, tmp_path):
-        given = tmp_path / "in"
-        for name, key in (
-            ("localfield", "field"),
-            ("r2prime", "r2prime"),
-            ("mask", "mask"),
-            ("chimap", "chi"),
-        ):
-            nifti.save(given / f"{name}.nii.gz", maps[key], AFFINE)
-        facts = {
-            "TE": [0.004],
-            "B0": 3.0,
-            "B0_dir": list(nifti.b0_direction_of(AFFINE)),
-            "voxel_size": list(VOXEL_MM),
-        }
-        (given / "params.json").write_text(json.dumps(facts))
-        assert cli.main(["qsm-ci", str(given), str(tmp_path / "out")]) == 0
-        for name in ("chi-para", "chi-dia"):
-            image = nib.load(tmp_path / "out" / f"{name}.nii.gz")
-            assert image.shape == SHAPE
-            assert image.get_fdata().min() >= 0
-
-    def test_local_runner_executes_and_scores_the_submission(self, maps, tmp_path):
-        names = {"f": "field", "r": "r2prime", "m": "mask", "chi-para": "pos", "chi-dia": "neg"}
-        for name, key in names.items():
-            nifti.save(tmp_path / f"{name}.nii.gz", maps[key], AFFINE)
-        params = tmp_path / "params.json"
-        direction = list(nifti.b0_direction_of(AFFINE))
-        facts = {"TE": [0.004], "B0": 3.0, "B0_dir": direction, "voxel_size": list(VOXEL_MM)}
-        params.write_text(json.dumps(facts))
-        programs = Path(sys.executable).parent
-        files = {"localfield": "f", "r2prime": "r", "mask": "m"}
-        done = subprocess.run(
-            [programs / "qsm-ci", "run", SUBMISSION, "--runner", "local", "--params", params]
-            + [word for flag, name in files.items() for word in (f"--{flag}", tmp_path / f"{name}.nii.gz")]
-            + ["--truth", f"{tmp_path}/", "-o", f"{tmp_path / 'out'}/"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("xsim") == 2
-
-    def test_parameters_are_checked(self, tmp_path):
-        (tmp_path / "params.json").write_text('{"B0": 3}')
-        with pytest.raises(InputError, match=r"params\.json"):
-            qsm_ci(QsmCiConfig(tmp_path, tmp_path / "out"))

@@ -51,7 +51,7 @@ def test_coarse_maps_keep_places_and_means(monkeypatch):
 
 def test_without_r2prime_or_with_coarse_voxels_d_r_is_the_default(monkeypatch):
     sure = ScanRelaxivity(*(Estimate(150.0, (140.0, 160.0), 9.0) for _ in range(2)))
-    monkeypatch.setattr(scan_relaxivity, "estimate_relaxivity", lambda maps, device: sure)
+    monkeypatch.setattr(scan_relaxivity, "estimate_relaxivity", lambda maps, **_: sure)
     assert scan_relaxivity.relaxivity_from(maps(), 3.0).relaxivity.pos_hz_per_ppm == 150.0
     for given, why in (
         (maps(r2prime=False), "no measured R2'"),

@@ -87,7 +87,7 @@ _OPTIONS = {
     ],
     "qsm": ["--field", "--mask", "--out", "--method", "--b0-dir", "--units", "--weights", "--device"],
     "evaluate": ["--pred", "--truth", "--mask"],
-    "qsm-ci": ["--method"],
+    "qsm-ci": ["--method", "--stage"],
     "weights": ["--json"],
     "methods": ["--json"],
     "reproduce": [],

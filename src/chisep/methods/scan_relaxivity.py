@@ -28,12 +28,14 @@ _EDGE_MM, _COARSEST_MM = 2.0, 3.0
 _SEED = 0
 
 
-def relaxivity_from(maps: Maps, b0_t: float, *, device: str = "cpu") -> ChosenRelaxivity:
+def relaxivity_from(
+    maps: Maps, b0_t: float, *, device: str = "cpu", chi_is_true: bool = False
+) -> ChosenRelaxivity:
     """Choose D_r by the maps of a scan, as `--dr auto` does; the default where there is no estimate.
 
     Parameters
     ----------
-    maps, device
+    maps, device, chi_is_true
         As of `estimate_relaxivity`; R2' may be None.
     b0_t
         Field strength in tesla.
@@ -43,19 +45,23 @@ def relaxivity_from(maps: Maps, b0_t: float, *, device: str = "cpu") -> ChosenRe
         return choose_relaxivity(
             None, b0_t, f"voxel edges of {edge_mm:.3g} mm are beyond {_COARSEST_MM:g} mm"
         )
-    found = None if maps.r2prime_hz is None else estimate_relaxivity(maps, device=device)
+    found = None
+    if maps.r2prime_hz is not None:
+        found = estimate_relaxivity(maps, device=device, chi_is_true=chi_is_true)
     return choose_relaxivity(found, b0_t)
 
 
-def estimate_relaxivity(maps: Maps, *, device: str = "cpu") -> ScanRelaxivity:
+def estimate_relaxivity(maps: Maps, *, device: str = "cpu", chi_is_true: bool = False) -> ScanRelaxivity:
     """Estimate D_r,pos and D_r,neg of a scan from its local field and R2'.
 
     Parameters
     ----------
     maps
-        Local field with its mask, R2', and if known the noise of the field; no D_r and no χ is read.
+        Local field with its mask, R2', and if known the noise of the field; no D_r is read.
     device
         Where the QSM is computed.
+    chi_is_true
+        Read χ of the maps, which made the field, in place of a QSM of the field.
 
     Returns
     -------
@@ -70,15 +76,24 @@ def estimate_relaxivity(maps: Maps, *, device: str = "cpu") -> ScanRelaxivity:
     if maps.r2prime_hz is None:
         raise ValueError("no R2'")
     coarse, coarse_r2prime = _coarse(maps, maps.r2prime_hz)
-    chi = invert(coarse, QSM, device=device).chi_ppm
     rng = np.random.default_rng(_SEED)
+    if chi_is_true and maps.chi_ppm is not None:
+        factor = _factor(maps.grid)
+        chi = _mean(maps.chi_ppm, maps.sources_mask, factor)
+        return relaxivity_of_scan(coarse_r2prime, chi, coarse.mask, coarse.grid, rng, chi_is_true=True)
+    chi = invert(coarse, QSM, device=device).chi_ppm
     return relaxivity_of_scan(coarse_r2prime, chi, coarse.mask, coarse.grid, rng)
+
+
+def _factor(grid: Grid) -> tuple[int, int, int]:
+    """Voxels of the grid in a coarse voxel, along each axis."""
+    i, j, k = (max(1, round(_EDGE_MM / edge)) for edge in grid.voxel_mm)
+    return i, j, k
 
 
 def _coarse(maps: Maps, r2prime_hz: Volume) -> tuple[Maps, CoarseVolume]:
     """Field and R2' averaged to voxels of about 2 mm; coarser voxels stay as they are."""
-    i, j, k = (max(1, round(_EDGE_MM / edge)) for edge in maps.grid.voxel_mm)
-    factor = (i, j, k)
+    factor = _factor(maps.grid)
     sigma = maps.field_sigma_ppm
     coarse = replace(
         maps,

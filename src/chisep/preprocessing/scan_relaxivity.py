@@ -184,7 +184,13 @@ def source_text(facts: Mapping[str, Any]) -> str:
 
 
 def relaxivity_of_scan(
-    r2prime_hz: Volume, chi_ppm: Volume, mask: MaskVolume, grid: Grid, rng: np.random.Generator
+    r2prime_hz: Volume,
+    chi_ppm: Volume,
+    mask: MaskVolume,
+    grid: Grid,
+    rng: np.random.Generator,
+    *,
+    chi_is_true: bool = False,
 ) -> ScanRelaxivity:
     """Estimate D_r,pos and D_r,neg from R2' and χ.
 
@@ -205,6 +211,8 @@ def relaxivity_of_scan(
         Voxel edges.
     rng
         Draws the resamples.
+    chi_is_true
+        χ is not underestimated, as that of a QSM is.
 
     Returns
     -------
@@ -222,13 +230,14 @@ def relaxivity_of_scan(
     of_iron, of_dia = (_Sample(rates, chi, where, grid.voxel_mm) for where in (iron, diamagnetic))
     if of_iron.millilitre < _FEWEST_IRON_ML:
         return ScanRelaxivity(_none(of_iron), _none(of_dia))
-    ratio = of_iron.low_ratios(rng) / _IRON_SHRINKAGE
+    iron_shrinkage, dia_shrinkage = (1.0, 1.0) if chi_is_true else (_IRON_SHRINKAGE, _DIAMAGNETIC_SHRINKAGE)
+    ratio = of_iron.low_ratios(rng) / iron_shrinkage
     if of_dia.millilitre < _FEWEST_DIAMAGNETIC_ML:
         return ScanRelaxivity(
             _estimate(ratio / (1 + 2 * _IRON_NEG), _POS_MODEL_SD, of_iron.millilitre), _none(of_dia)
         )
     rate, chi_dia = of_dia.means(rng)
-    of_neg = _DIAMAGNETIC_POS_PPM + _DIAMAGNETIC_SHRINKAGE * np.abs(chi_dia)
+    of_neg = _DIAMAGNETIC_POS_PPM + dia_shrinkage * np.abs(chi_dia)
     determinant = (1 + _IRON_NEG) * of_neg - _IRON_NEG * _DIAMAGNETIC_POS_PPM
     pos = (of_neg * ratio - _IRON_NEG * rate) / determinant
     neg = ((1 + _IRON_NEG) * rate - _DIAMAGNETIC_POS_PPM * ratio) / determinant
