@@ -9,7 +9,7 @@ COVERED = not full_for_everybody and not workers_cut_the_same_crops and not work
 
 .PHONY: demo test test-all slow fuzz valid faults coverage mutants lint clean
 
-demo: $(VENV)/.installed  ## simulate a scan, process it, compare all methods
+demo: $(VENV)/.installed  ## simulate a scan, process it, compare methods
 	$(BIN)/chisep demo demo-out
 
 test: lint  ## style, types, import contract, and the tests that take minutes

@@ -11,11 +11,14 @@ COSTS = {"Seconds", "PeakMemoryGB", "seconds", "peak_memory_gb"}
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Checksum of every file, of JSON files without what a run cost, links to datasets by where they lead."""
+    """Checksum of every file, of JSON files without what a run cost, links to datasets by where they lead.
+
+    Logs tell when and where a run was called, so they differ.
+    """
     return {
         str(path.relative_to(folder)): hashlib.sha256(_without_costs(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != "logs"
     }
 
 

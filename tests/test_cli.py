@@ -101,7 +101,7 @@ def test_a_run_ends_with_paths_and_the_next_command(tmp_path, monkeypatch, capsy
     raw, out = tmp_path / "raw data", tmp_path / "out"
     done = SessionResult("sub-01", report=out / "sub-01.html")
     monkeypatch.setattr(cohort, "run_cohort", lambda *_: [done])
-    out.mkdir()
+    (out / ".chisep").mkdir(parents=True)
     (out / "methods.md").touch()
     assert cli.main(["run", str(raw), str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -1,4 +1,4 @@
-"""Demonstration: simulate a scan, process it, and compare all methods with the ground truth."""
+"""Demonstration: simulate a scan, process it, and compare methods with the ground truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chisep.pipeline.run import run
 from chisep.progress import Progress
 from chisep.report import figures
 from chisep.report.subject import Panel, SubjectReport, Table, write_report
-from chisep.simulation.dataset import SimulateConfig, simulate
+from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, simulate
 from chisep.types import Maps
 
 _SYMBOLS = {"paramagnetic": "χ_pos", "diamagnetic": "χ_neg", "total": "χ"}
@@ -38,12 +38,19 @@ class DemoConfig:
 
     out: Positional[Path] = Path("chisep-demo")
     """Folder for the simulated dataset, its derivatives and the comparison."""
-    voxel_mm: float = 2.0
+    voxel_mm: float = 1.2
     """Voxel edge of the simulated scan in mm."""
     snr: float = 100.0
     """Signal-to-noise ratio of the first gradient echo."""
     seed: int = 0
     """Seed of the digital phantom and of the noise."""
+    all: bool = False
+    """Compare every method, also on the maps of an ideal preprocessing with the noise of the scan; takes
+    several times as long."""
+
+
+SHORT = ("unrolled", "iterative", "closed-form")
+"""Methods of the comparison by default: the default of `chisep run`, and two without a network."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,10 @@ class _Inputs:
 def demo(
     config: DemoConfig, progress: Progress | None = None, *, paint_mm: float | None = None
 ) -> DemoResult:
-    """Simulate one subject, run the pipeline, and evaluate every method on true and on pipeline inputs.
+    """Simulate one subject, run the pipeline, and evaluate methods on its inputs.
 
-    Networks without packaged weights are left out.
+    With `all`, every method is evaluated, also on noisy maps of an ideal preprocessing; networks without
+    packaged weights are left out.
 
     Parameters
     ----------
@@ -94,36 +102,48 @@ def demo(
         If the output cannot be written or a stage fails.
     """
     raw, out = config.out / "bids", config.out / "derivatives"
-    scan = SimulateConfig(out=raw, voxel_mm=config.voxel_mm, snr=config.snr, seed=config.seed)
+    scan = SimulateConfig(
+        out=raw, voxel_mm=config.voxel_mm, snr=config.snr, seed=config.seed, maps=config.all
+    )
     simulate(scan, progress, paint_mm=paint_mm)
     (result,) = run(RunConfig(raw, out), progress)
     if result.error or result.report is None:
         raise result.error or RuntimeError("the run left no report")
 
-    truth, made = (folder / "sub-01" / "anat" for folder in (raw / "derivatives" / "truth", out))
-    inputs = {
-        name: _Inputs(
-            *(
-                folder / f"sub-01_{file}.nii.gz"
-                for file in ("desc-local_fieldmap", "R2primemap", "R2starmap", mask, "desc-brain_mask")
-            )
-        )
-        for name, folder, mask in (("true", truth, "desc-brain_mask"), ("pipeline", made, "desc-eroded_mask"))
-    }
+    truth, ideal, made = (folder / "sub-01" / "anat" for folder in (raw / TRUTH, raw / MAPS, out))
+    inputs = {"pipeline": _inputs(made, made / "sub-01_desc-eroded_mask.nii.gz", made)}
+    if config.all:
+        inputs["noisy maps"] = _inputs(ideal, truth / "sub-01_desc-brain_mask.nii.gz", truth)
+    names = [name for name, method in methods.METHODS.items() if not method.missing_weights]
     comparison = _Comparison(truth, inputs["pipeline"].mask)
-    for name, method in methods.METHODS.items():
-        if method.missing_weights:
-            continue
+    for name in names if config.all else SHORT:
         for label, files in inputs.items():
-            show = progress and _bar(progress, f"{name} on {label} inputs")
-            with warnings.catch_warnings():  # they are on the page
-                warnings.filterwarnings("ignore", f".*{methods.NOT_TRAINED}", ChisepWarning)
-                for source, volume in _solve(name, files, scan.b0_t, show).items():
-                    comparison.add(name, source, label, volume)
+            show = progress and _bar(progress, f"{name} on {label}" if config.all else name)
+            for source, volume in _maps_of(name, label, files, made, scan.b0_t, show).items():
+                comparison.add(name, source, label, volume)
         comparison.warnings += _range_warnings(name, inputs["pipeline"], scan.b0_t)
     page = config.out / "comparison.html"
     write_report(page, comparison.report())
     return DemoResult(_COLUMNS, comparison.rows, result.report, page)
+
+
+def _inputs(maps: Path, mask: Path, brain: Path) -> _Inputs:
+    field, r2prime, r2star = (
+        maps / f"sub-01_{name}.nii.gz" for name in ("desc-local_fieldmap", "R2primemap", "R2starmap")
+    )
+    return _Inputs(field, r2prime, r2star, mask, brain / "sub-01_desc-brain_mask.nii.gz")
+
+
+def _maps_of(
+    name: str, label: str, files: _Inputs, made: Path, b0_t: float, progress: IterationProgress | None
+) -> dict[str, figures.VolumeArray]:
+    """Compute the maps of a method in ppm, or read those that the session was processed with."""
+    if (name, label) == (methods.DEFAULTS["sources"], "pipeline"):
+        kinds = ("paramagnetic", "diamagnetic")
+        return {kind: nifti.load(made / f"sub-01_{SOURCE_FILES[kind]}").data for kind in kinds}
+    with warnings.catch_warnings():  # they are on the page
+        warnings.filterwarnings("ignore", f".*{methods.NOT_TRAINED}", ChisepWarning)
+        return _solve(name, files, b0_t, progress)
 
 
 def _range_warnings(name: str, files: _Inputs, b0_t: float) -> list[str]:
@@ -199,27 +219,29 @@ class _Comparison:
                 f"{scores['xsim']:.3f}",
             )
         )
-        self._shown[source].append(self._row(f"{method}, {inputs} inputs", source, volume))
+        self._shown[source].append(self._row(f"{method}, {inputs}", source, volume))
 
     def report(self) -> SubjectReport:
         panels = [
             Panel(
                 "Scores",
-                "Metrics against the ground truth, within the valid-field mask. “True” inputs are the "
-                "noise-free field and R2′ of the digital phantom in the whole brain. “Pipeline” inputs are "
-                "the results of preprocessing of its scan, in the valid-field mask. The difference is the "
-                "effect of preprocessing and noise. PSNR is relative to 1 ppm over the whole field of view.",
+                "Metrics against the ground truth, within the valid-field mask. “Pipeline” inputs are the "
+                "results of preprocessing of the scan. “Noisy maps” (--all) are the field and R2′ of an "
+                "ideal preprocessing, with the noise of the scan, in the whole brain. The difference is the "
+                "effect of preprocessing. PSNR is relative to 1 ppm over the whole field of view.",
                 table=Table(_COLUMNS, tuple(self.rows)),
             )
         ]
         for source, rows in self._shown.items():
+            if len(rows) == 1:  # the truth alone
+                continue
             symbol = _SYMBOLS[source]
             panels.append(
                 Panel.of_figure(
                     symbol,
-                    f"Ground truth, then every method that computes {symbol}.",
+                    f"Ground truth, then the methods that compute {symbol}.",
                     figures.planes(rows, self.affine, mask=self.mask),
-                    alt=f"{symbol} of the ground truth and of every method in three planes.",
+                    alt=f"{symbol} of the ground truth and of the methods in three planes.",
                 )
             )
         return SubjectReport(

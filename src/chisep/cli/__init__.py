@@ -9,22 +9,16 @@ from __future__ import annotations
 import io
 import json
 import os
-import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import chisep
 from chisep.cli.arguments import parse
-from chisep.cli.terminal import print_table, progress_bar, session_table, set_up_logging
+from chisep.cli.terminal import Ended, print_table, progress_bar, set_up_logging, sigterm_as_interrupt
 from chisep.errors import ChisepError, InputError
-
-if TYPE_CHECKING:
-    from chisep.pipeline.config import RunConfig
 
 T = TypeVar("T")
 
@@ -105,7 +99,7 @@ def _main(arguments: list[str]) -> int:
     except OSError as error:  # a failing disk or network, without a message of chisep
         return _fail(f"the system refused: {error}")
     except KeyboardInterrupt as stop:
-        said, status = ("ended", 143) if isinstance(stop, _Ended) else ("interrupted", 130)
+        said, status = ("ended", 143) if isinstance(stop, Ended) else ("interrupted", 130)
         return _fail(f"{said}; what was finished is kept, the same command goes on from there", status)
 
 
@@ -113,27 +107,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short, as where a limit (ulimit -v) does not let libraries be loaded."""
     words = ("failed to map segment", "allocate memory", "bad_alloc")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
-class _Ended(KeyboardInterrupt):
-    """The process received SIGTERM, as from a batch system."""
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that workers end and no temporary files stay."""
-
-    def end(_signal: int, _frame: object) -> None:
-        raise _Ended
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -156,63 +129,9 @@ def _parse(config: type[T], name: str, arguments: Sequence[str], *, prefixes: bo
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from chisep.execution.cohort import run_cohort
-    from chisep.execution.config import CohortConfig
+    from chisep.cli.run_command import run_command
 
-    config = _parse(CohortConfig, "run", arguments, prefixes=True)
-    if config.run.level == "group":
-        return _group(config.run)
-    if config.dry_run:
-        return _dry_run(config.run)
-    with _sigterm_as_interrupt(), session_table() as watch:
-        results = run_cohort(config.run, config.cluster, watch)
-    for result in results:
-        print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
-    if any(result.error is None for result in results):
-        _print_next(config.run)
-    failed = [result for result in results if result.error]
-    if failed:
-        return _fail(
-            f"{len(failed)} of {len(results)} sessions failed:\n"
-            + "\n".join(f"  {r.name}: {r.error}" for r in failed)
-        )
-    return 0
-
-
-def _print_next(config: RunConfig) -> None:
-    """Name what a run leaves beside the reports, and the level that summarises them."""
-    from chisep.provenance.methods_text import METHODS_FILE
-
-    methods = config.out / METHODS_FILE
-    if methods.is_file():
-        print(f"methods section of a paper: {methods}")
-    command = shlex.join(["chisep", "run", str(config.bids), str(config.out), "group"])
-    print(f"table and page of all sessions: {command}")
-
-
-def _group(config: RunConfig) -> int:
-    from chisep.pipeline.group import run_group
-
-    with progress_bar() as show:
-        made = run_group(config, show)
-    print(made.table, made.page, sep="\n")
-    return 0
-
-
-def _dry_run(config: RunConfig) -> int:
-    from chisep.execution.cohort import plan
-
-    plans = plan(config)
-    for one in plans:
-        would_run = {stage: why for stage, why in one.reasons.items() if why is not None}
-        if one.error:
-            print(f"{one.name}: would FAIL: {one.error}")
-        else:
-            kept = len(one.reasons) - len(would_run)
-            print(f"{one.name}: {len(would_run)} stages would run, {kept} are kept")
-        for stage, why in would_run.items():
-            print(f"  {stage}: {why}")
-    return 1 if any(one.error for one in plans) else 0
+    return run_command(arguments, COMMANDS["run"].summary)
 
 
 def _explain(arguments: Sequence[str]) -> int:
@@ -357,7 +276,7 @@ def _simulate(arguments: Sequence[str]) -> int:
     from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 
     config = _parse(LabelledConfig, "simulate", arguments)
-    with _sigterm_as_interrupt(), progress_bar() as show:
+    with sigterm_as_interrupt(), progress_bar() as show:
         subjects = simulate_labelled(config, show)
     print(*(f"{config.out}: {subject}" for subject in subjects), sep="\n")
     return 0
@@ -426,6 +345,28 @@ def _demo(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from chisep.doctor import DoctorConfig, doctor
+
+    config = _parse(DoctorConfig, "doctor", arguments)
+    with progress_bar() as show:
+        findings = doctor(config, show)
+    if config.json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        print_table("", ("check", "result", "found", "what to do"), [finding.row() for finding in findings])
+    return 1 if any(finding.level == "fault" for finding in findings) else 0
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    from chisep.cli.completion import CompletionConfig, completion_script
+
+    config = _parse(CompletionConfig, "completion", arguments)
+    summaries = {name: command.summary for name, command in COMMANDS.items()}
+    print(completion_script(config.shell, summaries), end="")
+    return 0
+
+
 def _reproduce(arguments: Sequence[str]) -> int:
     from chisep.experiments import EXPERIMENTS
 
@@ -461,5 +402,7 @@ COMMANDS = {
     "methods": Command("list the methods", _methods),
     "qsm-ci": Command("run with the file names of the public benchmark QSM-CI", _qsm_ci),
     "reproduce": Command("reproduce the tables and figures of an experiment", _reproduce),
+    "doctor": Command("check the installation and this machine, with a self-test", _doctor),
+    "completion": Command("print the completion script of a shell (bash, zsh)", _completion),
     "demo": Command("simulate a scan, process it, and compare all methods", _demo),
 }

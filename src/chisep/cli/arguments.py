@@ -24,6 +24,7 @@ def parse(
     description: str = "",
     *,
     prefixes: bool = False,
+    default: T | None = None,
 ) -> T:
     """Parse arguments into a config.
 
@@ -40,19 +41,38 @@ def parse(
     prefixes
         Whether options of a part of the config start with its name. Needed where two parts have options of
         one name.
+    default
+        Values of all options that are not given; those of the config if None.
 
     Raises
     ------
     SystemExit
         After `--help`, and with status 2 for wrong arguments.
     """
+    found: T = with_readable_help(
+        config, f"chisep {command}", arguments, description, prefixes=prefixes, default=default
+    )
+    return found
+
+
+def with_readable_help(
+    config: Any,  # noqa: ANN401
+    program: str,
+    arguments: Sequence[str],
+    description: str = "",
+    *,
+    prefixes: bool = True,
+    default: Any = None,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Parse arguments of a program by tyro; as `parse`, also for a union of configs."""
     import tyro
 
     return tyro.cli(
         config,
-        prog=f"chisep {command}",
+        prog=program,
         description=description,
         args=list(arguments),
+        default=tyro.MISSING_NONPROP if default is None else default,
         config=(
             tyro.conf.AvoidSubcommands,
             tyro.conf.PositionalMetavarFromFieldName,
@@ -119,6 +139,9 @@ def _registry() -> ConstructorRegistry:
 def _metavar(metavar: str) -> str:
     """Shorten what tyro calls the values of an option: FLOAT [FLOAT FLOAT], [PATH ...], no {None}."""
     metavar = metavar.removeprefix("{None}|").replace("{None,", "{")
+    if metavar.startswith("{["):  # numbers or a word
+        metavar = "|".join(part.removeprefix("{").removesuffix("}") for part in metavar.split("}|{"))
+        metavar = metavar.replace("[FLOAT [FLOAT ...]]", "[FLOAT ...]")
     metavar = re.sub(r"^\{((\w+)( \2)+)\}$", r"\1", metavar)  # several values; braces are for choices
     metavar = re.sub(r"^(\w+)\|\{\1 (\1( \1)*)\}$", r"\1 [\2]", metavar)
     return re.sub(r"^\[(.*) \[(\1 )?\.\.\.\]\]$", r"[\1 ...]", metavar)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,16 +47,48 @@ def _error_console() -> Console:
     return Console(stderr=True)
 
 
+class Ended(KeyboardInterrupt):
+    """The process received SIGTERM, as from a batch system."""
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C, so that workers end and no temporary files stay."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise Ended
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time that is left: 40 s, 3 min, 2.5 h; nothing where it is not known."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{max(5 * round(seconds / 5), 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def progress_bar() -> Iterator[ShowProgress]:
     """Show a progress bar while there is work."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
     console = _error_console()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -74,10 +108,14 @@ def session_table() -> Iterator[Watch]:
     from rich.live import Live
     from rich.table import Table
 
+    from chisep.execution.progress import TimeLeft
+
     running: dict[str, Update] = {}
     ended = {"done": 0, "failed": 0}
+    left = TimeLeft()
 
     def watch(update: Update) -> None:
+        left.note(update)
         if update.state in ended:
             running.pop(update.session, None)
             ended[update.state] += 1
@@ -87,12 +125,13 @@ def session_table() -> Iterator[Watch]:
     def table() -> Table:
         caption = f"{ended['done']} done, {ended['failed']} failed"
         shown = Table(box=None, caption=caption, caption_justify="left")
-        for title in ("session", "stage", "of", "s", "GB"):
+        for title in ("session", "stage", "of", "time", "left of stage", "left of session", "GB"):
             shown.add_column(title, justify="left" if title in ("session", "stage") else "right")
         for name, now in sorted(running.copy().items()):
             stage = now.stage if now.state == "running" else f"{now.stage} (requeued)"
             at = f"{now.done + 1}/{now.total}" if now.total else ""
-            shown.add_row(name, stage, at, f"{now.seconds:.0f}", f"{now.memory_gb:.1f}")
+            still = map(duration, (left.stage_s(now), left.session_s(now)))
+            shown.add_row(name, stage, at, f"{now.seconds:.0f} s", *still, f"{now.memory_gb:.1f}")
         return shown
 
     console = _error_console()

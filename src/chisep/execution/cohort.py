@@ -107,7 +107,7 @@ def run_cohort(
     """
     cluster = cluster or ClusterConfig()
     watch = watch or (lambda _update: None)
-    out, config = config.out, _absolute(config)
+    out, config = config.out, with_absolute_paths(config)
     found = discover(config)
     usable = [one for one in found if one.session is not None]
     alone = cluster.cluster == "none" or (cluster.cluster == "local" and len(usable) < 2)
@@ -144,8 +144,8 @@ def _run_here(
     return result
 
 
-def _absolute(config: RunConfig) -> RunConfig:
-    """Return a config with absolute paths."""
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return a config whose paths and files of weights are absolute, for another working directory."""
     paths = {f.name: getattr(config, f.name) for f in fields(config)}
     changes: dict[str, Any] = {
         name: path.absolute() for name, path in paths.items() if isinstance(path, Path)

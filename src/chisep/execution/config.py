@@ -99,6 +99,10 @@ class CohortConfig:
     finished lies in OUT."""
     skip_bids_validation: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Accepted because BIDS apps have it: chisep runs no BIDS validator; it checks what it reads, always."""
+    config: Path | None = None
+    """TOML file of options that --save-config wrote; options on the command line prevail over it."""
+    save_config: Path | None = None
+    """Write all options of this call to a TOML file, then go on; --config FILE repeats the run."""
 
     def __post_init__(self) -> None:
         if self.dry_run and self.run.level == "group":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -41,3 +41,81 @@ class Update:
 
 Watch = Callable[[Update], None]
 """Called at every change and every second, from another thread than the caller's."""
+
+TYPICAL_SECONDS: Mapping[str, float] = {
+    "mask": 7.0,
+    "field": 15.0,
+    "background": 10.0,
+    "registration": 15.0,
+    "relaxometry": 21.0,
+    "separation": 61.0,
+    "labels": 15.0,
+    "nuclei": 25.0,
+    "regions": 3.0,
+    "report": 8.0,
+}
+"""Seconds of each stage at 1 mm on two cores (`benchmarks/results/session.json`), in order."""
+
+_SHORTEST_S = 0.5
+"""Stages below it were up to date, or tell nothing of the speed of the machine."""
+
+
+@dataclass
+class _Measured:
+    """Stages of a session with their seconds, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    current: str = ""
+    current_s: float = 0.0
+
+
+class TimeLeft:
+    """Estimate how long the current stage and the rest of its session take.
+
+    Times come from the sessions that have ended. Before the first one they come from a table of times at
+    1 mm, scaled by the stages of this session that are done.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, _Measured] = {}
+        self._known: dict[str, float] = {}
+
+    def note(self, update: Update) -> None:
+        """Note an update of a session."""
+        if update.state in ("failed", "requeued"):
+            self._sessions.pop(update.session, None)
+            return
+        session = self._sessions.setdefault(update.session, _Measured())
+        if session.current and session.current != update.stage:
+            session.seconds[session.current] = session.current_s
+        session.current, session.current_s = update.stage, update.seconds
+        if update.state == "done":
+            made = {stage: s for stage, s in session.seconds.items() if s >= _SHORTEST_S}
+            # A session that was kept as it is tells nothing of those that have to be computed.
+            self._known.update(made)
+            del self._sessions[update.session]
+
+    def stage_s(self, update: Update) -> float | None:
+        """Seconds left of the current stage; None where its time is not known."""
+        expected = self._expected(update)
+        return None if update.stage not in expected else max(expected[update.stage] - update.seconds, 0.0)
+
+    def session_s(self, update: Update) -> float | None:
+        """Seconds left of the session, its current stage included; None where they are not known."""
+        stage_s, expected = self.stage_s(update), self._expected(update)
+        if stage_s is None:
+            return None
+        order = list(expected)
+        return stage_s + sum(expected[stage] for stage in order[order.index(update.stage) + 1 :])
+
+    def _expected(self, update: Update) -> dict[str, float]:
+        """Seconds of every stage, in order."""
+        if update.stage in self._known:
+            return self._known
+        done = self._sessions.get(update.session, _Measured()).seconds
+        both = {s: t for s, t in done.items() if s in TYPICAL_SECONDS and t >= _SHORTEST_S}
+        typical = sum(TYPICAL_SECONDS[stage] for stage in both)
+        if not typical:
+            return {}
+        rate = sum(both.values()) / typical
+        return {stage: rate * seconds for stage, seconds in TYPICAL_SECONDS.items()}

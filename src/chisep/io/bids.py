@@ -36,6 +36,8 @@ group.tsv
 group.json
 methods.md
 references.bib
+logs/
+figures/
 # R2' and D_r have no suffix in BIDS.
 *_R2primemap.*
 *_relaxivity.json

@@ -21,6 +21,7 @@ from chisep.pipeline.session import (
 )
 from chisep.progress import Progress
 from chisep.provenance.records import FAILURE, record_path
+from chisep.report.figure_files import write_figures
 from chisep.report.subject import mark_as_earlier
 
 log = logging.getLogger("chisep")
@@ -114,6 +115,8 @@ def run_session(
         for note in one.session.notes:
             log.warning("%s: %s", one.name, note)
         result = process(config, one.session, step)
+        if result.report is not None:
+            write_figures(config.out, result.report, one.session.subject)
     except Exception as error:
         shown = as_user_error(one.name, error)
         log.error("%s: %s", one.name, shown, exc_info=isinstance(shown, UnexpectedError))
