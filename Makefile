@@ -7,7 +7,7 @@ SHORT   = -m "not slow and not real and not gpu"
 # In these tests processes start or die under conditions in which coverage cannot write its own data.
 COVERED = not full_for_everybody and not workers_cut_the_same_crops and not workers_change_nothing
 
-.PHONY: demo test test-all slow fuzz valid faults coverage mutants lint clean
+.PHONY: demo test test-all slow fuzz valid faults coverage mutants lint docs docs-links clean
 
 demo: $(VENV)/.installed  ## simulate a scan, process it, compare methods
 	$(BIN)/chisep demo demo-out
@@ -42,6 +42,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs  ## the documentation as a site; the build needs no network, and warnings are errors
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+docs-links:  ## list links to other hosts; nothing is opened
+	$(PYTHON) tools/external_links.py
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[docs,train,slurm]"
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
@@ -53,4 +65,4 @@ $(VENV)/.installed-dev: pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) demo-out docs/_build docs/reference/_api

@@ -47,9 +47,10 @@ def write_series(folder, stored, te_ms, echo, *, number, maker, kind, name="gre"
         file.ScanningSequence, file.SequenceVariant, file.MRAcquisitionType = sequence, "SP", "3D"
         file.EchoTime, file.EchoNumbers, file.RepetitionTime, file.FlipAngle = te_ms, echo, 33, 15
         file.MagneticFieldStrength = 3
-        file.SliceThickness = file.SpacingBetweenSlices = 2
-        file.PixelSpacing, file.ImageOrientationPatient = [1, 1], [1, 0, 0, 0, 1, 0]
-        file.ImagePositionPatient, file.PatientPosition = [0, 0, 2 * k], "HFS"
+        in_plane, across = more.get("edges", (1, 2))
+        file.SliceThickness = file.SpacingBetweenSlices = across
+        file.PixelSpacing, file.ImageOrientationPatient = [in_plane, in_plane], [1, 0, 0, 0, 1, 0]
+        file.ImagePositionPatient, file.PatientPosition = [0, 0, across * k], "HFS"
         file.Columns, file.Rows = stored.shape[:2]
         file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
         file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
