@@ -3,6 +3,7 @@
 # The same as `chisep run bids out`: what would run, the run, and the files of a result.
 
 # %%
+import json
 from pathlib import Path
 
 import chisep
@@ -25,7 +26,5 @@ for result in chisep.run(config):
 # Each map has a sidecar with everything that made it.
 
 # %%
-import json  # noqa: E402
-
 sidecar = json.loads(Path("out/sub-01/anat/sub-01_desc-paramagnetic_Chimap.json").read_text(encoding="utf-8"))
 print(sidecar["Parameters"]["Method"], sidecar["SoftwareVersion"])
