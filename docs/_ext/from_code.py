@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import pkgutil
@@ -34,12 +35,19 @@ def write_api_pages(app: Sphinx) -> None:
         paths = [str(Path(path, package.name)) for path in chisep.__path__]
         inner = pkgutil.walk_packages(paths, f"{name}.") if package.ispkg else ()
         modules = [name, *(module.name for module in inner if "._" not in module.name)]
-        text = f"{name}\n{'=' * len(name)}\n" + "".join(
-            f"\n{module}\n{'-' * len(module)}\n\n.. automodule:: {module}\n" for module in modules
-        )
+        text = f"{name}\n{'=' * len(name)}\n" + "".join(map(section_of, modules))
         page = folder / f"{name}.rst"
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
+
+
+def section_of(module: str) -> str:
+    """Section with the docstrings of a module."""
+    package, _, name = module.rpartition(".")
+    # A function of the package that has the name of its module would be indexed twice.
+    is_twice = name in getattr(importlib.import_module(package), "__all__", ())
+    option = "   :no-index:\n" if is_twice else ""
+    return f"\n{module}\n{'-' * len(module)}\n\n.. automodule:: {module}\n{option}"
 
 
 def output_of(*arguments: str) -> str:

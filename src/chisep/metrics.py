@@ -121,7 +121,10 @@ def xsim(predicted: Map, truth: Map, mask: Mask) -> float:
 
 
 def hfen_percent(predicted: Map, truth: Map, mask: Mask, sigma: float = 1.5) -> float:
-    """High-frequency error norm: NRMSE of both maps after a Laplacian of Gaussian (σ in voxels)."""
+    """High-frequency error norm: NRMSE of both maps after a Laplacian of Gaussian (σ in voxels).
+
+    Maps that are 0 outside the mask have a jump at its edge, which lies in the kernel of voxels near it.
+    """
     p, t = (gaussian_laplace(m.astype(np.float64), sigma, truncate=5.0) for m in (predicted, truth))
     return nrmse_percent(p, t, mask)
 
