@@ -115,6 +115,18 @@ def _whole_brain() -> tuple[type[Any], Function]:
     return WholeBrainConfig, whole_brain
 
 
+def _qsm_ci() -> tuple[type[Any], Function]:
+    from chisep.experiments.qsm_ci.command import QsmCiExperimentConfig, qsm_ci_worlds
+
+    return QsmCiExperimentConfig, qsm_ci_worlds
+
+
+def _reproducibility() -> tuple[type[Any], Function]:
+    from chisep.experiments.reproducibility import ReproducibilityConfig, reproducibility
+
+    return ReproducibilityConfig, reproducibility
+
+
 EXPERIMENTS = {
     "realism": Experiment("digital phantoms compared with published measurements in people", _realism),
     "preprocessing": Experiment(
@@ -145,5 +157,11 @@ EXPERIMENTS = {
     "whole-brain": Experiment(
         "the whole chain over the whole brain: from raw scans to maps, errors by depth",
         _whole_brain,
+    ),
+    "qsm-ci": Experiment(
+        "every stage of the benchmark QSM-CI on worlds by its definitions, scored by its metrics", _qsm_ci
+    ),
+    "reproducibility": Experiment(
+        "one head, four protocols, two scanners, three runs: agreement of region means", _reproducibility
     ),
 }

@@ -1,0 +1,203 @@
+"""Worlds by the benchmark's definitions: R2' and χ of a world determine its sources; rows are kept by key."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chisep.errors import InputError
+from chisep.experiments import reproducibility
+from chisep.experiments.qsm_ci import command, rows, worlds
+from chisep.experiments.qsm_ci.definitions import DEFINITIONS, GREY, WHITE, definition, tissues_of, tracts_of
+from chisep.io.files import write_json
+from chisep.physics.signal import r2prime_of_sources
+from chisep.simulation import labelmap
+from chisep.simulation.tissue import Tissue
+from chisep.types import Grid, Relaxivity
+
+SUBMISSIONS = Path(__file__).parents[2] / "qsm-ci"
+SHAPE, EDGE_MM = (22, 24, 20), 4.0
+needs_forward = pytest.mark.skipif(
+    importlib.util.find_spec("qsm_forward") is None, reason="qsm-forward, an extra, is not installed"
+)
+
+
+def tissue(one) -> Tissue:
+    """A ball of white matter with a core of putamen and a shell of cortex."""
+    axes = np.meshgrid(*((np.arange(n) - (n - 1) / 2) * EDGE_MM for n in SHAPE), indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    labels = np.where(radius < 32, labelmap.CEREBRAL_CORTEX[0], 0)
+    labels[radius < 26] = labelmap.CEREBRAL_WHITE[0]
+    labels[(radius < 26) & (axes[0] > 8)] = labelmap.CALLOSUM_BODY
+    labels[radius < 8] = labelmap.PUTAMEN[0]
+    mask = torch.from_numpy(labels > 0)
+    rng = np.random.default_rng(0)
+    pos, neg = (
+        torch.from_numpy((low + 0.01 * rng.random(SHAPE)).astype(np.float32)) * mask for low in (0.02, 0.03)
+    )
+    angle = (
+        torch.from_numpy(np.arctan2(np.hypot(axes[0], axes[1]), np.abs(axes[2])).astype(np.float32)) * mask
+    )
+    d_r = Relaxivity(one.dr_pos_hz_per_ppm, one.mean_dr_neg_hz_per_ppm)
+    white = torch.from_numpy(np.isin(labels, labelmap.WHITE_MATTER))
+    effect = torch.where(white, 1.5 * angle.sin() ** 2, 1.0) if one.sin2 else torch.ones(SHAPE)
+    ones = torch.ones(SHAPE)
+    return Tissue(
+        grid=Grid(SHAPE, (EDGE_MM,) * 3, affine=np.diag([EDGE_MM] * 3 + [1.0])),
+        b0_t=one.b0_t,
+        relaxivity=d_r,
+        chi_pos_ppm=pos,
+        chi_neg_ppm=neg,
+        r2_hz=15 * ones,
+        r2prime_hz=r2prime_of_sources(pos, neg * effect, d_r) * mask,
+        t1_s=ones,
+        m0=mask.float(),
+        mask=mask,
+        labels=torch.from_numpy(labels.astype(np.int16)),
+        chi_outside_ppm=torch.zeros(SHAPE),
+        fibre_angle_rad=angle,
+    )
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Write a world of the small ball."""
+
+    def write(name, maker):
+        monkeypatch.setattr(worlds, "head_tissue", lambda one, _head: tissue(one))
+        head = worlds.HeadOptions(None, EDGE_MM, 1)
+        return worlds.written_world(tmp_path / maker / name, definition(name), maker, head)
+
+    return write
+
+
+class TestDefinitions:
+    def test_d_r_is_as_published(self):
+        mc, iso, aniso = (DEFINITIONS[name] for name in ("mc", "3t-iso", "7t-aniso"))
+        assert mc.dr_pos_hz_per_ppm == 320
+        assert mc.dr_neg_hz_per_ppm == pytest.approx(397, abs=0.1)
+        assert iso.dr_pos_hz_per_ppm == pytest.approx(323.5, abs=0.1)
+        assert iso.mean_dr_neg_hz_per_ppm == 700.8
+        assert aniso.dr_pos_hz_per_ppm == pytest.approx(755, abs=0.2)
+        assert aniso.mean_dr_neg_hz_per_ppm == pytest.approx(2 / 3 * 936.4, abs=0.1)
+        assert math.isinf(iso.snr)
+
+    def test_labels(self):
+        labels = np.array([[[11, 20009, 255, 2, 3, 4, 999, 0]]], np.int16)
+        seg = tissues_of(labels, labels > 0)
+        assert seg.ravel().tolist() == [1, 2, WHITE, WHITE, GREY, 10, 10, 0]
+        assert tracts_of(labels, seg).ravel().tolist() == [0, 0, 3, 11, 0, 0, 0, 0]
+
+    def test_unknown_world(self):
+        with pytest.raises(InputError, match="3t-iso"):
+            definition("3t-isotropic")
+
+
+class TestWorlds:
+    @pytest.mark.parametrize("maker", ["chisep", pytest.param("qsm-forward", marks=needs_forward)])
+    @pytest.mark.parametrize("name", ["mc", "3t-iso"])
+    def test_the_null_that_reads_d_r_is_exact(self, made, tmp_path, maker, name):
+        world = made(name, maker)
+        cell = rows.Cell(world, "chi-separation", rows.LABEL_NULL)
+        scores = rows.row(cell, SUBMISSIONS, tmp_path / "cells")["Scores"]
+        for source in ("chi-para", "chi-dia"):
+            assert scores[source]["xsim"] > 0.999
+            assert scores[source]["nrmse"] < 1
+
+    def test_scan_holds_r2prime_and_field(self, made):
+        world = made("3t-aniso", "chisep")
+        inputs = rows.Inputs(world / "inputs")
+        magnitude, mask = inputs.echoes("magnitude"), inputs.mask
+        te_s = inputs.te_s
+        decay = (magnitude[0] / magnitude[1]).log()[mask] / (te_s[1] - te_s[0])
+        r2prime = inputs.volume("r2prime")[mask]
+        assert float((decay - 15 - r2prime).median().abs()) < 1.0
+        assert torch.corrcoef(torch.stack([decay, r2prime]))[0, 1] > 0.9
+
+    def test_a_complete_world_is_kept_and_another_is_made_again(self, made):
+        world = made("mc", "chisep")
+        before = (world / "inputs" / "phase.nii.gz").stat().st_mtime_ns
+        assert (made("mc", "chisep") / "inputs" / "phase.nii.gz").stat().st_mtime_ns == before
+        record = json.loads((world / worlds.RECORD).read_text())
+        write_json(world / worlds.RECORD, record | {"Maker": "other"})
+        assert (made("mc", "chisep") / "inputs" / "phase.nii.gz").stat().st_mtime_ns > before
+
+
+class TestRows:
+    def test_a_row_is_kept_until_its_weights_change(self, made, tmp_path, monkeypatch):
+        cell = rows.Cell(made("mc", "chisep"), "chi-separation", rows.NULL)
+        first = rows.row(cell, SUBMISSIONS, tmp_path / "cells")
+        monkeypatch.setattr(rows, "_scored", lambda *_: {"Scores": "again"})
+        assert rows.row(cell, SUBMISSIONS, tmp_path / "cells") == first
+        monkeypatch.setattr(rows, "_weights", lambda _: ["other weights"])
+        assert rows.row(cell, SUBMISSIONS, tmp_path / "cells")["Scores"] == "again"
+
+    @pytest.mark.slow  # starts a process that loads torch
+    def test_the_default_is_run_by_the_benchmark(self, made, tmp_path):
+        cell = rows.Cell(made("7t-field", "chisep"), "bfr", rows.DEFAULT)
+        scores = rows.row(cell, SUBMISSIONS, tmp_path / "cells")["Scores"]
+        assert scores["localfield"]["coverage"] == 1
+
+    def test_every_row_has_its_weights(self, made):
+        world = made("mc", "chisep")
+        for method in (rows.DEFAULT, rows.NULL, rows.LABEL_NULL, "iterative", "chi-sepnet-r2p"):
+            cell = rows.Cell(world, "chi-separation", method)
+            assert bool(rows._weights(cell)) == (method not in (rows.NULL, rows.LABEL_NULL))
+
+    def test_page_has_a_table_for_each_stage(self):
+        score = {"xsim": 0.5, "nrmse": 50.0, "coverage": 1.0}
+        found = {
+            "Head": "head-11_dseg.nii.gz",
+            "VoxelMm": 2.0,
+            "Rows": [
+                {
+                    **{"World": "mc", "Maker": "chisep", "Stage": "chi-separation", "Method": "default"},
+                    **{"Noisy": False, "Scores": {"chi-para": score, "chi-dia": score}},
+                    "D_r": {"Source": "scan", "Found": [300.0, 250.0], "True": [320.0, 265.0]},
+                },
+                {
+                    **{"World": "7t-field", "Maker": "chisep", "Stage": "dipole", "Method": "tv"},
+                    **{"Noisy": True, "Scores": {"chimap": score | {"hfen": None}}},
+                },
+            ],
+        }
+        text = command.page(found)
+        assert "## chi-separation" in text
+        assert "| mc | chisep | default | 0.500 | 50.0 | 1.000 | 0.500 | 50.0 | 1.000 |" in text
+        assert "300 of 320 (-6 %)" in text
+        assert "| 7t-field | chisep | tv (noisy field) | 0.500 | 50.0 | – | 1.000 |" in text
+
+
+class TestReproducibility:
+    def test_pairs(self):
+        listed = reproducibility.scans()
+        pairs = reproducibility.comparisons(listed)
+        assert len(listed) == 15
+        assert {name: len(found) for name, found in pairs.items()} == {
+            "runs": 15,
+            "scanners": 3,
+            "protocols": 18,
+        }
+
+    def test_agreement(self):
+        first = {str(n): {"chi": 10.0 * n} for n in range(8)}
+        second = {str(n): {"chi": 11.0 * n + 2} for n in range(8)}
+        found = reproducibility.agreement({"a": first, "b": second}, [("a", "b")], "chi")
+        swapped = reproducibility.agreement({"a": first, "b": second}, [("b", "a")], "chi")
+        assert found["MeanSlopeError"] == pytest.approx(0.1)
+        assert swapped["MeanSlopeError"] == pytest.approx(1 - 1 / 1.1)
+        assert found["BiasPpb"] == pytest.approx(5.5)
+        assert found["LimitsPpb"] == pytest.approx(1.96 * np.std(np.arange(8), ddof=1))
+
+    def test_page(self):
+        row = {"Method": "unrolled", "Comparison": "runs", "Map": "chi_pos", "Pairs": 3}
+        row |= {"MeanSlopeError": 0.0123, "BiasPpb": 0.5, "LimitsPpb": 1.25}
+        text = reproducibility.page({"Head": "packaged head", "VoxelMm": 2.0, "Rows": [row]})
+        assert "| unrolled | runs | χ_pos | 3 | 0.012 | +0.50 | ±1.25 |" in text
+        assert "| D | 7 | 1.8 × 1.8 × 1.8 | 4, 9, 14, 19 | 60 |" in text
