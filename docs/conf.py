@@ -40,6 +40,7 @@ html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True}
 pygments_style = "friendly"
 
+smartquotes = False  # R2' keeps its prime
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

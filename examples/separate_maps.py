@@ -13,7 +13,7 @@ import numpy as np
 import chisep
 
 data = Path("phantoms")
-chisep.simulate(chisep.SimulateConfig(data, voxel_mm=4.0, subjects=2, maps_only=True))
+chisep.simulate(chisep.SimulateConfig(out=data, voxel_mm=4.0, subjects=2, maps_only=True))
 
 # %% [markdown]
 # The folder `derivatives/maps` has what a scan would give, `derivatives/truth` has the true maps.

@@ -19,7 +19,7 @@ import chisep
 from chisep import cli
 from chisep.provenance.citations import works
 
-NOT_API = {"cli", "demo", "experiments"}
+NOT_API = {"cli", "demo", "doctor", "experiments"}
 """Packages whose functions are commands, for which help texts are the reference."""
 COMMANDS = re.compile(r"^  ([a-z-]+) {2,}\S", flags=re.MULTILINE)
 

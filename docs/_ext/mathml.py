@@ -8,6 +8,8 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
+STYLE = "margin: 1em 0; overflow-x: auto; overflow-y: hidden"
+
 
 def inline(self: Any, node: nodes.math) -> None:  # noqa: ANN401
     """Write an equation in a line of text."""
@@ -17,7 +19,7 @@ def inline(self: Any, node: nodes.math) -> None:  # noqa: ANN401
 
 def block(self: Any, node: nodes.math_block) -> None:  # noqa: ANN401
     """Write an equation in a line of its own."""
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div style="{STYLE}">{convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 
 

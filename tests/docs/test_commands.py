@@ -44,7 +44,7 @@ def dicom_of(raw: Path, folder: Path) -> None:
 def phantoms(make_once) -> Path:
     """Maps of two subjects, as the pages simulate them."""
     return make_once(
-        "phantoms", lambda out: simulate(SimulateConfig(out, voxel_mm=4.0, subjects=2, maps_only=True))
+        "phantoms", lambda out: simulate(SimulateConfig(out=out, voxel_mm=4.0, subjects=2, maps_only=True))
     )
 
 
