@@ -61,6 +61,19 @@ WHITE_MATTER = (
     *CORTICOSPINAL,
 )
 """Labels of tissue that is mostly fibres."""
+DEEP_GREY = (
+    *THALAMUS,
+    *PULVINAR,
+    *CAUDATE,
+    *PUTAMEN,
+    *PALLIDUM,
+    *PALLIDUM_INTERNUM,
+    *NIGRA,
+    *RED_NUCLEUS,
+    *SUBTHALAMIC,
+    *DENTATE,
+)
+"""Labels of the nuclei."""
 
 _FEWEST_LANDMARKS = 8
 

@@ -44,8 +44,8 @@ def structured_field_error(mask: MaskVolume, grid: Grid, rng: np.random.Generato
     """
     white = torch.from_numpy(rng.standard_normal(grid.shape, dtype=np.float32))
     spectrum = half_spectrum(white, grid.shape)
-    square, cos2 = _frequencies(grid)
-    spectrum *= _interpolated(cos2).sqrt_()
+    square, cos2 = frequencies(grid)
+    spectrum *= power_by_angle(cos2).sqrt_()
     error = torch.zeros(grid.shape)
     for number, deviation in enumerate(BAND_SD_PPB):
         band = of_half_spectrum(spectrum * _band(square, number), grid.shape, grid.shape)
@@ -56,7 +56,7 @@ def structured_field_error(mask: MaskVolume, grid: Grid, rng: np.random.Generato
     return error / size if size else error
 
 
-def _frequencies(grid: Grid) -> tuple[Tensor, Tensor]:
+def frequencies(grid: Grid) -> tuple[Tensor, Tensor]:
     """Squared angular frequency per voxel of the geometric mean edge, and cos² of the angle to B0."""
     edge = math.prod(grid.voxel_mm) ** (1 / 3)
     square, along = torch.zeros(()), torch.zeros(())
@@ -75,6 +75,7 @@ def _band(square: Tensor, number: int) -> Tensor:
     return finer - torch.exp(-square * (BAND_EDGES_VOXELS[number] ** 2 / 2))
 
 
-def _interpolated(cos2: Tensor) -> Tensor:
+def power_by_angle(cos2: Tensor) -> Tensor:
+    """Power of the error relative to its mean, by cos² of the angle between k and B0."""
     power = np.interp(cos2.numpy(), _COS2, _POWER)
     return torch.from_numpy(power.astype(np.float32))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from chisep.simulation import labelmap
 from chisep.simulation.iron import ATLAS_AGE_YEARS, IRON_CURVES, iron_of_age
 from chisep.simulation.labelmap import LabelMap, Labels
 from chisep.simulation.painting import Painter
+from chisep.simulation.sparse_texture import factor_of, sparse_texture
 from chisep.simulation.texture import layers, random_field, texture, with_mean_one
 from chisep.simulation.tissue_properties import BRAIN_LABELS, REGIONS
 from chisep.simulation.tracts import fibre_directions
@@ -45,8 +47,10 @@ class TissueConfig:
     """Age in years, which determines the iron of grey and white matter."""
     person_sd: float = 0.1
     """Standard deviation of regional χ between subjects, relative to the mean; published: 0.06 to 0.25."""
+    texture: Literal["gaussian", "sparse"] = "gaussian"
+    """Texture: Gaussian random fields, or sparse: flat tissue with few strong structures, as real χ is."""
     texture_sd: float = 0.55
-    """Texture: SD in white matter of the logarithm of χ_pos, shared by χ_neg; nuclei have half."""
+    """Texture: SD in white matter of the logarithm of χ_pos, shared by χ_neg; less in nuclei."""
     opposed_sd: float = 0.22
     """The same of a texture with opposite sign in χ_pos and χ_neg."""
     layered: bool = True
@@ -246,18 +250,14 @@ def _factors(
 ) -> dict[str, Volume]:
     """Draw the inhomogeneity of sources, R2 and proton density, each of mean 1 in every label."""
     labels = painter.labels
-    common_rng, opposed_rng = rng.spawn(2)
-    common, opposed = torch.zeros(labels.shape), torch.zeros(labels.shape)
-    if config.texture_sd:
-        common = config.texture_sd * texture(labels, voxel_mm, directions, common_rng)
-        common *= torch.from_numpy(_texture_gain(labels))
-    if config.opposed_sd:
-        sigmas = [(s,) * 3 for s in _OPPOSED_SCALES_MM]
-        opposed = config.opposed_sd * random_field(labels.shape, voxel_mm, sigmas, (1.0, 1.0), opposed_rng)
-    factors = {
-        "chi_pos": torch.exp(common + opposed),
-        "chi_neg": torch.exp(_MYELIN_GAIN * common - opposed),
-    }
+    if config.texture == "sparse":
+        sds = (config.texture_sd, config.opposed_sd)
+        common, opposed = sparse_texture(labels, voxel_mm, directions, sds, rng)
+    else:
+        common, opposed = _gaussian_texture(labels, voxel_mm, directions, config, rng)
+    logarithms = {"chi_pos": common + opposed, "chi_neg": _MYELIN_GAIN * common - opposed}
+    exponential = factor_of if config.texture == "sparse" else torch.exp
+    factors = {name: exponential(logarithm) for name, logarithm in logarithms.items()}
     if config.layered:
         by_depth = layers(labels, voxel_mm, painter.to_mni)
         for name, factor in zip(factors, by_depth, strict=True):
@@ -269,29 +269,36 @@ def _factors(
     return factors
 
 
+def _gaussian_texture(
+    labels: Labels,
+    voxel_mm: Sequence[float],
+    directions: Tensor | None,
+    config: TissueConfig,
+    rng: np.random.Generator,
+) -> tuple[Volume, Volume]:
+    """Draw Gaussian texture: logarithms of factors, shared by both sources and opposed in them."""
+    common_rng, opposed_rng = rng.spawn(2)
+    common, opposed = torch.zeros(labels.shape), torch.zeros(labels.shape)
+    if config.texture_sd:
+        common = config.texture_sd * texture(labels, voxel_mm, directions, common_rng)
+        common *= torch.from_numpy(_texture_gain(labels))
+    if config.opposed_sd:
+        sigmas = [(s,) * 3 for s in _OPPOSED_SCALES_MM]
+        opposed = config.opposed_sd * random_field(labels.shape, voxel_mm, sigmas, (1.0, 1.0), opposed_rng)
+    return common, opposed
+
+
 _OPPOSED_SCALES_MM = (2.0, 8.0)
 _MYELIN_GAIN = 1.25
 """Texture of χ_neg relative to that of χ_pos: of the two, myelin differs more from bundle to bundle."""
 _DEEP_GREY_GAIN, _CORTEX_GAIN = 0.5, 0.8
 """Texture relative to white matter's: nuclei are more uniform, the cortex has its layers."""
-_DEEP_GREY = (
-    *labelmap.THALAMUS,
-    *labelmap.PULVINAR,
-    *labelmap.CAUDATE,
-    *labelmap.PUTAMEN,
-    *labelmap.PALLIDUM,
-    *labelmap.PALLIDUM_INTERNUM,
-    *labelmap.NIGRA,
-    *labelmap.RED_NUCLEUS,
-    *labelmap.SUBTHALAMIC,
-    *labelmap.DENTATE,
-)
 
 
 def _texture_gain(labels: Labels) -> NDArray[np.float32]:
     """Strength of texture in a voxel relative to white matter."""
     gain = np.ones(labels.shape, dtype=np.float32)
-    gain[np.isin(labels, _DEEP_GREY)] = _DEEP_GREY_GAIN
+    gain[np.isin(labels, labelmap.DEEP_GREY)] = _DEEP_GREY_GAIN
     gain[np.isin(labels, (*labelmap.CEREBRAL_CORTEX, *labelmap.CEREBELLAR_CORTEX))] = _CORTEX_GAIN
     return gain
 

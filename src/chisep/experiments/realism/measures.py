@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 from scipy import fft, ndimage
 
+from chisep.experiments.realism.sparseness import sparseness
 from chisep.experiments.realism.targets import REGION_TARGETS
 from chisep.physics.dipole import Dipole
 from chisep.report.figures import MaskArray, VolumeArray
@@ -151,7 +152,7 @@ def measured(tissue: Tissue) -> tuple[dict[str, Any], dict[str, VolumeArray]]:
     Returns
     -------
     dict
-        Statistics, histogram and spectra of its maps over the brain, and regional means.
+        Statistics, histogram and spectra of its maps over the brain, sparseness of χ, and regional means.
     dict
         The maps by the names of `MAP_UNITS`, each of shape (i, j, k) in its unit, 0 outside the brain.
     """
@@ -172,6 +173,7 @@ def measured(tissue: Tissue) -> tuple[dict[str, Any], dict[str, VolumeArray]]:
         "brain_ml": _rounded(float(mask.sum()) * math.prod(tissue.grid.voxel_mm) / 1000),
         "statistics": {name: statistics(volume[mask]) for name, volume in maps.items()},
         "regions": region_means(maps["chi_pos"], maps["chi_neg"], tissue.labels.numpy(), mask),
+        "sparseness": sparseness(tissue),
         "spectrum": {name: spectrum(maps[name], mask, tissue.grid.voxel_mm) for name in ("chi", "field")},
         "histogram_percent": {
             name: [

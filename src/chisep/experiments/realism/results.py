@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from chisep.experiments.common.texts import markdown
 from chisep.experiments.realism.measures import _HISTOGRAM_WINDOWS, BAND_EDGES_MM, MAP_UNITS, _rounded
+from chisep.experiments.realism.sparseness import sparseness_rows
 from chisep.experiments.realism.targets import PEOPLE_SD, REGION_TARGETS, TARGETS, RegionTarget, Target
 from chisep.io.files import write_bytes
 from chisep.report import figures
@@ -43,12 +44,13 @@ def summarised(heads: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, A
     Returns
     -------
     dict
-        Rows of `targets`, `regions` and `spectrum` (of χ): mean and SD over the heads, the published value
-        and whether the mean agrees with it.
+        Rows of `targets`, `regions`, `sparseness` and `spectrum` (of χ): mean and SD over the heads, the
+        published value and whether the mean agrees with it.
     """
     return {
         "targets": [_target_row(target, heads) for target in TARGETS],
         "regions": [row for region in REGION_TARGETS for row in _region_rows(region, heads)],
+        "sparseness": sparseness_rows(heads),
         "spectrum": [
             _band_row([head["spectrum"]["chi"][band] for head in heads])
             for band in range(len(BAND_EDGES_MM) - 1)
@@ -152,10 +154,32 @@ def tables(summary: Mapping[str, Sequence[Mapping[str, Any]]], heads: int) -> st
             "## Regional means (ppb)\n",
             f"Published: Min 2024, 10.1002/nbm.5226; agreement within {100 * PEOPLE_SD:.0f} %.\n",
             markdown(("region", "map", "phantoms", "published", "deviation", "agrees"), regions),
+            *_sparseness_section(summary["sparseness"]),
             "## Spectrum of χ\n",
             markdown(("wavelength (mm)", "log10 density (ppb² mm³)", "rms in the band (ppb)"), bands),
         )
     )
+
+
+def _sparseness_section(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Write the table of `sparseness_rows`; nothing where voxels were too large."""
+    if not rows:
+        return ()
+    units = {"sd": "SD (ppb)", "robust_sd": "robust SD (ppb)", "kurtosis": "kurtosis"}
+    lines = [
+        (
+            row["band"],
+            units[row["statistic"]],
+            f"{row['published']:g}",
+            f"{row['mean']:.3g} ({row['smallest']:.3g} to {row['largest']:.3g})",
+            f"{row['low']:.3g} to {row['high']:.3g}" if "low" in row else "–",
+            f"{row['heads_that_agree']}/{row['heads']}" if "low" in row else "–",
+            f"{row['truth_mean']:.3g}",
+        )
+        for row in rows
+    ]
+    heading = ("band (voxels)", "", "COSMOS", "phantoms as COSMOS", "agreement", "phantoms agree", "true χ")
+    return ("## Sparseness of χ\n", markdown(heading, lines))
 
 
 def _verdict(agrees: bool) -> str:
