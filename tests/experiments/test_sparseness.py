@@ -90,6 +90,6 @@ def test_rows_say_how_many_heads_agree():
     assert rows["2–4", "kurtosis"]["heads_that_agree"] == 1
     assert "low" not in rows["2–4", "sd"]
     assert agreement(COSMOS_BANDS[0])["kurtosis"] == (25 / 1.5, 37.5)
-    heading, table = _sparseness_section(sparseness_rows(heads))
+    _, table = _sparseness_section(sparseness_rows(heads))
     assert "| 1–2 | kurtosis | 22 | 15 (8 to 22) | 14.7 to 33 | 1/2 | 22 |" in table
     assert _sparseness_section(sparseness_rows([{"sparseness": None}])) == ()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def white(shape: tuple[int, int, int] = (72, 72, 72)) -> np.ndarray:
 def kurtosis_of_bands(volume: torch.Tensor) -> list[float]:
     """Kurtosis between Gaussian filters of 1, 2 and 4 voxels."""
     smooth = [ndimage.gaussian_filter(volume.numpy(), sigma) for sigma in (1, 2, 4)]
-    bands = [fine - coarse for fine, coarse in zip(smooth[:-1], smooth[1:], strict=True)]
+    bands = [fine - coarse for fine, coarse in pairwise(smooth)]
     return [float((band**4).mean() / (band**2).mean() ** 2) for band in bands]
 
 

@@ -1,8 +1,9 @@
 """Sparse texture: flat tissue with few strong structures that have edges.
 
-In a COSMOS map of one volunteer, bands of Gaussian filters have a kurtosis of 20 to 25: most tissue is flat, and
-few structures are strong. A Gaussian random field has a kurtosis of 3. Here such a field decides where structures
-are (where it exceeds a threshold), and saturates inside of them: plateaus with edges on a flat ground.
+In a COSMOS map of one volunteer, bands of Gaussian filters have a kurtosis of 20 to 25: most tissue is flat,
+and few structures are strong. A Gaussian random field has a kurtosis of 3. Here such a field decides where
+structures are (where it exceeds a threshold), and saturates inside of them: plateaus with edges on a flat
+ground.
 """
 
 from __future__ import annotations

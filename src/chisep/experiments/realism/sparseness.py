@@ -1,7 +1,7 @@
 """How sparse χ is in bands of Gaussian filters, compared with a COSMOS map of one volunteer.
 
-Most of a real map is flat, and few structures are strong: its bands have a kurtosis far above the 3 of a Gaussian
-random field.
+Most of a real map is flat, and few structures are strong: its bands have a kurtosis far above the 3 of a
+Gaussian random field.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def sparseness(tissue: Tissue) -> dict[str, list[dict[str, float]]] | None:
     Returns
     -------
     dict or None
-        `truth` and `as_cosmos`, each with one entry per band of `COSMOS_BANDS`; None where voxels are too large.
+        `truth` and `as_cosmos`, each with one entry per band of `COSMOS_BANDS`; None where voxels are too
+        large.
 
     Notes
     -----
@@ -109,8 +110,9 @@ def as_cosmos(chi_ppb: VolumeArray, mask: MaskArray, grid: Grid, rng: np.random.
     Notes
     -----
     Eleven of twelve fields are moved to the first by linear interpolation: a random shift has the mean kernel
-    ⅛, ¾, ⅛ along each axis. Errors of the fields are independent, each with the spectrum of what D * COSMOS leaves
-    of the volunteer's local field; their least-squares combination has that spectrum over Σ D².
+    ⅛, ¾, ⅛ along each axis. Errors of the fields are independent, each with the spectrum P of what
+    D * COSMOS leaves of the volunteer's local field; their least-squares combination has the spectrum
+    Σ D² P / (Σ D²)².
     """
     blurred = chi_ppb
     for axis in range(3):
@@ -149,7 +151,7 @@ def bands(chi_ppb: VolumeArray, inside: MaskArray, voxel_mm: Sequence[float]) ->
 
 
 def spread(values: VolumeArray) -> dict[str, float]:
-    """SD, robust SD (1.4826 times the median absolute deviation) and kurtosis (3 for a Gaussian) of values."""
+    """SD, robust SD (1.4826 times the median absolute deviation) and kurtosis (Gaussian: 3) of values."""
     centred = values.astype(np.float64) - values.mean(dtype=np.float64)
     sd = math.sqrt(float((centred**2).mean()))
     robust = 1.4826 * float(np.median(np.abs(values - np.median(values))))
