@@ -7,7 +7,7 @@ Gaussian random field.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +167,7 @@ def agreement(band: Band) -> dict[str, tuple[float, float]]:
     }
 
 
-def sparseness_rows(heads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def sparseness_rows(heads: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compare the bands of heads with COSMOS: one row per band and statistic."""
     known = [head["sparseness"] for head in heads if head.get("sparseness")]
     rows = []
