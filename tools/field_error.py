@@ -12,7 +12,7 @@ the local field by depth, and RMS error/σ in each fifth of depth.
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 
 from chisep.io import nifti
 from chisep.preprocessing.background import BackgroundConfig, remove_background
-from chisep.preprocessing.field_error import ERROR_LAWS, ErrorLaw, error_terms, robust_sd
+from chisep.preprocessing.field_error import ERROR_LAWS, ErrorLaw, error_terms, missing_brain, robust_sd
 from chisep.preprocessing.morphology import depth_mm
 
 _BINS_MM = (0, 1, 2, 3, 4, 5, 7, 10, 15, 25, np.inf)
@@ -43,11 +43,13 @@ class Sample:
     depth_mm: _Values
     true_depth_mm: _Values
     disagreement: _Values
+    missing: _Values
     typical: float
 
     def sigma(self, law: ErrorLaw) -> _Values:
         """Apply the law, as `local_field_sigma` does."""
-        terms = (torch.from_numpy(part) for part in (self.noise, self.depth_mm, self.disagreement))
+        parts = (self.noise, self.depth_mm, self.disagreement, self.missing)
+        terms = (torch.from_numpy(part) for part in parts)
         return law.sigma(*terms, self.typical).numpy()
 
 
@@ -58,11 +60,12 @@ def sample_of(scan: str, method: str) -> Sample:
     image = nifti.load(made / "sub-01_desc-total_fieldmap.nii.gz")
     grid, total = nifti.grid_of(image), torch.from_numpy(image.data)
     noise = torch.from_numpy(nifti.load(made / "sub-01_stat-std_fieldmap.nii.gz").data)
-    mask = torch.from_numpy(nifti.load(made / "sub-01_desc-phase_mask.nii.gz").data > 0)
+    mask = torch.from_numpy(nifti.load(made / "sub-01_desc-eroded_mask.nii.gz").data > 0)
     local = remove_background(total, mask, grid, BackgroundConfig(method), sigma_ppm=noise)  # type: ignore[arg-type]
     field = local.local_field_ppm
     depth, disagreement = error_terms(method, field, local.mask, grid, total, known=mask)
     brain = torch.from_numpy(nifti.load(true / "sub-01_desc-brain_mask.nii.gz").data > 0)
+    extracted = torch.from_numpy(nifti.load(made / "sub-01_desc-brain_mask.nii.gz").data > 0)
     here = brain & local.mask
     error = field - torch.from_numpy(nifti.load(true / "sub-01_desc-local_fieldmap.nii.gz").data)
 
@@ -76,6 +79,7 @@ def sample_of(scan: str, method: str) -> Sample:
         values(depth),
         values(depth_mm(brain, grid)),
         values(disagreement, 1000),
+        values(missing_brain(mask, extracted, grid)),
         1000 * robust_sd(field[local.mask]),
     )
 
@@ -92,28 +96,39 @@ def fifths(ratio: _Values, depth: _Values) -> list[float]:
 
 
 def fitted(samples: list[Sample], start: ErrorLaw) -> ErrorLaw:
-    """Fit the law to errors as normal variables and to the fifths, all scans with the same weight."""
+    """Fit the law to errors as normal variables and to the fifths, all scans with the same weight.
+
+    The field of missing brain keeps its factor: scans at 3 T hardly have any.
+    """
+
+    def law_of(numbers: _Values) -> ErrorLaw:
+        inner, rim, decay_mm, disagreement = (float(number) for number in numbers)
+        return replace(start, inner=inner, rim=rim, decay_mm=decay_mm, disagreement=disagreement)
 
     def cost(numbers: _Values) -> float:
         if min(numbers) < 0 or numbers[2] <= 0:
             return float("inf")
         total = 0.0
         for sample in samples:
-            sigma = sample.sigma(ErrorLaw(*numbers))
+            sigma = sample.sigma(law_of(numbers))
             ratio = sample.error / sigma
             total += float(np.mean(np.log(sigma) + ratio**2 / 2))
             for depth in (sample.depth_mm, sample.true_depth_mm):
                 total += _PENALTY * float(np.mean(np.log(fifths(ratio, depth)) ** 2))
         return total
 
-    found = minimize(cost, astuple(start), method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-5})
-    return ErrorLaw(*(round(float(number), 3) for number in found.x))
+    first = (start.inner, start.rim, start.decay_mm, start.disagreement)
+    found = minimize(cost, first, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-5})
+    return law_of(np.round(found.x, 3))
 
 
 def thinned(sample: Sample, rng: np.random.Generator) -> Sample:
     """Draw some of the voxels."""
     at = rng.choice(len(sample.error), min(_SAMPLE, len(sample.error)), replace=False)
-    parts = (sample.error, sample.noise, sample.depth_mm, sample.true_depth_mm, sample.disagreement)
+    parts = (
+        *(sample.error, sample.noise, sample.depth_mm, sample.true_depth_mm),
+        *(sample.disagreement, sample.missing),
+    )
     return Sample(sample.name, *(part[at] for part in parts), sample.typical)
 
 

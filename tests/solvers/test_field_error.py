@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from chisep.simulation.structured_errors import structured_field_error
 from chisep.solvers import iterative, tikhonov, tkd, tv
 from chisep.solvers.field_error import field_error, field_spectra, least_of, noise_pattern
 from tests.solvers.head import make_head, nrmse_percent
@@ -113,6 +115,17 @@ def test_closed_forms_choose_a_weight_near_the_best(head, solver, fixed, sigma_p
         return nrmse_percent(solver.solve(maps, config).chi_ppm, head.chi_ppm, head.mask)
 
     assert error(type(fixed[0])()) < 1.05 * min(error(config) for config in fixed)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tkd_with_structured_errors_is_no_worse_than_tikhonov(head, seed):
+    error = structured_field_error(head.mask, head.grid, np.random.default_rng(seed))
+    maps = replace(head.maps(), field_ppm=head.maps().field_ppm + 6e-3 * error)
+    of_tkd, of_tikhonov = (
+        nrmse_percent(made.chi_ppm, head.chi_ppm, head.mask)
+        for made in (tkd.solve(maps, tkd.TkdConfig()), tikhonov.solve(maps, tikhonov.TikhonovConfig()))
+    )
+    assert of_tkd <= 1.002 * of_tikhonov
 
 
 def test_tv_with_structured_errors_is_no_worse_than_tikhonov(head):

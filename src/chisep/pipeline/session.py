@@ -127,10 +127,12 @@ def map_stages(context: SessionContext) -> list[Stage]:
         If a file of the options is missing.
     """
     mese = context.session.mese
-    stages = [mask_stage(context), field_stage(context), background_stage(context)]
+    stages = [mask_stage(context), field_stage(context)]
     separated = []
     if context.fits_r2star:  # with one echo there are neither rates nor sources
         stages += [*([] if mese is None else [registration_stage(context, mese)]), relaxometry_stage(context)]
+    stages.append(background_stage(context))
+    if context.fits_r2star:
         estimated = [scan_relaxivity_stage(context)] if context.config.dr == AUTO else []
         separated = [*estimated, separation_stage(context)]
     if context.chi_key == "chi":

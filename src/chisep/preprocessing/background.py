@@ -41,6 +41,9 @@ class BackgroundConfig:
     """Options of PDF."""
     lbv: LbvConfig = field(default_factory=LbvConfig)
     """Options of LBV."""
+    leave_out_sinuses: bool = True
+    """Whether venous sinuses that the brain mask includes are left out of the mask of the field, so that
+    their field is removed. R2* tells them from brain; with one echo there is none, and they stay in."""
 
 
 def local_field_checks(local: LocalField, brain: MaskVolume) -> tuple[Check, ...]:
@@ -83,6 +86,7 @@ def remove_background(
     config: BackgroundConfig | None = None,
     *,
     sigma_ppm: Volume | None = None,
+    brain: MaskVolume | None = None,
 ) -> LocalField:
     """Background field removal: remove the field of sources outside the brain.
 
@@ -99,6 +103,9 @@ def remove_background(
     sigma_ppm
         Standard deviation of the field's noise, shape (i, j, k); 0 where None. PDF weighs by it, and it is a
         part of the local field's error.
+    brain
+        Brain mask, shape (i, j, k): the field of its part outside `mask` is removed, which is a part of the
+        local field's error. As `mask` where None.
 
     Returns
     -------
@@ -125,6 +132,13 @@ def remove_background(
             local = lbv(total_field_ppm, mask, grid, config.lbv)
     noise = torch.zeros_like(total_field_ppm) if sigma_ppm is None else sigma_ppm
     sigma = local_field_sigma(
-        config.method, local.local_field_ppm, local.mask, grid, total_field_ppm, noise, known=mask
+        config.method,
+        local.local_field_ppm,
+        local.mask,
+        grid,
+        total_field_ppm,
+        noise,
+        known=mask,
+        brain=brain,
     )
     return replace(local, sigma_ppm=sigma)

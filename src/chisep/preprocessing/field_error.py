@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torch.nn.functional import avg_pool3d, interpolate, pad
 
 from chisep.errors import InputError
+from chisep.physics.dipole import Dipole
 from chisep.physics.robust import MAD_TO_SD
 from chisep.preprocessing.lbv import LbvConfig, lbv
 from chisep.preprocessing.morphology import depth_mm
@@ -24,13 +26,18 @@ _MOST_DISAGREEMENT = 1.2
 _NEARBY_MM = 1.5
 """Standard deviation of the Gaussian over which the disagreement of two methods is averaged."""
 
+_MISSING_MM, _COARSE_MM = 8.0, 4.0
+"""The same for the field of missing brain, whose sources are not known one by one, and the grid for it."""
+
 
 @dataclass(frozen=True)
 class ErrorLaw:
     """Law of the error that background removal leaves at a depth d in the mask of the total field.
 
-    σ² = S² (inner + rim·exp(−d / decay))² + min(disagreement · r²/S, 1.2 r)², where S is the robust SD of the
-    local field and r the RMS difference to the local field of LBV nearby. It scales with the field.
+    σ² = S² (inner + rim·exp(−d / decay))² + min(disagreement · r²/S, 1.2 r)² + (missing · S · m)², where S is
+    the robust SD of the local field, r the RMS difference to the local field of LBV nearby, and m the RMS
+    field nearby of the brain that is outside of this mask, with a susceptibility of 1. It scales with the
+    field.
 
     Parameters
     ----------
@@ -40,17 +47,23 @@ class ErrorLaw:
         Depth over which the error of the rim decreases to 1/e.
     disagreement
         Factor of r²/S: small differences say little, large ones are as large as the error.
+    missing
+        Susceptibility of the brain outside of the mask, over S: its field is removed as background.
     """
 
     inner: float
     rim: float
     decay_mm: float
     disagreement: float
+    missing: float = 10.0
 
-    def sigma(self, noise: Tensor, depth_mm: Tensor, difference: Tensor, typical: float) -> Tensor:
-        """σ of noise and residual background, from d, r and S in the unit of the noise."""
+    def sigma(
+        self, noise: Tensor, depth_mm: Tensor, difference: Tensor, missing: Tensor, typical: float
+    ) -> Tensor:
+        """σ of noise and residual background, from d, r, m and S in the unit of the noise."""
         by_depth = typical * (self.inner + self.rim * torch.exp(-depth_mm / self.decay_mm))
         variance = noise.square() + by_depth.square_()
+        variance += (self.missing * typical * missing).square_()
         if typical:
             factor = (self.disagreement / typical * difference).clamp_(max=_MOST_DISAGREEMENT)
             variance += (factor * difference).square_()
@@ -75,6 +88,7 @@ def local_field_sigma(
     sigma_ppm: Volume,
     *,
     known: MaskVolume,
+    brain: MaskVolume | None = None,
 ) -> Volume:
     """Estimate the standard deviation of the local field's error: noise and residual background.
 
@@ -92,6 +106,9 @@ def local_field_sigma(
         Total field and the standard deviation of its noise, shape (i, j, k).
     known
         Where the total field is known, shape (i, j, k): depths are measured in it.
+    brain
+        Where there are sources whose field is wanted, shape (i, j, k); that of those outside `known` is
+        removed. As `known` where None.
 
     Returns
     -------
@@ -102,12 +119,15 @@ def local_field_sigma(
     -----
     The field of sources in the brain and the background are separated by assumptions that differ between
     methods: where V-SHARP or PDF and LBV disagree, at least one is wrong. The disagreement shows errors that
-    depth does not: near sinuses of blood inside the mask, at steep fields and rough outlines.
+    depth does not: near sinuses of blood inside the mask, at steep fields and rough outlines. Where phase is
+    unreliable in a part of the brain, the field of this part is harmonic outside of it, and every method
+    removes it.
     """
     law = ERROR_LAWS[method]
     depth, disagreement = error_terms(method, local_field_ppm, mask, grid, total_field_ppm, known=known)
     typical = robust_sd(local_field_ppm[mask])
-    return torch.where(mask, law.sigma(sigma_ppm, depth, disagreement, typical), 0)
+    missing = missing_brain(known, known if brain is None else brain, grid).to(local_field_ppm)
+    return torch.where(mask, law.sigma(sigma_ppm, depth, disagreement, missing, typical), 0)
 
 
 def error_terms(
@@ -131,6 +151,29 @@ def error_terms(
     difference = local_field_ppm - other
     difference -= difference[mask].median()
     return depth, _nearby_rms(difference, mask, grid)
+
+
+def missing_brain(known: MaskVolume, brain: MaskVolume, grid: Grid) -> Volume:
+    """Compute the RMS field nearby of the brain outside `known`, with a susceptibility of 1; as above.
+
+    It is smooth, so it is made on a grid of some mm and interpolated.
+    """
+    if not bool((brain & ~known).any()):
+        return torch.zeros(known.shape)
+    factor = [max(1, int(_COARSE_MM / edge)) for edge in grid.voxel_mm]
+    shape = [math.ceil(n / f) for n, f in zip(known.shape, factor, strict=True)]
+    i, j, k = (edge * f for edge, f in zip(grid.voxel_mm, factor, strict=True))
+    coarse = Grid((shape[0], shape[1], shape[2]), (i, j, k), grid.b0_direction)
+    more = [end for n, m, f in zip(known.shape, shape, factor, strict=True) for end in (m * f - n, 0)][::-1]
+
+    def share(mask: Tensor) -> Tensor:
+        return avg_pool3d(pad(mask[None].float(), more), factor)[0]
+
+    field = Dipole(coarse).apply(share((brain & ~known).cpu()))
+    nearby = _nearby_rms(field, torch.ones(coarse.shape, dtype=torch.bool), coarse, _MISSING_MM)
+    size = [n * f for n, f in zip(shape, factor, strict=True)]
+    fine = interpolate(nearby[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
+    return fine[tuple(slice(0, n) for n in known.shape)]
 
 
 def reliable_mask(local: LocalField, grid: Grid) -> MaskVolume:
@@ -158,11 +201,11 @@ def robust_sd(values: Tensor) -> float:
     return MAD_TO_SD * float((values - values.median()).abs().median()) if values.numel() else 0.0
 
 
-def _nearby_rms(values: Tensor, mask: Tensor, grid: Grid) -> Tensor:
+def _nearby_rms(values: Tensor, mask: Tensor, grid: Grid, nearby_mm: float = _NEARBY_MM) -> Tensor:
     """Root of the mean square within a Gaussian, of voxels in the mask."""
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
     inside = mask[box].to(values.dtype)
-    width = [_NEARBY_MM / edge for edge in grid.voxel_mm]
+    width = [nearby_mm / edge for edge in grid.voxel_mm]
 
     def smooth(volume: Tensor) -> Tensor:
         made = ndimage.gaussian_filter(volume.cpu().numpy(), width, mode="constant", truncate=3.0)

@@ -129,7 +129,7 @@ def vsharp(
         If no sphere fits into the mask.
     """
     config = config or VsharpConfig()
-    smallest = config.min_radius_mm or min(config.max_radius_mm, _smallest_mm(grid))
+    smallest = _smallest_radius_mm(config, grid)
     depth = depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype)
     rim_mm = min(config.rim_mm, float(depth.max()) / 3)
     if not config.iterations:  # without sources nothing is known where no sphere fits
@@ -143,15 +143,54 @@ def vsharp(
             expected=f"a mask in which a sphere of {smallest:g} mm fits",
             fix="Check the mask, or choose a smaller radius.",
         )
-    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
-    # The filter removes constants anyway; without a large one less precision is lost.
-    field = torch.where(mask, total_field_ppm - float(total_field_ppm[mask].mean(dtype=torch.float64)), 0)[
-        box
-    ]
+    box, field = _boxed(total_field_ppm, mask)
     local = torch.zeros_like(total_field_ppm)
-    undo = _field_of_sources if config.iterations else _deconvolved
-    local[box] = undo(field, mask[box], reach[box], grid, smallest, config)
+    if config.iterations:
+        _, local[box] = _sources_and_field(field, mask[box], reach[box], grid, smallest, config)
+    else:
+        local[box] = _deconvolved(field, mask[box], reach[box], grid, smallest, config)
     return without_rim(local, mask, depth, grid, rim_mm)
+
+
+def fitted_sources(
+    total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: VsharpConfig | None = None
+) -> Volume:
+    """Susceptibility in the mask whose field is the local field of V-SHARP: smooth, and too weak.
+
+    Parameters
+    ----------
+    total_field_ppm
+        Shape (i, j, k).
+    mask
+        Where it is known, shape (i, j, k).
+    grid
+        Voxel size and B0 direction.
+    config
+        Options; its iterations make the result sharper. Defaults where None.
+
+    Returns
+    -------
+    Volume
+        χ in ppm, 0 outside the mask, shape (i, j, k); 0 everywhere where no sphere fits into the mask.
+    """
+    config = config or VsharpConfig()
+    smallest = _smallest_radius_mm(config, grid)
+    reach = depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype) * (1 + _ROUNDING)
+    chi = torch.zeros_like(total_field_ppm)
+    if bool((reach >= smallest).any()):
+        box, field = _boxed(total_field_ppm, mask)
+        chi[box], _ = _sources_and_field(field, mask[box], reach[box], grid, smallest, config)
+    return chi
+
+
+def _boxed(total_field_ppm: Volume, mask: MaskVolume) -> tuple[tuple[slice, ...], Tensor]:
+    """Bounding box of the mask, and the field less its mean in it.
+
+    The filter removes constants anyway; without a large one less precision is lost.
+    """
+    box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in mask.nonzero(as_tuple=True))
+    mean = float(total_field_ppm[mask].mean(dtype=torch.float64))
+    return box, torch.where(mask, total_field_ppm - mean, 0)[box]
 
 
 def without_rim(local_ppm: Volume, mask: MaskVolume, depth: Volume, grid: Grid, rim_mm: float) -> LocalField:
@@ -204,10 +243,10 @@ def _deconvolved(
     return of_half_spectrum(half_spectrum(filtered, shape) * inverse, shape, mask.shape)
 
 
-def _field_of_sources(
+def _sources_and_field(
     field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
-) -> Tensor:
-    """Field of the sources χ in the mask, fitted to the filtered data.
+) -> tuple[Tensor, Tensor]:
+    """Fit sources χ in the mask to the filtered data; also returns their field.
 
     With S the filter, min ‖S (D χ − field)‖² over χ in the mask, by a few conjugate-gradient iterations,
     preconditioned with the inverse of the operator deep in the brain.
@@ -244,7 +283,11 @@ def _field_of_sources(
         iterations=config.iterations,
         preconditioner=lambda residual: volume(spectrum(residual).mul_(weight)) * inside,
     )
-    return volume(spectrum(chi).mul_(dipole.kernel))
+    return chi, volume(spectrum(chi).mul_(dipole.kernel))
+
+
+def _smallest_radius_mm(config: VsharpConfig, grid: Grid) -> float:
+    return config.min_radius_mm or min(config.max_radius_mm, _smallest_mm(grid))
 
 
 def _smallest_mm(grid: Grid) -> float:

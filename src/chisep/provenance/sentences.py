@@ -276,6 +276,12 @@ def _background(session: SessionFacts) -> Sentences:
         case other:
             how = value_text(other) or NOT_RECORDED
     yield "method", f"Background field was removed by {how}."
+    if sinuses := session.fact("background", "SinusesMl"):
+        yield (
+            "sinuses",
+            f"Venous sinuses inside the brain mask ({sinuses:g} ml), which have a large susceptibility but a "
+            "small R2*, were left out of the mask for it.",
+        )
     if session.parameters("background").get("rim_mm") == 0:
         yield "rim", "The local field was computed up to the edge of the mask."
     else:

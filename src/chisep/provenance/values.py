@@ -29,6 +29,7 @@ _UNITS = {
     "ReferenceSdPpb": "ppb",
     "ErosionMm": "mm",
     "ErosionMl": "ml",
+    "SinusesMl": "ml",
     "MovedMm": "mm",
     "RotationDeg": "°",
 }

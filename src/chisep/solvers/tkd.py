@@ -1,11 +1,13 @@
 """QSM by thresholded k-space division (TKD).
 
-    χ(k) = Δf(k) / D(k), with |D(k)| replaced by a threshold where it is smaller
+    χ(k) = Δf(k) / D(k), with another factor of Δf(k) where |D(k)| is below a threshold t
 
-(Shmueli 2009, 10.1002/mrm.22135). With a given threshold the result is divided by the mean of its
-point-spread function so that it does not underestimate (Schweser 2013, 10.1002/mrm.24405). If it is not
-given, threshold and scale are those at which the expected squared error of χ, bias and noise, is least under
-the spectra of susceptibility and error that are estimated from the field (`field_error`).
+With a given threshold this factor is sign(D)/t (Shmueli 2009, 10.1002/mrm.22135), and the result is divided
+by the mean of its point-spread function so that it does not underestimate (Schweser 2013,
+10.1002/mrm.24405). If it is not given, the factor is D/t²: it decreases to 0 on the cone where D is 0 and
+the field holds nothing but error, and does not change its sign there by a step. Threshold and scale are then
+those at which the expected squared error of χ, bias and noise, is least under the spectra of susceptibility
+and error that are estimated from the field (`field_error`).
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class TkdConfig:
     """Settings of thresholded k-space division."""
 
     threshold: float | None = None
-    """Smallest |D| in the division, between 0 and 2/3; larger values smooth more. If unset: chosen by the
-    error of the field, with the scale of the result."""
+    """Threshold of |D|, between 0 and 2/3: below it, the field is multiplied by sign(D)/threshold. Larger
+    values smooth more. If unset: chosen by the error of the field, with the scale of the result, and the
+    factor below it is D/threshold²."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -56,7 +59,7 @@ def chosen_threshold(maps: Maps) -> tuple[float, float | None]:
         return _USUAL_THRESHOLD, None
 
     def inverse(threshold: float) -> torch.Tensor:
-        return 1 / spectra.kernel.clamp_min(threshold)
+        return _inverse(spectra.kernel, threshold)
 
     def expected(threshold: float) -> float:
         return spectra.expected_error(inverse(threshold) * spectra.best_gain(inverse(threshold)))
@@ -86,17 +89,24 @@ def solve(maps: Maps, config: TkdConfig, progress: Progress | None = None) -> Su
     field = padded.cut(maps.field_ppm) * padded.cut(maps.mask)
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=field.dtype, device=field.device)
     kernel = dipole.kernel
-    sign = torch.where(kernel < 0, -1.0, 1.0).to(kernel)
     threshold, gain = chosen_threshold(maps) if config.threshold is None else (config.threshold, None)
-    inverse = sign / kernel.abs().clamp(min=threshold)
-    # The point-spread function of division after convolution is inverse · D; its value at the centre
-    # is the recovered fraction of a point.
-    inverse *= 1 / _volume_mean(inverse * kernel, padded.periodic_grid.shape[2]) if gain is None else gain
+    if gain is None:
+        inverse = torch.where(kernel < 0, -1.0, 1.0).to(kernel) / kernel.abs().clamp(min=threshold)
+        # The point-spread function of division after convolution is inverse · D; its value at the centre
+        # is the recovered fraction of a point.
+        inverse /= _volume_mean(inverse * kernel, padded.periodic_grid.shape[2])
+    else:
+        inverse = gain * _inverse(kernel, threshold)
     chi = padded.box(dipole.volume(dipole.spectrum(field).mul_(inverse))) * padded.cut(maps.sources_mask)
     if progress is not None:
         progress("susceptibility", 1, 1)
     chosen = {} if gain is None else {"threshold": threshold, "scale": gain}
     return Susceptibility(padded.restore(chi), Convergence(chosen=chosen))
+
+
+def _inverse(kernel: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Compute 1/D where |D| is at least the threshold t, D/t² elsewhere."""
+    return kernel / kernel.abs().clamp_min(threshold).square()
 
 
 def _volume_mean(half: torch.Tensor, last_size: int) -> torch.Tensor:

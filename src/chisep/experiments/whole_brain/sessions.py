@@ -53,7 +53,7 @@ CHOSEN = "chain"
 _BACKGROUND_METHODS: tuple[Literal["vsharp", "pdf", "lbv"], ...] = ("vsharp", "pdf", "lbv")
 _LOCAL_SIGMA, _THERMAL_SIGMA = "desc-local_stat-std_fieldmap", "stat-std_fieldmap"
 _R2PRIME_SIGMA = "stat-std_R2primemap"
-_TOTAL_FIELD, _PHASE_MASK = "desc-total_fieldmap", "desc-phase_mask"
+_TOTAL_FIELD = "desc-total_fieldmap"
 _NOISE_STREAM = 71
 _PPB = 1000.0
 
@@ -197,7 +197,7 @@ class SimulatedSession:
             }
         names = {
             SCAN: (BRAIN, VALID_FIELD, FIELD, _LOCAL_SIGMA, _THERMAL_SIGMA, R2PRIME, _R2PRIME_SIGMA),
-            BACKGROUND: (_TOTAL_FIELD, _PHASE_MASK, BRAIN, _THERMAL_SIGMA, FIELD, VALID_FIELD),
+            BACKGROUND: (_TOTAL_FIELD, _THERMAL_SIGMA, FIELD, VALID_FIELD),
             CHAIN: (VALID_FIELD, *MAPS.values(), *SIGMAS_OF.values()),
         }[what]
         files = {name: checksum(read.path(read.derivatives, name)) for name in names if read.has(name)}
@@ -234,7 +234,7 @@ class SimulatedSession:
         chosen, valid = read.made(FIELD), read.mask(VALID_FIELD)
         found = {CHOSEN: self._field_rms(chosen, valid)}
         total = torch.from_numpy(read.made(_TOTAL_FIELD))
-        mask = torch.from_numpy(read.mask(_PHASE_MASK) & read.mask(BRAIN))
+        mask = torch.from_numpy(valid)  # no rim is left out
         sigma = torch.from_numpy(read.made(_THERMAL_SIGMA))
         for name in _BACKGROUND_METHODS:
             local = remove_background(total, mask, read.grid, BackgroundConfig(method=name), sigma_ppm=sigma)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch.nn.functional import max_pool3d
@@ -18,6 +20,7 @@ from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_sca
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
+from chisep.preprocessing.sinuses import venous_sinuses
 
 _MISSING_PHASE = 0.01
 _LITTLE_TRUSTED = 0.25
@@ -113,23 +116,33 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
 def background_stage(context: SessionContext) -> Stage:
     """Background field removal."""
     config, files = context.config.background, context.files
+    finds_sinuses = config.leave_out_sinuses and context.fits_r2star
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
         total, known = own.load("total_field"), own.load_mask("phase_mask")
         brain = own.load_mask("mask")
         scale = length_scale(brain, own.grid)
+        grid = adult_grid(own.grid, scale)
         warnings = thin_slab(brain, own.grid, scale)
+        facts: dict[str, Any] = {}
+        tissue = brain
+        if finds_sinuses:
+            blood = venous_sinuses(total, known, grid, own.load("r2star"), context.b0_t)
+            known, tissue = known & ~blood, brain & ~blood
+            voxel_ml = math.prod(own.grid.voxel_mm) / 1000
+            facts["SinusesMl"] = round(float(blood.sum()) * voxel_ml, 2 if scale == 1 else 5)
         local = remove_background(
             total,
             known,
-            adult_grid(own.grid, scale),
+            grid,
             adult_lengths(config, scale),
             sigma_ppm=own.load("field_sigma"),
+            brain=tissue,
         )
         checks = local_field_checks(local, brain)
         poor = judged(context, checks, "local field")
-        reliable = reliable_mask(local, adult_grid(own.grid, scale))
+        reliable = reliable_mask(local, grid)
         part = float(reliable.sum() / brain.sum())
         if part < _LITTLE_TRUSTED:
             poor.append(
@@ -145,7 +158,7 @@ def background_stage(context: SessionContext) -> Stage:
                 "reliable_mask": reliable,
             }
         )
-        facts = {
+        facts |= {
             "MedianLocalFieldSigmaPpb": round(1000 * float(local.sigma_ppm[local.mask].median()), 3),
             "TrustedPartOfBrain": round(part, 4),
             "ErosionMm": round(local.erosion_mm * scale, 2),
@@ -159,9 +172,15 @@ def background_stage(context: SessionContext) -> Stage:
         "background",
         "local field after background removal with its error, the mask in which it is known, and the mask "
         "in which maps can be trusted",
-        files.paths("total_field", "field_sigma", "phase_mask", "mask"),
+        files.paths(
+            "total_field", "field_sigma", "phase_mask", "mask", *(["r2star"] if finds_sinuses else [])
+        ),
         files.paths("local_field", "local_field_sigma", "eroded_mask", "reliable_mask"),
-        {"Method": config.method, "ErrorLaw": asdict(ERROR_LAWS[config.method])}
+        {
+            "Method": config.method,
+            "ErrorLaw": asdict(ERROR_LAWS[config.method]),
+            "LeaveOutSinuses": config.leave_out_sinuses,
+        }
         | asdict(getattr(config, config.method))
         | context.b0_parameters,
         work,
