@@ -55,7 +55,7 @@ class ErrorLaw:
     rim: float
     decay_mm: float
     disagreement: float
-    missing: float = 10.0
+    missing: float = 5.0
 
     def sigma(
         self, noise: Tensor, depth_mm: Tensor, difference: Tensor, missing: Tensor, typical: float
