@@ -102,6 +102,12 @@ def _beyond() -> tuple[type[Any], Function]:
     return BeyondConfig, beyond
 
 
+def _independent() -> tuple[type[Any], Function]:
+    from chisep.experiments.independent.command import IndependentConfig, independent
+
+    return IndependentConfig, independent
+
+
 def _network_ablations() -> tuple[type[Any], Function]:
     from chisep.experiments.robustness.ablations import NetworkAblationsConfig, ablations
 
@@ -150,6 +156,9 @@ EXPERIMENTS = {
     "beyond": Experiment(
         "the unrolled network against all others: unseen phantoms, lesions, other protocols, intervals",
         _beyond,
+    ),
+    "independent": Experiment(
+        "every method on phantoms that share no code with the simulation or the training data", _independent
     ),
     "parts": Experiment(
         "ablations of the unrolled network: small trainings with one change each", _network_ablations
