@@ -144,7 +144,7 @@ def measure(phantom: Phantom, world: World, condition: Condition, rng: np.random
     rate_variance = np.full(mask.shape, _LEAST_RATE_HZ**2, np.float32)
     displacement = registration_rng.standard_normal(3)
     displacement *= condition.registration_mm / np.linalg.norm(displacement)
-    moved = shifted(r2, displacement) if condition.registration_mm else r2
+    moved = shifted(r2, displacement.tolist()) if condition.registration_mm else r2
     if condition.registration_mm:
         steepness2 = sum(g**2 for g in np.gradient(r2))
         rate_variance += steepness2 * condition.registration_mm**2 / 3

@@ -24,7 +24,7 @@ def evaluated(made: Sources | Susceptibility, phantom: Phantom) -> dict[str, Any
     Returns
     -------
     dict
-        By source (chi_pos, chi_neg, chi): `scores`, `coverage` of the 90 % interval, `regions` (slope of
+        By source (chi_pos, chi_neg, chi): `scores`, `coverage` of the 90 % interval in %, `regions` (slope of
         regional means over the true ones, RMS error in ppb); `lesions` with assigned and predicted value and
         leak. χ and its truth have mean 0, since a field does not determine it; the coverage of χ of a method
         that makes sources is without this.
@@ -43,7 +43,7 @@ def evaluated(made: Sources | Susceptibility, phantom: Phantom) -> dict[str, Any
     return {
         "scores": {name: _scores(value, truth[name], inside) for name, value in values.items()},
         "coverage": {
-            name: float((np.abs(errors[name]) <= SIGMAS * sigma)[inside].mean())
+            name: 100 * float((np.abs(errors[name]) <= SIGMAS * sigma)[inside].mean())
             for name, sigma in sigmas.items()
         },
         "regions": {

@@ -140,7 +140,8 @@ def shifted(volume: Array, shift_voxel: Sequence[float]) -> Array:
     """Shift a volume by a fraction of a voxel, in k-space."""
     phase = sum(k * s for k, s in zip(_spectral_axes(volume.shape), shift_voxel, strict=True))
     moved = fft.irfftn(fft.rfftn(volume) * np.exp(-2j * np.pi * phase), volume.shape)
-    return moved.astype(np.float32)
+    made: Array = moved.astype(np.float32)
+    return made
 
 
 def field_noise_ppm(
@@ -189,4 +190,5 @@ def rate_fit_hz(
 
 def _complex_noise(shape: Sequence[int], rng: np.random.Generator) -> NDArray[Any]:
     both = rng.standard_normal((2, *shape)).astype(np.float32)
-    return both[0] + 1j * both[1]
+    made: NDArray[Any] = both[0] + 1j * both[1]
+    return made

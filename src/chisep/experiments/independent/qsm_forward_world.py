@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from chisep.errors import InputError
-from chisep.experiments.independent.forward import B0_DIRECTION, Array, smooth_noise
+from chisep.experiments.independent.forward import B0_DIRECTION, Array, Bool, smooth_noise
 from chisep.experiments.independent.heads import CSF, NAMES, WHITE, Head
 
 _LABEL: dict[str, int] = {
@@ -120,10 +120,11 @@ def _textured(labels: Any, which: int, head: Head, rng: np.random.Generator) -> 
     for label, values in _RATES_HZ.items():
         own = labels == label
         made[own] = values[which] + values[which + 1] * pattern[own]
-    return np.maximum(made, 0.05 * (labels > 0)).astype(np.float32)
+    positive: Array = np.maximum(made, 0.05 * (labels > 0)).astype(np.float32)
+    return positive
 
 
-def _vessels(head: Head, rng: np.random.Generator) -> Any:  # noqa: ANN401
+def _vessels(head: Head, rng: np.random.Generator) -> Bool:
     """Thin curved tubes through the brain, of 0.7 to 1.4 voxels radius."""
     lines = np.ones(head.mask.shape, bool)
     radius = np.zeros(head.mask.shape, np.float32)
@@ -135,12 +136,10 @@ def _vessels(head: Head, rng: np.random.Generator) -> Any:  # noqa: ANN401
             ahead += 0.25 * rng.standard_normal(3)
             ahead /= np.linalg.norm(ahead)
             at = at + 0.5 * ahead
-            i, j, k = (round(x) for x in at)
-            if (
-                not all(0 <= x < n for x, n in zip((i, j, k), lines.shape, strict=True))
-                or not head.mask[i, j, k]
-            ):
+            voxel = tuple(int(x) for x in np.rint(at))
+            if min(voxel) < 0 or np.any(voxel >= np.array(lines.shape)) or not head.mask[voxel]:
                 break
-            lines[i, j, k], radius[i, j, k] = False, wide
+            lines[voxel], radius[voxel] = False, wide
     distance, nearest = ndimage.distance_transform_edt(lines, return_indices=True)
-    return (distance <= radius[tuple(nearest)]) & head.mask & ~lines.all()
+    tubes: Bool = (distance <= radius[tuple(nearest)]) & head.mask
+    return tubes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,18 @@ def summarised(cells: Cells, reference: str) -> dict[str, Any]:
     return found
 
 
+def _at(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Return a function that reads a nested value of a result."""
+
+    def value(cell: Mapping[str, Any]) -> float | None:
+        found: Any = cell
+        for key in keys:
+            found = found[key]
+        return None if found is None else float(found)
+
+    return value
+
+
 def _names(cells: Cells, key: str) -> list[str]:
     return list(dict.fromkeys(cell[key] for cell in cells))
 
@@ -91,7 +104,7 @@ def _names(cells: Cells, key: str) -> list[str]:
 def _of_scans(of: Mapping[str, Cells], reference: str) -> dict[str, Any]:
     sources = {row: list(some[0]["scores"]) for row, some in of.items()}
     nrmse = {
-        row: {s: by_head(some, lambda c, s=s: c["scores"][s]["nrmse_percent"]) for s in sources[row]}
+        row: {s: by_head(some, _at("scores", s, "nrmse_percent")) for s in sources[row]}
         for row, some in of.items()
     }
     compared = nrmse.get(reference, {})
@@ -99,8 +112,7 @@ def _of_scans(of: Mapping[str, Cells], reference: str) -> dict[str, Any]:
         "Scores": {
             row: {
                 s: {
-                    score: interval(list(by_head(some, lambda c, s=s, x=score: c["scores"][s][x]).values()))
-                    for score in SCORES
+                    score: interval(list(by_head(some, _at("scores", s, score)).values())) for score in SCORES
                 }
                 for s in sources[row]
             }
@@ -112,18 +124,12 @@ def _of_scans(of: Mapping[str, Cells], reference: str) -> dict[str, Any]:
             if row != reference and compared
         },
         "Coverage": {
-            row: {
-                s: interval(list(by_head(some, lambda c, s=s: 100 * c["coverage"][s]).values()))
-                for s in some[0]["coverage"]
-            }
+            row: {s: interval(list(by_head(some, _at("coverage", s)).values())) for s in some[0]["coverage"]}
             for row, some in of.items()
             if some[0]["coverage"]
         },
         "RegionSlopes": {
-            row: {
-                s: interval(list(by_head(some, lambda c, s=s: c["regions"][s]["slope"]).values()))
-                for s in sources[row]
-            }
+            row: {s: interval(list(by_head(some, _at("regions", s, "slope")).values())) for s in sources[row]}
             for row, some in of.items()
         },
         "Lesions": {row: _lesions(some) for row, some in of.items() if some[0]["lesions"]},
@@ -137,8 +143,8 @@ def _lesions(cells: Cells) -> dict[str, Any]:
         of = [[x for x in cell["lesions"] if x["source"] == source] for cell in cells]
         found[source] = {
             "lesions": sum(len(some) for some in of),
-            "slope": interval(list(by_head(cells, lambda c, s=source: _slope(c, s)).values())),
-            "leak_percent": interval(list(by_head(cells, lambda c, s=source: _leak(c, s)).values())),
+            "slope": interval(list(by_head(cells, partial(_slope, source=source)).values())),
+            "leak_percent": interval(list(by_head(cells, partial(_leak, source=source)).values())),
         }
     return found
 
