@@ -6,10 +6,12 @@ import re
 import shlex
 import subprocess
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from chisep import cli
+from chisep.errors import ChisepWarning
 
 ROOT = Path(__file__).parents[2]
 RUN = [
@@ -47,11 +49,18 @@ def run_page(page: Path) -> int:
     found = blocks(page, "sh", "python")
     for name, text in found:
         if name == "python":
-            exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
+            run_script(text, page)
             continue
         for command in commands(text):
             run(command)
     return len(found)
+
+
+def run_script(text: str, path: Path) -> None:
+    """Run Python code; warnings of chisep, such as of voxels of 4 mm, are no errors here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChisepWarning)
+        exec(compile(text, str(path), "exec"), {"__name__": "__main__"})
 
 
 def run(command: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, run_script
 from tests.docs.test_commands import phantoms  # noqa: F401
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
@@ -28,9 +27,8 @@ def test_a_script_runs(script, tmp_path, monkeypatch, raw_session, processed, ph
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
     text = script.read_text(encoding="utf-8")
-    with mpl.rc_context({"backend": "Agg"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="network unrolled was not trained")  # voxels of 4 mm
-        exec(compile(text, str(script), "exec"), {"__name__": "__main__"})
+    with mpl.rc_context({"backend": "Agg"}):
+        run_script(text, script)
     plt.close("all")
     assert ("savefig" in text) == bool(set(tmp_path.glob("*.png")) - before)
 
