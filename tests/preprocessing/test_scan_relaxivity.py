@@ -118,3 +118,12 @@ def test_choice_states_values_intervals_and_source():
     wide = ScanRelaxivity(Estimate(150.0, (90.0, 250.0), 2.0), known.neg)
     assert choose_relaxivity(wide, 3.0).relaxivity == default_relaxivity(3.0)
     assert "no measured R2'" in choose_relaxivity(None, 3.0).warnings[0]
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.8])
+def test_implausible_d_r_neg_is_that_of_static_dephasing(ratio):
+    neg = Estimate(300.0 * ratio, (290.0 * ratio, 310.0 * ratio), 20.0)
+    chosen = choose_relaxivity(ScanRelaxivity(Estimate(300.0, (290.0, 310.0), 2.0), neg), 7.0)
+    assert chosen.relaxivity == Relaxivity(300.0, pytest.approx(300 * 2 / 3 * 133.77 / 107.84, rel=0.01))
+    assert chosen.facts["D_r_source"] == "scan, D_r,neg by static dephasing"
+    assert chosen.facts["D_r_neg_estimate"] == neg.hz_per_ppm

@@ -43,6 +43,11 @@ _RESAMPLES = 400
 _WIDEST = 2.0
 """Highest over lowest value of an interval that is narrow enough to be used."""
 _Z90 = 1.645
+_RATIOS = (0.4, 1.5)
+"""D_r,neg over D_r,pos that is believed; the estimate was validated from 0.4 to 1.3."""
+_STATIC_RATIO = 0.83
+"""D_r,neg over D_r,pos by static dephasing: cylinders of all directions over spheres, 2/3 · 133.77 / 107.84
+(Yablonskiy and Haacke 1994, 10.1002/mrm.1910320610)."""
 
 # Measured on digital phantoms with the truth known, see docs/decisions/0018-relaxivity-from-scan.md.
 _IRON_NEG = 0.07
@@ -144,6 +149,13 @@ def choose_relaxivity(
         text = f"D_r,pos is {pos.text} by this scan; D_r,neg is too uncertain, {neg.text}: D_r,pos is used"
         used = Relaxivity(pos.hz_per_ppm, pos.hz_per_ppm)
         return ChosenRelaxivity(used, _facts(used, "scan, D_r,pos for both sources", found), (text,))
+    if not _RATIOS[0] <= neg.hz_per_ppm / pos.hz_per_ppm <= _RATIOS[1]:
+        used = Relaxivity(pos.hz_per_ppm, _STATIC_RATIO * pos.hz_per_ppm)
+        text = (
+            f"D_r,pos is {pos.text} by this scan; D_r,neg would be {neg.text}, which is not {_RATIOS[0]:g} "
+            f"to {_RATIOS[1]:g} times D_r,pos: {_STATIC_RATIO:g} times D_r,pos is used (static dephasing)"
+        )
+        return ChosenRelaxivity(used, _facts(used, "scan, D_r,neg by static dephasing", found), (text,))
     used = Relaxivity(pos.hz_per_ppm, neg.hz_per_ppm)
     text = f"D_r,pos is {pos.text} and D_r,neg {neg.text} by this scan, in place of {instead}"
     return ChosenRelaxivity(used, _facts(used, "scan", found), (text,))
