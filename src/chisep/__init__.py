@@ -1,7 +1,7 @@
 """χ-separation: maps of paramagnetic (iron) and diamagnetic (myelin) susceptibility from MRI.
 
-The commands from Python, imported when first used: `separate` and `qsm` on single maps (NIfTI paths,
-nibabel images or arrays), `run` on a BIDS dataset, `simulate`, `evaluate`.
+The commands from Python, imported when first used: `separate`, `qsm` and `cosmos` on single maps
+(NIfTI paths, nibabel images or arrays), `run` on a BIDS dataset, `simulate`, `evaluate`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from chisep.api.evaluate import EvaluateConfig, evaluate
     from chisep.api.maps import InversionOptions, SeparationOptions, qsm, separate
+    from chisep.api.orientations import CosmosOptions, cosmos
     from chisep.pipeline.config import RunConfig
     from chisep.pipeline.run import run
     from chisep.simulation.dataset import SimulateConfig, simulate
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _OWNERS = {
+    "CosmosOptions": "chisep.api.orientations",
     "EvaluateConfig": "chisep.api.evaluate",
     "InversionOptions": "chisep.api.maps",
     "RunConfig": "chisep.pipeline.config",
     "SeparationOptions": "chisep.api.maps",
     "SimulateConfig": "chisep.simulation.dataset",
+    "cosmos": "chisep.api.orientations",
     "evaluate": "chisep.api.evaluate",
     "qsm": "chisep.api.maps",
     "run": "chisep.pipeline.run",
@@ -32,11 +35,13 @@ _OWNERS = {
 }
 
 __all__ = [
+    "CosmosOptions",
     "EvaluateConfig",
     "InversionOptions",
     "RunConfig",
     "SeparationOptions",
     "SimulateConfig",
+    "cosmos",
     "evaluate",
     "qsm",
     "run",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.optimize import nnls
 
 from chisep.errors import InputError
@@ -20,6 +21,7 @@ from chisep.solvers.cosmos import (
     cosmos,
     nonnegative_sources,
     separate_by_orientations,
+    spread_deg,
 )
 from chisep.types import Grid, Relaxivity
 from tests.physics.battery import check
@@ -73,6 +75,10 @@ def test_operator(grid):
     known = torch.rand(3, *grid.shape, generator=torch.Generator().manual_seed(0)) > 0.3
     grids = [replace(grid, b0_direction=b) for b in SIX[:3]]
     check(MaskedDipoles(grids, known, torch.float64), grid.shape, (3, *grid.shape))
+    weights = (
+        torch.rand(3, *grid.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * known
+    )
+    check(MaskedDipoles(grids, weights, torch.float64, known[0]), grid.shape, (3, *grid.shape))
 
 
 @pytest.mark.parametrize("voxel_mm", [(1.0, 1.0, 1.0), (1.0, 1.5, 0.8)])
@@ -206,7 +212,59 @@ def test_orientations_that_hardly_differ_are_warned_of():
     fields = torch.zeros(3, 6, 6, 6)
     b0 = [tilted(0, 0), tilted(4, 0), tilted(0, 4)]
     mask, grid = torch.ones(6, 6, 6, dtype=torch.bool), Grid((6, 6, 6), (1.0, 1.0, 1.0))
-    assert "condition number" in cosmos(fields, mask, b0, grid, CosmosConfig()).convergence.warnings[0]
+    warnings = cosmos(fields, mask, b0, grid, CosmosConfig()).convergence.warnings
+    assert "differ by 5.7° at most" in warnings[0]
+    assert "condition number" in warnings[1]
+    (two,) = cosmos(fields[:2], mask, SIX[:2], grid, CosmosConfig()).convergence.warnings
+    assert "two head orientations" in two
+
+
+def test_spread_is_the_largest_angle_whatever_the_sign():
+    assert spread_deg(SIX[:2]) == pytest.approx(30)
+    assert spread_deg([SIX[0], tuple(-b for b in SIX[1])]) == pytest.approx(30)
+    assert spread_deg(SIX[1:3]) == pytest.approx(60)
+    assert spread_deg([SIX[0]] * 3) == pytest.approx(0, abs=1e-5)
+
+
+def test_noise_weights_beat_equal_weights(head):
+    """One orientation with ten times the noise in half of the head: with σ it hardly matters."""
+    sigma = torch.full_like(head.fields_ppm, 1e-3)
+    sigma[2, : sigma.shape[1] // 2] = 1e-2
+    noise = torch.randn(sigma.shape, generator=torch.Generator().manual_seed(3)) * sigma
+    found = [
+        relative_error(
+            cosmos(
+                head.fields_ppm + noise,
+                head.tissue.mask,
+                SIX,
+                head.tissue.grid,
+                CosmosConfig(),
+                sigmas_ppm=known,
+            ).chi_ppm,
+            head.chi_ppm,
+        )
+        for known in (None, sigma)
+    ]
+    assert found[1] < 0.6 * found[0]
+
+
+def test_equal_noise_changes_nothing(head):
+    inputs = (with_noise(head.fields_ppm), head.tissue.mask, SIX, head.tissue.grid, CosmosConfig())
+    weighted = cosmos(*inputs, sigmas_ppm=torch.full_like(head.fields_ppm, 2e-3))
+    torch.testing.assert_close(weighted.chi_ppm, cosmos(*inputs).chi_ppm, rtol=1e-3, atol=1e-5)
+
+
+def test_sources_of_the_rim_are_found_where_no_field_is_known(head):
+    """Fields of the core alone: with χ in the whole brain the core is right, without it is not."""
+    brain = head.tissue.mask
+    core = torch.from_numpy(ndimage.binary_erosion(brain.numpy(), iterations=2))
+    wide, narrow = (
+        cosmos(head.fields_ppm * core, core, SIX, head.tissue.grid, CosmosConfig(), support=support).chi_ppm
+        for support in (brain, None)
+    )
+    assert relative_error(wide[core], head.chi_ppm[core]) < 0.5 * relative_error(
+        narrow[core], head.chi_ppm[core]
+    )
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.4, 2.5])
@@ -238,7 +296,8 @@ FULL = torch.ones(SHAPE, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fields_ppm": torch.zeros(2, *SHAPE), "b0_directions": SIX[:2]}, "at least 3"),
+        ({"fields_ppm": torch.zeros(1, *SHAPE), "b0_directions": SIX[:1]}, "at least 2"),
+        ({"sigmas_ppm": torch.zeros(3, *SHAPE)}, "above 0 in its mask"),
         ({"b0_directions": SIX[:2]}, "3 vectors"),
         ({"b0_directions": [(0.0, 1.0)] * 3}, "3 vectors"),
         ({"b0_directions": [*SIX[:2], (0.0, 0.0, 0.0)]}, "vector with a length"),

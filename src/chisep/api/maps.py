@@ -221,8 +221,8 @@ def separate(
         "chi_neg_sigma": sources.chi_neg_sigma_ppm,
         "qsm_sigma": sources.chi_sigma_ppm,
     }
-    _check_results(results, options)
-    _show(sources.convergence.warnings)
+    check_results(results, options.method, any_size=options.units is not None)
+    show_warnings(sources.convergence.warnings)
     wrapped = {key: images.wrap(volume) for key, volume in results.items() if volume is not None}
     return SeparatedImages(
         wrapped["chi_pos"],
@@ -239,7 +239,7 @@ def _relaxivity(maps: Maps, options: SeparationOptions, b0_t: float) -> ChosenRe
     """D_r from the options, or estimated from the maps."""
     if options.dr == AUTO:
         chosen = relaxivity_from(maps, b0_t, device=options.device)
-        _show(chosen.warnings)
+        show_warnings(chosen.warnings)
         return chosen
     known = relaxivity(options.dr, b0_t)
     return ChosenRelaxivity(known, {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm})
@@ -250,9 +250,9 @@ def _checked(
 ) -> Maps:
     """Convert and check maps that a user gave, and show what is doubtful."""
     maps = field_in_ppm(maps, options.units, b0_t)
-    _show(images.notes(b0_given=options.b0_dir is not None))
-    _show(thin_slab(maps.mask, maps.grid, length_scale(maps.mask, maps.grid)))
-    _show(check_units(maps, b0_t, stated=options.units is not None))
+    show_warnings(images.notes(b0_given=options.b0_dir is not None))
+    show_warnings(thin_slab(maps.mask, maps.grid, length_scale(maps.mask, maps.grid)))
+    show_warnings(check_units(maps, b0_t, stated=options.units is not None))
     return maps
 
 
@@ -348,23 +348,35 @@ def referenced_qsm(
             torch.from_numpy(referenced(chi.numpy(), reference.value_ppm, chi.numpy() != 0)),
             reference.facts(),
         )
-    _check_results({"qsm": chi}, options)
-    _show(found.convergence.warnings)
+    check_results({"qsm": chi}, options.method, any_size=options.units is not None)
+    show_warnings(found.convergence.warnings)
     chosen = found.convergence.chosen
     return images.wrap(chi), facts | ({"Chosen": dict(chosen)} if chosen else {})
 
 
-def _check_results(
-    results: Mapping[str, Volume | None], options: SeparationOptions | InversionOptions
-) -> None:
-    """Refuse results that cannot be right, before they are written or returned."""
-    insists = options.units is not None
+def check_results(results: Mapping[str, Volume | None], method: str, *, any_size: bool) -> None:
+    """Refuse results that cannot be right, before they are written or returned.
+
+    Parameters
+    ----------
+    results
+        Volumes by their key in the catalogue of outputs.
+    method
+        Name of the method, for the message.
+    any_size
+        Whether values may have any size, since the user stated the unit.
+
+    Raises
+    ------
+    ResultError
+        If a result cannot be right.
+    """
     for key, volume in results.items():
         if volume is not None:
-            check_result(key, volume.numpy(), f"method {options.method}", any_size=insists)
+            check_result(key, volume.numpy(), f"method {method}", any_size=any_size)
 
 
-def _show(texts: Sequence[str]) -> None:
+def show_warnings(texts: Sequence[str]) -> None:
     """Raise the warnings of results as Python warnings."""
     for text in texts:
         warnings.warn(text, ChisepWarning, stacklevel=4)

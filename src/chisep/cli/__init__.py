@@ -169,6 +169,32 @@ def _qsm(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _cosmos(arguments: Sequence[str]) -> int:
+    from chisep.api.orientations import CosmosFilesConfig, cosmos_files
+
+    config = _parse(CosmosFilesConfig, "cosmos", arguments)
+    with progress_bar() as show:
+        print(cosmos_files(config, lambda done, total: show("COSMOS", done, total)))
+    return 0
+
+
+def _orientations(arguments: Sequence[str]) -> int:
+    from chisep.execution.orientations import OrientationsCohortConfig, run_orientations
+
+    config = _parse(OrientationsCohortConfig, "orientations", arguments, prefixes=True)
+    with _sigterm_as_interrupt(), session_table() as watch:
+        results = run_orientations(config.run, config.cluster, watch)
+    for result in results:
+        print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
+    failed = [result for result in results if result.error]
+    if failed:
+        return _fail(
+            f"{len(failed)} of {len(results)} participants failed:\n"
+            + "\n".join(f"  {r.name}: {r.error}" for r in failed)
+        )
+    return 0
+
+
 def _train(arguments: Sequence[str]) -> int:
     try:
         from chisep.training.command import config_of, is_first_process, train_network
@@ -392,6 +418,10 @@ COMMANDS = {
     "explain": Command("trace a file back to the raw images; write the methods section of a paper", _explain),
     "separate": Command("separate χ_pos and χ_neg from a field map and a map of R2' or R2*", _separate),
     "qsm": Command("compute a susceptibility map from a field map", _qsm),
+    "orientations": Command(
+        "process scans in several head orientations: COSMOS, and labels for training", _orientations
+    ),
+    "cosmos": Command("compute a susceptibility map from fields of several head orientations", _cosmos),
     "simulate": Command("simulate a BIDS dataset of digital phantoms with known sources", _simulate),
     "train": Command("train a network on labelled maps, your own or simulated ones", _train),
     "weights": Command("list the packaged weights, or describe some weights", _weights),

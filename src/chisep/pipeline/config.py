@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chisep import methods
 from chisep.errors import InputError
-from chisep.io.discovery import Selection
+from chisep.io.discovery import DiscoveredSession, Selection, discover
 from chisep.io.filters import read_filters
 from chisep.networks.inference import NetworkOptions
 from chisep.preprocessing.background import BackgroundConfig
@@ -128,6 +128,21 @@ class RunConfig:
                 expected="another folder",
                 fix="Choose e.g. BIDS/derivatives/chisep.",
             )
+
+    @property
+    def makes_sources(self) -> bool:
+        """Whether sessions go on to sources and a report, or end with field and relaxation rates."""
+        return True
+
+    def discovered(self) -> list[DiscoveredSession]:
+        """Sessions to process.
+
+        Raises
+        ------
+        InputError
+            If the dataset as a whole cannot be used.
+        """
+        return discover(self.bids, self.selection)
 
     @property
     def measures_dr(self) -> bool:

@@ -35,7 +35,7 @@ def discover(config: RunConfig) -> list[discovery.DiscoveredSession]:
     InputError
         If the dataset as a whole, the device or the weights of a network cannot be used.
     """
-    found = discovery.discover(config.bids, config.selection)
+    found = config.discovered()
     methods.check_device(config.device)
     config.weights()
     return found

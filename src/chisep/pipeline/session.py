@@ -101,25 +101,28 @@ def process(
     context = SessionContext.of(config, session)
     stages = map_stages(context)
     volumes = context.files.volumes
-    volumes.plan(stages[:-1])  # the report reads everything: not worth the memory
+    # The report reads everything: not worth the memory.
+    volumes.plan(stages[:-1] if config.makes_sources else stages)
     for done, stage in enumerate(stages):
         if progress:
             progress(f"{session.name}: {stage.name}", done, len(stages) + 1)
         volumes.start(done)
         cache.do(stage)
-    if progress:
-        progress(f"{session.name}: report", len(stages), len(stages) + 1)
-    volumes.start(len(stages))
-    cache.do(report_stage(context, stages, cache.records))
+    if config.makes_sources:
+        if progress:
+            progress(f"{session.name}: report", len(stages), len(stages) + 1)
+        volumes.start(len(stages))
+        cache.do(report_stage(context, stages, cache.records))
     said = (
         *(f"input: {note}" for note in session.notes),
         *(f"{name}: {text}" for name, record in cache.records.items() for text in record.warnings),
     )
-    return SessionResult(session.name, context.files.report, warnings=said, skipped=tuple(cache.skipped))
+    report = context.files.report if config.makes_sources else None
+    return SessionResult(session.name, report, warnings=said, skipped=tuple(cache.skipped))
 
 
 def map_stages(context: SessionContext) -> list[Stage]:
-    """All stages of a session in their order, except the report.
+    """All stages of a session in their order, except the report; up to the rates where no sources are made.
 
     Raises
     ------
@@ -132,6 +135,8 @@ def map_stages(context: SessionContext) -> list[Stage]:
     if context.fits_r2star:  # with one echo there are neither rates nor sources
         stages += [*([] if mese is None else [registration_stage(context, mese)]), relaxometry_stage(context)]
     stages.append(background_stage(context))
+    if not context.config.makes_sources:
+        return stages
     if context.fits_r2star:
         estimated = [scan_relaxivity_stage(context)] if context.config.dr == AUTO else []
         separated = [*estimated, separation_stage(context)]

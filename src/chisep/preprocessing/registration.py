@@ -43,6 +43,7 @@ _CONTRAST_DEGREE = 3
 _COARSE_POSITION_DEGREE, _POSITION_DEGREE = 4, 8
 _SAME_AGREEMENT = 0.002
 """A smaller loss of agreement is noise: the scans need no registration."""
+_SEARCH_POINTS, _TRIED_STARTS, _SEARCH_STEPS = 5_000, 6, 8
 _SOUND_CONTRAST, LEAST_CONTRAST = 0.3, 0.15
 """Shared contrast from which a registration is accepted without a word, and with a warning.
 
@@ -150,6 +151,7 @@ def register(
     mask: MaskVolume,
     config: RegistrationConfig | None = None,
     length_scale: float = 1.0,
+    starts: Sequence[Affine] = (),
 ) -> Rigid:
     """Rigid registration of two scans of different contrast.
 
@@ -176,6 +178,9 @@ def register(
         Options; defaults where None.
     length_scale
         Length of the head relative to an adult's, as `chisep.preprocessing.head_size` finds it.
+    starts
+        Further first estimates beside the identity, world mm to world mm; the best on the coarsest level is
+        refined. For scans that lie far from each other.
 
     Returns
     -------
@@ -192,8 +197,15 @@ def register(
             adult_affine(fixed_affine, length_scale),
             mask,
             adult_lengths(config or RegistrationConfig(), length_scale),
+            [_enlarged(start, length_scale) for start in starts],
         )
     return _shrunk(found, length_scale)
+
+
+def _enlarged(transform: Affine, scale: float) -> Affine:
+    enlarged = transform.copy()
+    enlarged[:3, 3] /= scale
+    return enlarged
 
 
 def _shrunk(found: Rigid, scale: float) -> Rigid:
@@ -219,6 +231,7 @@ def _registered(
     fixed_affine: Affine,
     mask: MaskVolume,
     config: RegistrationConfig,
+    starts: Sequence[Affine],
 ) -> Rigid:
     centre_mm, reach_mm = _extent(mask, fixed_affine)
     rng = np.random.default_rng(config.seed)
@@ -228,6 +241,13 @@ def _registered(
     finest_mm = 0.5 * max(math.cbrt(abs(np.linalg.det(a[:3, :3]))) for a in (fixed_affine, moving_affine))
     coarse = sorted((mm for mm in config.smoothing_mm if mm > finest_mm), reverse=True)
     estimate, before, after = np.eye(4), _Fit(), _Fit()
+    if starts:
+        first_mm = coarse[0] if coarse else finest_mm
+        with ThreadPoolExecutor(1) as pool:
+            points_mm, signals = reference.sampled(first_mm, moving_affine, _SEARCH_POINTS, rng, pool)
+        smooth = _smoothed(image, moving_affine, first_mm, fixed_affine)
+        level = _Level(points_mm, signals, smooth, moving_affine, _COARSE_POSITION_DEGREE)
+        estimate = level.best_of([np.eye(4), *starts])
     for smoothing_mm in (*coarse, finest_mm):
         last = smoothing_mm == finest_mm
         count = config.points if last else min(config.points, _COARSE_POINTS)
@@ -258,7 +278,7 @@ def _registered(
     shift_mm, rotation_deg = math.hypot(*result.translation_mm), result.rotation_deg
     if not shift_mm <= config.max_shift_mm or not rotation_deg <= config.max_rotation_deg:
         return _rejected(centre_mm, before, f"it found {shift_mm:.0f} mm and {rotation_deg:.0f}°")
-    if not after.agreement >= before.agreement:
+    if not after.agreement >= (-math.inf if math.isnan(before.agreement) else before.agreement):
         if before.agreement - after.agreement < _SAME_AGREEMENT:
             return Rigid(
                 centre_mm=centre_mm,
@@ -462,6 +482,24 @@ class _Level:
             1 - unexplained / float(max(np.square(values - values.mean()).sum(), 1e-30)),
             1 - unexplained / float(max(np.square(values - smooth).sum(), 1e-30)),
         )
+
+    def best_of(self, starts: Sequence[Affine]) -> Affine:
+        """Refine the most promising first estimates, and return the best."""
+
+        def agreement(transform: Affine) -> float:
+            found = self.fit(transform).agreement
+            return -math.inf if math.isnan(found) else found
+
+        tried = sorted(starts, key=agreement, reverse=True)[:_TRIED_STARTS]
+        refined = []
+        for estimate in tried:
+            for _ in range(_SEARCH_STEPS):
+                step = self.step(estimate)
+                if step is None:
+                    break
+                estimate = step @ estimate
+            refined.append(estimate)
+        return max(refined, key=agreement)
 
     def step(self, transform: Affine) -> Affine | None:
         """Gauss–Newton step as a rigid transform of world mm; None without enough overlap."""

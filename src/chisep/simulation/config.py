@@ -50,5 +50,12 @@ class SimulateConfig(ScannerConfig):
         if self.seed < 0:
             raise InputError("seed", found=f"{self.seed}", expected="0 or more", fix="Correct the option.")
         self.tissue.relaxivity(self.b0_t)
+        if self.maps_only and self.raw_orientations:
+            raise InputError(
+                "raw_orientations",
+                found="maps_only as well, which writes no scans",
+                expected="one of them",
+                fix="Leave one of them out.",
+            )
         if self.maps_only:
             object.__setattr__(self, "maps", True)

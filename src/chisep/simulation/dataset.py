@@ -21,10 +21,16 @@ _README = """Simulated multi-echo gradient-echo and spin-echo scans
 Digital heads made by chisep: no scan of a person is in here. `derivatives/truth` holds the maps that made
 the scans: sources χ_pos and χ_neg (ppm; χ_neg is a positive magnitude), their local field (ppm), R2, R2'
 and R2* (1/s), the brain mask and the labels. All but the labels are 0 outside the brain mask.
-Scans `acq-ori1`, `acq-ori2`, … are of one head in several poses, registered to the first: their voxels and
-affine are those of the first, and `B0DirectionVoxelAxes` in the sidecar is where B0 points.
+{orientations}
 Lesions of a patient, if there are any, are in `desc-lesion_dseg` of the truth and the table beside it.
 """
+_REGISTERED = """\
+Scans `acq-ori1`, `acq-ori2`, … are of one head in several poses, registered to the first: their voxels and
+affine are those of the first, and `B0DirectionVoxelAxes` in the sidecar is where B0 points."""
+_RAW = """\
+Scans `acq-ori1`, `acq-ori2`, … are of one head in several poses, as a scanner has them: each has its own
+grid, and B0 points along z of the scanner. The truth has the grid of the first; `desc-motion_xfm.json` there
+is the motion of the head from the first scan to each other."""
 
 
 def simulate(
@@ -81,7 +87,8 @@ def _write_dataset_files(config: SimulateConfig) -> None:
     bids.write_dataset_description(truth, "Truth of simulated scans of digital heads", derivative=True)
     if config.maps:
         bids.write_dataset_description(out / MAPS, "Fields and R2' of digital heads", derivative=True)
-    write_text(out / "README", _README)
+    orientations = _RAW if config.raw_orientations else _REGISTERED
+    write_text(out / "README", _README.format(orientations=orientations))
     looked_up = sorted(pair for region in REGIONS for pair in region.names())
     table = ["index\tname", *(f"{index}\t{label}" for index, label in looked_up)]
     write_text(truth / "dseg.tsv", "\n".join(table) + "\n")

@@ -18,9 +18,9 @@ from chisep.physics.signal import gre_signal, se_signal
 from chisep.simulation.coils import Coils, ComplexVolume, combined_sensitivity, transmit_field, with_noise
 from chisep.simulation.fields import dephasing
 from chisep.simulation.kspace import CoarseComplex, Window, block_mean, crop_kspace
-from chisep.simulation.motion import ORIENTATION_TILTS_DEG, moved
+from chisep.simulation.motion import ORIENTATION_TILTS_DEG, Pose, moved
 from chisep.simulation.tissue import Tissue
-from chisep.types import Affine, ComplexEchoes, Echoes, Volume
+from chisep.types import Affine, ComplexEchoes, Echoes, MaskVolume, Volume
 
 PHASE_LEVELS = 4096
 """Levels of a phase in scanner units: 0 to 4095 stand for −π to π."""
@@ -55,7 +55,16 @@ class ScannerConfig:
     tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Rotation of the head about the scanner's x, y and z axis in degrees: an oblique B0 direction."""
     orientations: int = 1
-    """Head orientations of the gradient-echo scan, up to six, registered to the first: for COSMOS."""
+    """Head orientations of the gradient-echo scan, up to six, for COSMOS; registered to the first, unless
+    `raw_orientations`."""
+    raw_orientations: bool = False
+    """Head orientations as a scanner has them: each moved and turned freely, on its own rotated grid."""
+    orientation_shift_mm: float = 8.0
+    """With `raw_orientations`: SD of the head's shift along each axis in mm."""
+    orientation_turn_deg: float = 4.0
+    """With `raw_orientations`: SD of its rotation about each axis in degrees, beside the intended tilt."""
+    slab_turn_deg: float = 6.0
+    """With `raw_orientations`: SD of the rotation of the slab about each axis in degrees."""
     phase_units: Literal["rad", "arbitrary"] = "rad"
     """Phase images in radians, or as whole numbers 0 to 4095 as scanners write them."""
     simple: bool = False
@@ -135,6 +144,13 @@ class ScannerConfig:
                 expected="multiples of the first echo time, as stimulated echoes need",
                 fix="Change the echo times, or leave out stimulated echoes.",
             )
+        if self.raw_orientations and self.orientations < 2:
+            raise InputError(
+                "raw_orientations",
+                found=f"{self.orientations} head orientation",
+                expected="2 or more",
+                fix="Add --orientations 5.",
+            )
         if not 1 <= self.orientations <= len(ORIENTATION_TILTS_DEG):
             raise InputError(
                 "orientations",
@@ -169,6 +185,9 @@ _POSITIVE = (
     "oversampling",
 )
 _NOT_NEGATIVE = (
+    "orientation_shift_mm",
+    "orientation_turn_deg",
+    "slab_turn_deg",
     "residual_background_ppb",
     "coils",
     "b1_spread",
@@ -229,6 +248,7 @@ def scan_gre(
     rng: np.random.Generator,
     *,
     transform: Affine | None = None,
+    pose: Pose | None = None,
 ) -> Images:
     """Simulate a spoiled multi-echo gradient-echo scan.
 
@@ -246,6 +266,9 @@ def scan_gre(
         Draws the noise.
     transform
         Where the head lies from where its maps have it, in world mm: a residual misregistration.
+    pose
+        Position of the head and grid of the scan, of the voxels that signals are computed on; the coils
+        stay with the scanner. None: the grid of the maps.
 
     Returns
     -------
@@ -254,6 +277,10 @@ def scan_gre(
     """
     steady = steady_state(tissue, config, coils.b1)
     r2star = tissue.r2_hz + tissue.r2prime_hz
+    affine, receive, mask = tissue.grid.matrix(), coils.receive, tissue.mask
+    if pose is not None:
+        receive = torch.complex(pose.here(receive.real, affine), pose.here(receive.imag, affine))
+        mask = pose.seen(mask.float(), affine, order=1) > 0.5
     echoes = []
     for number, te_s in enumerate(config.te_gre_s):
         signal = gre_signal(steady, r2star, field_ppm, (te_s,), tissue.b0_t)[0]
@@ -264,11 +291,14 @@ def scan_gre(
                 moved(part, tissue.grid.matrix(), transform) for part in (signal.real, signal.imag)
             )
             signal = torch.complex(real, imaginary)
-        signal *= coils.receive
+        if pose is not None:
+            signal = torch.complex(pose.seen(signal.real, affine), pose.seen(signal.imag, affine))
+        signal *= receive
         if config.bipolar:
-            signal *= _readout_phase(tissue.grid.shape, config.read_axis, number)
+            i, j, k = signal.shape
+            signal *= _readout_phase((i, j, k), config.read_axis, number)
         echoes.append(_at_resolution(signal, config))
-    return _noisy(torch.stack(echoes), tissue, config, rng)
+    return _noisy(torch.stack(echoes), mask, config, rng)
 
 
 def scan_se(
@@ -319,7 +349,7 @@ def scan_se(
     for amplitude in amplitudes:
         image = amplitude if transform is None else moved(amplitude, tissue.grid.matrix(), transform)
         echoes.append(_at_resolution(image * coils.receive, config))
-    return _noisy(torch.stack(echoes), tissue, config, rng).abs()
+    return _noisy(torch.stack(echoes), tissue.mask, config, rng).abs()
 
 
 def stored_phase(signal: Tensor, units: Literal["rad", "arbitrary"]) -> Tensor:
@@ -356,12 +386,11 @@ def _at_resolution(signal: ComplexVolume, config: ScannerConfig) -> CoarseComple
 
 
 def _noisy(
-    signal: ComplexEchoes, tissue: Tissue, config: ScannerConfig, rng: np.random.Generator
+    signal: ComplexEchoes, mask: MaskVolume, config: ScannerConfig, rng: np.random.Generator
 ) -> ComplexEchoes:
     """Add noise in place, with an SD from the mean magnitude of the first echo in the brain."""
     if math.isinf(config.snr):
         return signal
-    mask = tissue.mask
     if config.oversampling > 1:
         mask = block_mean(mask.float(), config.oversampling) > 0.5
     sigma = float(signal[0].abs()[mask].mean()) / config.snr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,15 @@ from chisep.simulation.kspace import block_mean
 from chisep.simulation.lesions.canvas import Patient
 from chisep.simulation.lesions.placement import lesion_table, make_patient, same_lesions
 from chisep.simulation.measured import MeasuredMaps, measured_maps
-from chisep.simulation.motion import ORIENTATION_TILTS_DEG, moved, random_rigid, reoriented
+from chisep.simulation.motion import (
+    ORIENTATION_TILTS_DEG,
+    Pose,
+    moved,
+    random_pose,
+    random_rigid,
+    reoriented,
+    turned,
+)
 from chisep.simulation.scanner import scan_gre, scan_se, session_coils, stored_phase
 from chisep.simulation.tissue import Tissue
 from chisep.types import Affine, ComplexEchoes, Echoes, Volume
@@ -78,14 +86,24 @@ class SessionWriter:
         maps_rngs = gre_rngs if coils is None else maps_rng.spawn(config.orientations)
         for number, tilt_deg in enumerate(ORIENTATION_TILTS_DEG[: config.orientations]):
             acq = f"ori{number + 1}" if config.orientations > 1 else None
-            rest = np.eye(4)
-            if number:
+            rest, pose = np.eye(4), None
+            if number and config.raw_orientations:
+                pose = random_pose(
+                    tissue,
+                    tilt_deg,
+                    config.orientation_shift_mm,
+                    config.orientation_turn_deg,
+                    config.slab_turn_deg,
+                    rest_rngs[number],
+                )
+                self._write_pose(pose, acq)
+            elif number:
                 rest = random_rigid(
                     fine, config.misregistration_mm, config.misregistration_deg, rest_rngs[number]
                 )
             misregistration = {"ResidualMisregistrationWorldMm": rest.tolist()}
             if config.maps:
-                oriented = reoriented(tissue, tilt_deg) if number else tissue
+                oriented = _turned(tissue, tilt_deg, pose) if number else tissue
                 maps = measured_maps(oriented, config, maps_rngs[number], implants_mm)
                 # As in vivo, the spin echo is acquired in one head orientation.
                 self._write_maps(
@@ -94,34 +112,45 @@ class SessionWriter:
                 if coils is None:
                     self._write_field(oriented, maps.fields.local_ppm * oriented.mask, acq, {})
             if coils is not None:
-                oriented = reoriented(fine, tilt_deg) if number else fine
+                oriented = _turned(fine, tilt_deg, pose) if number else fine
                 field = total_field(oriented, implants_mm)
                 local = block_mean(field.local_ppm, config.oversampling) * tissue.mask
                 self._write_field(oriented, local, acq, misregistration)
-                scan = scan_gre(oriented, field.total_ppm, coils, config, gre_rngs[number], transform=rest)
-                self._write_gre(oriented, scan, acq)
+                scan = scan_gre(
+                    oriented,
+                    field.total_ppm,
+                    coils,
+                    config,
+                    gre_rngs[number],
+                    transform=rest,
+                    pose=None if pose is None else pose.finer(config.oversampling),
+                )
+                self._write_gre(oriented, scan, acq, pose)
         if coils is not None and not config.megre_only:
             motion = random_rigid(fine, config.motion_mm, config.motion_deg, motion_rng)
             self._write_motion(motion)
             self._write_se(scan_se(fine, coils, config, se_rng, transform=motion))
 
-    def _write_gre(self, tissue: Tissue, scan: ComplexEchoes, acq: str | None) -> None:
+    def _write_gre(self, tissue: Tissue, scan: ComplexEchoes, acq: str | None, pose: Pose | None) -> None:
         config = self.config
+        affine = self.affine if pose is None else pose.affine
+        b0 = {} if config.raw_orientations else {"B0DirectionVoxelAxes": list(tissue.grid.b0_direction)}
         facts = self._facts | {
             "PulseSequenceType": "Multi-echo gradient echo",
             "ScanningSequence": "GR",
             "RepetitionTimeExcitation": config.tr_gre_s,
             "FlipAngle": config.flip_deg,
-            "B0DirectionVoxelAxes": list(tissue.grid.b0_direction),
+            **b0,
         }
         phase_type = np.float32 if config.phase_units == "rad" else np.int16
         for echo, (signal, te_s) in enumerate(zip(scan, config.te_gre_s, strict=True), start=1):
             facts = facts | {"EchoTime": te_s, "EchoNumber": echo}
             image = bids.raw_path(self.root, self.name, "MEGRE", echo=echo, part="mag")
-            self._write(acquired(image, acq), signal.abs(), facts | {"Units": "arbitrary"})
+            self._write(acquired(image, acq), signal.abs(), facts | {"Units": "arbitrary"}, affine=affine)
             image = bids.raw_path(self.root, self.name, "MEGRE", echo=echo, part="phase")
             phase = stored_phase(signal, config.phase_units)
-            self._write(acquired(image, acq), phase, facts | {"Units": config.phase_units}, phase_type)
+            units = {"Units": config.phase_units}
+            self._write(acquired(image, acq), phase, facts | units, phase_type, affine=affine)
 
     def _write_se(self, scan: Echoes) -> None:
         facts = self._facts | {
@@ -133,6 +162,8 @@ class SessionWriter:
         }
         for echo, (magnitude, te_s) in enumerate(zip(scan, self.config.te_se_s, strict=True), start=1):
             image = bids.raw_path(self.root, self.name, "MESE", echo=echo)
+            # A raw spin echo is of one head orientation, and its name says which.
+            image = acquired(image, "ori1" if self.config.raw_orientations else None)
             self._write(image, magnitude, facts | {"EchoTime": te_s, "EchoNumber": echo})
 
     @property
@@ -190,6 +221,12 @@ class SessionWriter:
         path = self._derived(TRUTH, "motion", "xfm").with_suffix("").with_suffix(".json")
         write_json(path, facts | {"MegreToMeseWorldMm": transform.tolist()})
 
+    def _write_pose(self, pose: Pose, acq: str | None) -> None:
+        """Write the motion of the head from the first scan to another."""
+        facts = {"Description": "Where points of the head in the first MEGRE lie in this one, in world mm"}
+        path = self._derived(TRUTH, "motion", "xfm").with_suffix("").with_suffix(".json")
+        write_json(acquired(path, acq), facts | {"FirstToThisWorldMm": pose.transform.tolist()})
+
     def _write_maps(
         self,
         tissue: Tissue,
@@ -237,11 +274,22 @@ class SessionWriter:
         return bids.derivative_path(self.root / folder, self.name, suffix, desc=desc)
 
     def _write(
-        self, path: Path, data: Tensor, facts: Mapping[str, Any], dtype: DTypeLike = np.float32
+        self,
+        path: Path,
+        data: Tensor,
+        facts: Mapping[str, Any],
+        dtype: DTypeLike = np.float32,
+        *,
+        affine: Affine | None = None,
     ) -> None:
         """Write an image and its sidecar."""
         write_json(bids.sidecar_of(path), facts)
-        nifti.save(path, data.numpy(), self.affine, dtype=dtype)
+        nifti.save(path, data.numpy(), self.affine if affine is None else affine, dtype=dtype)
+
+
+def _turned(tissue: Tissue, tilt_deg: Sequence[float], pose: Pose | None) -> Tissue:
+    """Head as B0 sees it in one orientation."""
+    return reoriented(tissue, tilt_deg) if pose is None else turned(tissue, pose.transform[:3, :3])
 
 
 def _misregistered(maps: MeasuredMaps, tissue: Tissue, rest: Affine) -> MeasuredMaps:

@@ -21,6 +21,8 @@ from chisep.simulation.record import SimulationRecord, read_record, record_path
 from chisep.simulation.session import MAPS, TRUTH, SessionWriter
 
 _NOT_IN_RECORD = ("out", "subjects", "labels", "jobs")
+_OF_RAW_ORIENTATIONS = ("raw_orientations", "orientation_shift_mm", "orientation_turn_deg", "slab_turn_deg")
+"""Options without effect unless the first is set; left out then, so that earlier datasets stay complete."""
 
 
 class Subject:
@@ -50,6 +52,8 @@ class Subject:
         """Everything that determines the files, as stored beside the ground truth."""
         # A config may be a subclass, whose further options have no effect here.
         names = {f.name for f in fields(SimulateConfig)}.difference(_NOT_IN_RECORD)
+        if not self.config.raw_orientations:
+            names = names.difference(_OF_RAW_ORIENTATIONS)
         options = {k: v for k, v in asdict(self.config).items() if k in names}
         head, sha256 = "packaged MNI152 head", None
         if self.labels is not None and self.labels.is_file():

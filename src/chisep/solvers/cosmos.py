@@ -1,9 +1,10 @@
 """COSMOS: susceptibility from several head orientations, and χ-separation of it with R2'.
 
-    min  Σ_n ‖M_n (D_n χ − f_n)‖² + ε ‖χ‖²   over χ that is 0 outside the mask
+    min  Σ_n ‖W_n (D_n χ − f_n)‖² + ε ‖χ‖²   over χ that is 0 outside the mask
 
-(Liu 2009, 10.1002/mrm.21828.) One orientation does not determine χ near the cone where its dipole is 0;
-the cones of three or more orientations that differ enough have no direction in common.
+(Liu 2009, 10.1002/mrm.21828.) W_n is 0 where field n is not known, and otherwise σ₀/σ_n, σ₀ the median of all
+σ; 1 without σ. One orientation does not determine χ near the cone where its dipole is 0; the cones of two
+meet in lines; those of three or more orientations that differ enough have no direction in common.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ Fields = Float[Tensor, "orientation i j k"]
 Masks = Bool[Tensor, "orientation i j k"]
 """Where each of them is known."""
 
-_FEWEST_ORIENTATIONS = 3
+_FEWEST_ORIENTATIONS = 2
 _SPHERE_POINTS = 20000
 _ILL_CONDITIONED = 10.0
+_LITTLE_SPREAD_DEG = 15.0
 _WEIGHT_OF_MEAN = 0.01
+_LARGEST_WEIGHT = 4.0
+"""A σ below a quarter of the median is that of a fit that went too well by chance."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,19 @@ def condition_number(b0_directions: Sequence[Sequence[float]]) -> float:
     return float(torch.sqrt(total.max() / total.min()))
 
 
+def spread_deg(b0_directions: Sequence[Sequence[float]]) -> float:
+    """Largest angle in degrees between two of the directions of B0, whatever their sign; 0 to 90.
+
+    Parameters
+    ----------
+    b0_directions
+        Vectors along B0 in axes of the head.
+    """
+    b0 = torch.tensor([list(b) for b in b0_directions], dtype=torch.float64)
+    b0 = b0 / torch.linalg.vector_norm(b0, dim=1, keepdim=True)
+    return math.degrees(math.acos(min(1.0, float((b0 @ b0.T).abs().min()))))
+
+
 # Long because the docstring states the whole contract.
 def cosmos(
     fields_ppm: Fields,
@@ -84,10 +101,12 @@ def cosmos(
     grid: Grid,
     config: CosmosConfig,
     *,
+    sigmas_ppm: Fields | None = None,
+    support: MaskVolume | None = None,
     reference: MaskVolume | None = None,
     progress: Progress | None = None,
 ) -> Susceptibility:
-    """COSMOS: joint dipole inversion of three or more head orientations.
+    """COSMOS: joint dipole inversion of several head orientations.
 
     Parameters
     ----------
@@ -102,6 +121,11 @@ def cosmos(
         Voxel size; its own B0 direction is not read.
     config
         Stopping criteria.
+    sigmas_ppm
+        Standard deviation of the error of each field, shape (orientation, i, j, k), 0 where nothing was
+        measured; equal weights if None.
+    support
+        Where χ may be, such as the brain, shape (i, j, k); wherever any field is if None.
     reference
         Where the mean of χ is to be 0, such as the ventricles, shape (i, j, k).
     progress
@@ -115,11 +139,11 @@ def cosmos(
     Raises
     ------
     InputError
-        If there are fewer than three orientations, not one B0 direction of some length for each, or a
+        If there are fewer than two orientations, not one B0 direction of some length for each, or a
         mask or the reference is empty.
 
-    The convergence has a warning if the orientations differ so little that noise is amplified much, or if
-    the iteration stops far from convergence.
+    The convergence has a warning if the orientations are two, or differ so little that noise is amplified
+    much, or if the iteration stops far from convergence.
 
     Notes
     -----
@@ -128,9 +152,7 @@ def cosmos(
     background in measured fields makes this uncertain; `reference` sets the zero.
     """
     masks = _checked(len(fields_ppm), masks, b0_directions, reference)
-    padded = PaddedBox(masks.any(0), grid, padding=0.0)
-    grids = [replace(padded.box_grid, b0_direction=_three(b)) for b in b0_directions]
-    operator = MaskedDipoles(grids, torch.stack([padded.cut(mask) for mask in masks]), fields_ppm.dtype)
+    padded, operator = weighted_dipoles(fields_ppm, masks, b0_directions, grid, sigmas_ppm, support)
 
     change: list[float] = []
 
@@ -144,9 +166,9 @@ def cosmos(
 
     chi = cg(
         lambda chi: operator.gram(chi).add_(chi, alpha=config.tikhonov),
-        operator.adjoint(torch.stack([padded.cut(field) for field in fields_ppm])),
+        operator.adjoint(operator.weighted([padded.cut(field) for field in fields_ppm])),
         iterations=config.iterations,
-        preconditioner=_ClosedForm(operator, config.tikhonov),
+        preconditioner=ClosedForm(operator, config.tikhonov),
         callback=record,
     )
     if not change:  # fields of zero need no iteration
@@ -154,8 +176,7 @@ def cosmos(
     if reference is not None:
         chi = (chi - chi[padded.cut(reference) & operator.support].mean()) * operator.support
     convergence = ended(change, config.tolerance, "COSMOS")
-    alike = _too_alike([box.b0_direction for box in grids])
-    convergence = replace(convergence, warnings=(*alike, *convergence.warnings))
+    convergence = replace(convergence, warnings=(*poor_spread(b0_directions), *convergence.warnings))
     return Susceptibility(padded.restore(chi), convergence)
 
 
@@ -242,21 +263,34 @@ class MaskedDipoles(LinearOperator):
     grids
         The grid once per orientation, with its B0 direction.
     known
-        Where each field is known, shape (n, i, j, k); χ is taken as 0 where none is.
+        Where each field is known, shape (n, i, j, k), or the weight of each voxel, 0 where it is not known.
     dtype
         Precision.
+    support
+        Where χ may be; wherever any field is known if None.
     """
 
-    def __init__(self, grids: Sequence[Grid], known: Masks, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        grids: Sequence[Grid],
+        known: Masks | Fields,
+        dtype: torch.dtype,
+        support: MaskVolume | None = None,
+    ) -> None:
         self.dipoles = [Dipole(grid, dtype=dtype, device=known.device) for grid in grids]
-        self.known, self.support = known, known.any(0)
+        self.known, self.b0_directions = known, [grid.b0_direction for grid in grids]
+        self.support = (known > 0).any(0) if support is None else support
+
+    def weighted(self, fields: Sequence[Tensor]) -> Tensor:
+        """Fields with the weight of each voxel, shape (n, i, j, k)."""
+        return torch.stack(list(fields)) * self.known
 
     def apply(self, x: Tensor) -> Tensor:
         """Fields of χ; it is transformed once for all orientations."""
         spectrum = self.dipoles[0].spectrum(x * self.support)
         fields = [
-            dipole.volume(spectrum * dipole.kernel) * mask
-            for dipole, mask in zip(self.dipoles, self.known, strict=True)
+            dipole.volume(spectrum * dipole.kernel) * weight
+            for dipole, weight in zip(self.dipoles, self.known, strict=True)
         ]
         return torch.stack(fields, dim=-4)
 
@@ -264,23 +298,71 @@ class MaskedDipoles(LinearOperator):
         """Back-projection of all fields, summed in k-space."""
         parts = zip(self.dipoles, self.known, y.unbind(-4), strict=True)
         total = sum(
-            (dipole.spectrum(field * mask).mul_(dipole.kernel) for dipole, mask, field in parts),
+            (dipole.spectrum(field * weight).mul_(dipole.kernel) for dipole, weight, field in parts),
             torch.zeros(()),
         )
         return self.dipoles[0].volume(total) * self.support
 
+    def gram(self, x: Tensor) -> Tensor:
+        """Adjoint of the fields of χ, one orientation after the other: their stack is never in memory."""
+        spectrum = self.dipoles[0].spectrum(x * self.support)
+        total = torch.zeros_like(spectrum)
+        for dipole, weight in zip(self.dipoles, self.known, strict=True):
+            field = dipole.volume(spectrum * dipole.kernel) * weight
+            total += dipole.spectrum(field * weight).mul_(dipole.kernel)
+        return self.dipoles[0].volume(total) * self.support
 
-class _ClosedForm:
-    """COSMOS without masks: division by Σ D_n² + ε at every point of k-space, then the support."""
+
+def weighted_dipoles(
+    fields_ppm: Fields,
+    masks: Masks,
+    b0_directions: Sequence[Sequence[float]],
+    grid: Grid,
+    sigmas_ppm: Fields | None = None,
+    support: MaskVolume | None = None,
+) -> tuple[PaddedBox, MaskedDipoles]:
+    """Bounding box and operator of several orientations with noise weights; arguments as of `cosmos`."""
+    sources = masks.any(0) if support is None else support
+    padded = PaddedBox(masks.any(0) | sources, grid, padding=0.0)
+    grids = [replace(padded.box_grid, b0_direction=_three(b)) for b in b0_directions]
+    known = torch.stack([padded.cut(mask) for mask in masks])
+    if sigmas_ppm is not None:
+        known = known * torch.stack([padded.cut(weight) for weight in _weights(sigmas_ppm, masks)])
+    return padded, MaskedDipoles(grids, known, fields_ppm.dtype, padded.cut(sources))
+
+
+def _weights(sigmas_ppm: Fields, masks: Masks) -> Fields:
+    """Amplitude weights σ₀/σ with the median σ₀ of all orientations, 0 where σ is unknown."""
+    measured = masks & (sigmas_ppm > 0)
+    if not bool(measured.flatten(1).any(1).all()):
+        raise InputError(
+            "noise maps of the fields",
+            found="one without any value above 0 in its mask",
+            expected="the standard deviation of the error in every voxel of each field",
+            fix="Leave them out for equal weights.",
+        )
+    typical = float(sigmas_ppm[measured].median())
+    return typical / sigmas_ppm.clamp_min(typical / _LARGEST_WEIGHT) * measured
+
+
+class ClosedForm:
+    """COSMOS without masks: division by Σ w_n D_n² + ε at every point of k-space, then the support.
+
+    w_n is the mean square of the weights of orientation n where its field is known.
+    """
 
     def __init__(self, operator: MaskedDipoles, tikhonov: float) -> None:
         self.dipole, self.support = operator.dipoles[0], operator.support
-        self.symbol = sum((dipole.kernel**2 for dipole in operator.dipoles), torch.tensor(tikhonov))
+        self.symbol = torch.full_like(self.dipole.kernel, tikhonov)
+        for dipole, weight in zip(operator.dipoles, operator.known, strict=True):
+            of_field = 1.0 if weight.dtype == torch.bool else float(weight[weight > 0].square().mean())
+            self.symbol += of_field * dipole.kernel**2
         # At k = 0 all D_n are 0, but the edge of the support determines the mean of χ weakly. This weight was
         # found on heads, where it halves the iterations; the solution is the same.
         self.symbol[0, 0, 0] = _WEIGHT_OF_MEAN * self.symbol.mean()
 
     def __call__(self, right: Tensor) -> Tensor:
+        """Divide in k-space; 0 outside the support."""
         return self.dipole.volume(self.dipole.spectrum(right).div_(self.symbol)).mul_(self.support)
 
 
@@ -321,12 +403,30 @@ def _checked(
     return each
 
 
-def _too_alike(b0_directions: Sequence[Sequence[float]]) -> tuple[str, ...]:
-    """Warning if the head orientations make COSMOS ill-conditioned."""
-    condition = condition_number(b0_directions)
-    if condition <= _ILL_CONDITIONED:
-        return ()
-    return (
-        f"the head orientations differ too little for COSMOS: condition number {condition:.1f}, "
-        f"expected below {_ILL_CONDITIONED:.0f}; χ is noisy where their dipoles are all near 0",
-    )
+def poor_spread(b0_directions: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """Warnings if the head orientations do not determine χ well.
+
+    Parameters
+    ----------
+    b0_directions
+        Vectors along B0 in axes of the head.
+    """
+    grids = [Grid((1, 1, 1), (1.0, 1.0, 1.0), _three(b)) for b in b0_directions]
+    unit = [grid.b0_direction for grid in grids]
+    warnings = []
+    if (spread := spread_deg(unit)) < _LITTLE_SPREAD_DEG:
+        warnings.append(
+            f"the head orientations differ by {spread:.1f}° at most, expected {_LITTLE_SPREAD_DEG:g}° or "
+            "more; χ is noisy where their dipoles are all near 0"
+        )
+    if len(unit) == _FEWEST_ORIENTATIONS:
+        warnings.append(
+            "two head orientations: their dipoles are both 0 along lines in k-space, where χ is not "
+            "determined; expected three or more"
+        )
+    elif (condition := condition_number(unit)) > _ILL_CONDITIONED:
+        warnings.append(
+            f"the head orientations differ too little for COSMOS: condition number {condition:.1f}, "
+            f"expected below {_ILL_CONDITIONED:.0f}; χ is noisy where their dipoles are all near 0"
+        )
+    return tuple(warnings)

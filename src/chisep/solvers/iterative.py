@@ -111,31 +111,31 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     tv_weight = usual_weight if config.tv_weight is None else config.tv_weight
     weight_r = relative_r * (sigma_f / sigma_r) ** 2
     weight_q = mask * (0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2)
-    voxelwise = _VoxelStep(target, qsm, support, relaxivity.ratio, weight_r, weight_q)
+    voxelwise = VoxelStep(target, qsm, support, relaxivity.ratio, weight_r, weight_q)
     start = closed_form.solve(maps, closed_form.ClosedFormConfig())
     x, change = minimise(
         padded=padded,
         grid=maps.grid,
         field_ppm=field,
         weight=weight_f,
-        start=_rotated(torch.stack((padded.cut(start.chi_pos_ppm), padded.cut(start.chi_neg_ppm)))),
+        start=rotated(torch.stack((padded.cut(start.chi_pos_ppm), padded.cut(start.chi_neg_ppm)))),
         field_gain=math.sqrt(2),
         tv_weight=tv_weight * sigma_f**2 / sigma_r,
         tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
-        voxelwise=lambda z: _rotated(voxelwise(_rotated(z))),
+        voxelwise=lambda z: rotated(voxelwise(rotated(z))),
         penalty_field=_PENALTY_FIELD,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
     )
-    pos, neg = _rotated(x).clamp_(min=0).mul_(support)
+    pos, neg = rotated(x).clamp_(min=0).mul_(support)
     convergence = ended(change, config.tolerance, "iterative")
     if config.tv_weight is None:
         convergence = replace(convergence, chosen={"tv_weight": tv_weight})
     return Sources(padded.restore(pos), padded.restore(neg), convergence)
 
 
-def _rotated(x: Tensor) -> Tensor:
+def rotated(x: Tensor) -> Tensor:
     """(χ_pos, χ_neg) → (χ_pos + χ_neg, χ_pos − χ_neg)/√2, and back: the rotation is its own inverse."""
     return torch.stack((x[0] + x[1], x[0] - x[1])).mul_(math.sqrt(0.5))
 
@@ -155,7 +155,7 @@ def _noise_ppm(
     return (sigma_f, weight_f.to(field)), (sigma_r, weight_r.to(target))
 
 
-class _VoxelStep:
+class VoxelStep:
     """Proximal step of the voxelwise terms, with χ_pos, χ_neg ≥ 0 and the mask.
 
     Per voxel it minimises ½w_r(p + r n − R)² + ½w_q(p − n − q)² + ½ρ(p − z_p)² + ½ρ(n − z_n)² over
@@ -170,17 +170,18 @@ class _VoxelStep:
         ratio: float,
         weight_r: Tensor,
         weight_q: Tensor,
+        penalty: float = PENALTY_VOXEL,
     ) -> None:
-        self.mask = mask
+        self.mask, self.penalty = mask, penalty
         self.constant = weight_r * torch.stack((target, ratio * target))
         if qsm is not None:
             self.constant += weight_q * torch.stack((qsm, -qsm))
-        seen = weight_q + PENALTY_VOXEL
+        seen = weight_q + penalty
         self.pp, self.pn, self.nn = weight_r + seen, weight_r * ratio - weight_q, weight_r * ratio**2 + seen
 
     def __call__(self, z: Tensor) -> Tensor:
         """Proximal step from z, shape (2, i, j, k)."""
-        pos, neg = (self.constant + PENALTY_VOXEL * z).mul_(self.mask)
+        pos, neg = (self.constant + self.penalty * z).mul_(self.mask)
         determinant = self.pp * self.nn - self.pn**2
         free_pos = (self.nn * pos - self.pn * neg).div_(determinant)
         free_neg = (self.pp * neg - self.pn * pos).div_(determinant)

@@ -1,0 +1,1 @@
+"""Several head orientations of a participant: registration, COSMOS, and labels for training."""

@@ -1,0 +1,144 @@
+"""Options of a run over several head orientations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from chisep.errors import InputError
+from chisep.io.discovery import DiscoveredSession
+from chisep.io.paths import require_label
+from chisep.pipeline.config import RunConfig
+from chisep.preprocessing.background import BackgroundConfig
+from chisep.preprocessing.field_map import FieldConfig
+from chisep.preprocessing.head_orientation import PoseConfig
+from chisep.preprocessing.mask import MaskConfig, QualityConfig
+from chisep.preprocessing.registration import RegistrationConfig
+from chisep.preprocessing.relaxivity import check_dr
+from chisep.preprocessing.relaxometry import R2Config, R2starConfig
+from chisep.solvers.cosmos import CosmosConfig
+from chisep.solvers.multi_orientation import MultiOrientationConfig
+from chisep.solvers.tensor import TensorConfig
+
+By = Literal["acq", "ses", "run"]
+"""Entity that tells one head orientation from another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrientationsConfig:
+    """Scans of several head orientations, and how they are processed."""
+
+    bids: Positional[Path]
+    """BIDS raw dataset with several MEGRE series of each participant, and optionally one MESE series."""
+    out: Positional[Path]
+    """Derivatives dataset to write, which `chisep train` reads; results that are up to date are kept."""
+    participant_label: tuple[str, ...] = ()
+    """Participants, with or without `sub-`; if unset: all."""
+    session_label: tuple[str, ...] = ()
+    """Sessions, with or without `ses-`; if unset: all."""
+    bids_filter_file: Path | None = None
+    """JSON file with the images to use, as of `chisep run`."""
+    by: By | None = None
+    """Entity that tells the orientations apart; if unset: the one that has several labels."""
+    reference: str = ""
+    """Label of the orientation whose grid all maps get; if unset: that with a spin echo, else the first."""
+    dr: tuple[float, ...] = ()
+    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); if unset: 114·B0/3."""
+    masks: Path | None = None
+    """Derivatives dataset with your own brain masks of every orientation (…_desc-brain_mask.nii.gz)."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """Brain extraction."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Phase-quality mask for background removal."""
+    field_map: FieldConfig = field(default_factory=FieldConfig)
+    """Field mapping: phase unwrapping and echo combination."""
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    """Background field removal."""
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    """Rigid registration of spin echo and gradient echo."""
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    """Rigid registration of one head orientation to another."""
+    r2star: R2starConfig = field(default_factory=R2starConfig)
+    """How R2* is fitted."""
+    r2: R2Config = field(default_factory=R2Config)
+    """How R2 is fitted."""
+    denoise: Literal["lmmse", "none"] = "lmmse"
+    """Denoising of R2', as of `chisep run`."""
+    cosmos: CosmosConfig = field(default_factory=CosmosConfig)
+    """COSMOS."""
+    separation: MultiOrientationConfig = field(default_factory=MultiOrientationConfig)
+    """Iterative χ-separation of all orientations."""
+    tensor: TensorConfig = field(default_factory=TensorConfig)
+    """Susceptibility tensor, of six orientations or more."""
+    device: str = "cpu"
+    """Device of the computation: cpu, cuda, cuda:1, …"""
+
+    def __post_init__(self) -> None:
+        check_dr(self.dr)
+        if self.reference:
+            require_label(self.reference, "--reference")
+        self.of_scans()
+
+    def of_scans(self) -> ScansConfig:
+        """Options of the stages of each scan."""
+        return ScansConfig(
+            bids=self.bids,
+            out=self.out,
+            participant_label=self.participant_label,
+            session_label=self.session_label,
+            bids_filter_file=self.bids_filter_file,
+            masks=self.masks,
+            mask=self.mask,
+            quality=self.quality,
+            field_map=self.field_map,
+            background=self.background,
+            registration=self.registration,
+            r2star=self.r2star,
+            r2=self.r2,
+            denoise=self.denoise,
+            device=self.device,
+            by=self.by,
+            orientation_reference=self.reference,
+        )
+
+    def absolute(self) -> OrientationsConfig:
+        """Return the same options with absolute paths of both datasets."""
+        return replace(self, bids=self.bids.absolute(), out=self.out.absolute())
+
+
+@dataclass(frozen=True)
+class ScansConfig(RunConfig):
+    """A run that ends with field and relaxation rates of every orientation."""
+
+    by: By | None = None
+    """Entity that tells the orientations apart."""
+    orientation_reference: str = ""
+    """Label of the reference."""
+
+    @property
+    def makes_sources(self) -> bool:
+        """Sources are of all orientations together."""
+        return False
+
+    def discovered(self) -> list[DiscoveredSession]:
+        """Find the scans of all participants whose orientations can be used; errors as of `find_groups`."""
+        from chisep.pipeline.orientations.groups import find_groups
+
+        groups = find_groups(self)
+        usable = [scan for group in groups if group.error is None for scan in group.scans]
+        if not usable:
+            raise next(group.error for group in groups if group.error is not None)
+        return usable
+
+
+def no_orientations(source: object, found: str, fix: str) -> InputError:
+    """Say that a participant has no orientations to work on; the caller raises it."""
+    return InputError(
+        str(source),
+        found=found,
+        expected="two or more head orientations, each with its own acq-, ses- or run- (MEGRE)",
+        fix=fix,
+    )

@@ -1,0 +1,336 @@
+"""Stages of all orientations together: `cosmos`, `labels`, `separation` and `tensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chisep.errors import InputError
+from chisep.io import bids, nifti
+from chisep.physics.dipole import Dipole
+from chisep.pipeline.context import convergence_facts
+from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.orientations.config import OrientationsConfig
+from chisep.pipeline.orientations.scans import ScanFiles
+from chisep.preprocessing.relaxivity import relaxivity
+from chisep.solvers.cosmos import condition_number, cosmos, nonnegative_sources, spread_deg
+from chisep.solvers.multi_orientation import separate_orientations
+from chisep.solvers.tensor import FEWEST_ORIENTATIONS, tensor
+from chisep.types import Grid, MaskVolume, Relaxivity, Sources
+
+LABELS, ITERATIVE, TENSOR = (Path("derivatives", name) for name in ("labels", "iterative", "tensor"))
+"""Folders within OUT: χ of COSMOS and its sources, iterative χ-separation, susceptibility tensor."""
+_EQUAL_DEG = 2.0
+_SMALL_COMMON = 0.25
+_PPB = 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Orientations:
+    """Registered orientations of one participant, the reference first.
+
+    Parameters
+    ----------
+    config
+        Options of the run.
+    subject
+        Label without `sub-`.
+    scans
+        Orientations that are used.
+    """
+
+    config: OrientationsConfig
+    subject: str
+    scans: Sequence[ScanFiles]
+
+    @property
+    def reference(self) -> ScanFiles:
+        """Orientation whose grid all maps have."""
+        return self.scans[0]
+
+    @property
+    def with_r2prime(self) -> ScanFiles | None:
+        """Orientation in which R2' was measured."""
+        return next((scan for scan in self.scans if scan.has_r2prime), None)
+
+    @property
+    def relaxivity(self) -> Relaxivity:
+        """D_r of both sources."""
+        b0_t = self.reference.own.session.megre.b0_t
+        if b0_t is None:
+            raise ValueError("a gradient-echo series without field strength")
+        return relaxivity(self.config.dr, b0_t)
+
+    def path(self, folder: Path, suffix: str, desc: str) -> Path:
+        """Path of a map of all orientations."""
+        return bids.derivative_path(self.config.out / folder, self.subject, suffix, desc=desc)
+
+    @property
+    def chi(self) -> Path:
+        """χ by COSMOS."""
+        return self.path(LABELS, "Chimap", "cosmos")
+
+    @property
+    def common(self) -> Path:
+        """Common mask: brain of the reference in which every field is known."""
+        return self.path(LABELS, "mask", "brain")
+
+    def sources(self, folder: Path) -> list[Path]:
+        """χ_pos and χ_neg of a folder, and χ."""
+        descs = ("paramagnetic", "diamagnetic", "cosmos" if folder == LABELS else "total")
+        return [self.path(folder, "Chimap", desc) for desc in descs]
+
+    def inputs(self) -> list[Path]:
+        """Fields with what they need."""
+        files = [
+            path
+            for scan in self.scans
+            for path in (scan.field, bids.sidecar_of(scan.field), scan.sigma, scan.known)
+        ]
+        return [*files, self.reference.own["mask"]]
+
+
+class JointFiles:
+    """Reads and writes the declared files of a stage of all orientations."""
+
+    def __init__(self, group: Orientations, declared: DeclaredFiles) -> None:
+        self.group, self._declared = group, declared
+        self.device = group.config.device
+        self.grid: Grid = group.reference.own.grid
+
+    def load(self, path: Path) -> Tensor:
+        """Read a map to the device."""
+        return torch.from_numpy(nifti.load(self._declared.read(path)).data).to(self.device)
+
+    def stack(self, name: str) -> Tensor:
+        """Read one map of every orientation, shape (orientation, i, j, k)."""
+        return torch.stack([self.load(getattr(scan, name)) for scan in self.group.scans])
+
+    @property
+    def known(self) -> Tensor:
+        """Where each field is known."""
+        return self.stack("known") > 0
+
+    @property
+    def brain(self) -> MaskVolume:
+        """Brain mask of the reference."""
+        return self.load(self.group.reference.own["mask"]) > 0
+
+    @property
+    def b0_directions(self) -> list[tuple[float, ...]]:
+        """Direction of B0 of each orientation, in voxel axes of the reference."""
+        sidecars = [self._declared.read(bids.sidecar_of(scan.field)) for scan in self.group.scans]
+        return [tuple(bids.read_json(path)["B0DirectionVoxelAxes"]) for path in sidecars]
+
+    def save(self, path: Path, volume: Tensor) -> None:
+        """Write a map on the grid of the reference."""
+        dtype = np.uint8 if volume.dtype == torch.bool else np.float32
+        affine = self.group.reference.own.affine
+        nifti.save(self._declared.write(path), volume.cpu().numpy(), affine, dtype=dtype)
+
+
+def cosmos_stage(group: Orientations) -> Stage:
+    """COSMOS of all orientations, with their noise as weights."""
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        files = JointFiles(group, declared)
+        fields, known, brain = files.stack("field"), files.known, files.brain
+        b0_directions = files.b0_directions
+        _require_spread(group, b0_directions)
+        common = known.all(0) & brain
+        part = float(common.sum() / brain.sum())
+        if not bool(common.any()):
+            raise InputError(
+                str(group.reference.own["mask"]),
+                found="no voxel of the brain in which the field of every orientation is known",
+                expected="a common part of all orientations",
+                fix="Leave the orientation with the poorest field out (--bids-filter-file).",
+            )
+        found = cosmos(
+            fields,
+            known & brain,
+            b0_directions,
+            files.grid,
+            group.config.cosmos,
+            sigmas_ppm=files.stack("sigma"),
+            support=brain,
+        )
+        chi = found.chi_ppm
+        residuals, of_scans = [], []
+        for scan, field, where, b0 in zip(group.scans, fields, known & brain, b0_directions, strict=True):
+            predicted = Dipole(Grid(files.grid.shape, files.grid.voxel_mm, _three(b0))).apply(chi)
+            residual = (field - predicted) * where
+            residuals.append(residual)
+            of_scans.append(_scan_facts(scan, field, residual, common, b0, b0_directions[0]))
+        files.save(group.chi, chi * brain)
+        files.save(group.common, common)
+        for scan, residual in zip(group.scans, residuals, strict=True):
+            files.save(scan.residual, residual)
+        facts = {
+            "SpreadDeg": round(spread_deg(b0_directions), 2),
+            "ConditionNumber": round(condition_number(b0_directions), 3),
+            "CommonPartOfBrain": round(part, 4),
+            "Orientations": of_scans,
+            **convergence_facts(found.convergence),
+        }
+        few = (
+            [f"all fields are known in {100 * part:.0f} % of the brain only"] if part < _SMALL_COMMON else []
+        )
+        return StageResult(facts, [*found.convergence.warnings, *few])
+
+    return Stage(
+        "cosmos",
+        "χ by COSMOS of all head orientations, their common mask, and the field that it does not explain",
+        group.inputs(),
+        [group.chi, group.common, *(scan.residual for scan in group.scans)],
+        {**asdict(group.config.cosmos), "Reference": group.reference.name},
+        work,
+    )
+
+
+def _three(b0: Sequence[float]) -> tuple[float, float, float]:
+    i, j, k = b0
+    return i, j, k
+
+
+def _scan_facts(
+    scan: ScanFiles,
+    field: Tensor,
+    residual: Tensor,
+    common: MaskVolume,
+    b0: Sequence[float],
+    first: Sequence[float],
+) -> Mapping[str, Any]:
+    """Measure what COSMOS leaves of the field of one orientation."""
+    rms = float(residual[common].square().mean().sqrt())
+    of_field = float(field[common].square().mean().sqrt())
+    return {
+        "Name": scan.name,
+        "TiltDeg": round(spread_deg([b0, first]), 2),
+        "FieldRmsPpb": round(_PPB * of_field, 3),
+        "ResidualRmsPpb": round(_PPB * rms, 3),
+        "ResidualPercent": round(100 * rms / of_field, 2) if of_field else None,
+    }
+
+
+def _require_spread(group: Orientations, b0_directions: Sequence[Sequence[float]]) -> None:
+    if (spread := spread_deg(b0_directions)) < _EQUAL_DEG:
+        raise InputError(
+            f"sub-{group.subject}",
+            found=f"head orientations that differ by {spread:.2f}° at most: equal ones",
+            expected="directions of B0 that differ by 15° or more",
+            fix="Check that the scans are of different head orientations; use `chisep run` for one.",
+        )
+
+
+def labels_stage(group: Orientations, rates: ScanFiles) -> Stage:
+    """Non-negative least squares of χ and R2': sources that are labels of networks."""
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        files = JointFiles(group, declared)
+        r2prime, sigma = (files.load(path) for path in rates.r2prime)
+        inside = (files.load(group.common) > 0) & (sigma > 0)
+        sources = nonnegative_sources(
+            files.load(group.chi) * inside, r2prime.clamp_min(0) * inside, group.relaxivity
+        )
+        for path, volume in zip(
+            group.sources(LABELS), (sources.chi_pos_ppm, sources.chi_neg_ppm), strict=False
+        ):
+            files.save(path, volume)
+        return StageResult()
+
+    return Stage(
+        "labels",
+        "χ_pos and χ_neg (a positive magnitude) by non-negative least squares of χ by COSMOS and R2'",
+        [group.chi, group.common, *rates.r2prime],
+        group.sources(LABELS)[:2],
+        {"R2primeOf": rates.name, **_dr(group)},
+        work,
+    )
+
+
+def separation_stage(group: Orientations, rates: ScanFiles) -> Stage:
+    """Multi-orientation χ-separation: the field rows of all orientations, and R2'."""
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        files = JointFiles(group, declared)
+        r2prime, sigma = (files.load(path) for path in rates.r2prime)
+        brain = files.brain & (sigma > 0)
+        found = separate_orientations(
+            files.stack("field"),
+            files.known & brain,
+            files.b0_directions,
+            r2prime,
+            group.relaxivity,
+            files.grid,
+            group.config.separation,
+            sigmas_ppm=files.stack("sigma"),
+            r2prime_sigma_hz=sigma,
+            support=brain,
+            chi_ppm=files.load(group.chi),
+        )
+        _save_sources(files, group.sources(ITERATIVE), found)
+        return StageResult(convergence_facts(found.convergence), found.convergence.warnings)
+
+    return Stage(
+        "separation",
+        "χ_pos, χ_neg (a positive magnitude) and χ by iterative χ-separation of all orientations and R2'",
+        [*group.inputs(), group.chi, *rates.r2prime],
+        group.sources(ITERATIVE),
+        {"R2primeOf": rates.name, **asdict(group.config.separation), **_dr(group)},
+        work,
+    )
+
+
+def _save_sources(files: JointFiles, paths: Sequence[Path], found: Sources) -> None:
+    for path, volume in zip(paths, (found.chi_pos_ppm, found.chi_neg_ppm, found.chi_ppm), strict=True):
+        files.save(path, volume)
+
+
+def _dr(group: Orientations) -> dict[str, float]:
+    known = group.relaxivity
+    return {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm}
+
+
+def tensor_paths(group: Orientations) -> list[Path]:
+    """χ33 and mean susceptibility."""
+    return [group.path(TENSOR, "Chimap", desc) for desc in ("chi33", "mean")]
+
+
+def tensor_stage(group: Orientations) -> Stage | None:
+    """Apparent susceptibility tensor; None of fewer than six orientations."""
+    if len(group.scans) < FEWEST_ORIENTATIONS:
+        return None
+
+    def work(declared: DeclaredFiles) -> StageResult:
+        files = JointFiles(group, declared)
+        brain, b0_directions = files.brain, files.b0_directions
+        found = tensor(
+            files.stack("field"),
+            files.known & brain,
+            b0_directions,
+            files.grid,
+            group.config.tensor,
+            sigmas_ppm=files.stack("sigma"),
+            support=brain,
+        )
+        for path, volume in zip(
+            tensor_paths(group), (found.along(b0_directions[0]), found.mean_ppm), strict=True
+        ):
+            files.save(path, volume)
+        return StageResult(convergence_facts(found.convergence), found.convergence.warnings)
+
+    return Stage(
+        "tensor",
+        "susceptibility along B0 of the reference (χ33), and mean of the apparent susceptibility tensor",
+        group.inputs(),
+        tensor_paths(group),
+        asdict(group.config.tensor),
+        work,
+    )
