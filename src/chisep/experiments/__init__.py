@@ -35,6 +35,12 @@ def _realism() -> tuple[type[Any], Function]:
     return RealismConfig, realism
 
 
+def _orientations() -> tuple[type[Any], Function]:
+    from chisep.experiments.orientations import OrientationsExperimentConfig, orientations
+
+    return OrientationsExperimentConfig, orientations
+
+
 def _preprocessing() -> tuple[type[Any], Function]:
     from chisep.experiments.preprocessing import PreprocessingConfig, preprocessing
 
@@ -137,6 +143,9 @@ EXPERIMENTS = {
     "realism": Experiment("digital phantoms compared with published measurements in people", _realism),
     "preprocessing": Experiment(
         "error due to preprocessing: simulated sessions from raw echoes to maps", _preprocessing
+    ),
+    "orientations": Experiment(
+        "several head orientations from raw scans: errors of registration, COSMOS and labels", _orientations
     ),
     "relaxivity": Experiment("D_r from the scan itself: simulated scans of known D_r", _relaxivity),
     "scan-checks": Experiment("quality checks of twenty scans without faults: all should pass", _scan_checks),

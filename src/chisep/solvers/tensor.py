@@ -162,22 +162,23 @@ class TensorFields(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """Fields of the tensor."""
-        spectra = [self._fft.spectrum(component * self.dipoles.support) for component in x]
+        spectra = [self._fft.spectrum(component * self.dipoles.support) for component in x.unbind(-4)]
         fields = []
         for b0, weight in zip(self._directions, self.dipoles.known, strict=True):
             total = sum((s * k for s, k in zip(spectra, self._kernels(b0), strict=True)), torch.zeros(()))
             fields.append(self._fft.volume(total) * weight)
-        return torch.stack(fields)
+        return torch.stack(fields, dim=-4)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Back-projection of all fields."""
         precision = torch.complex64 if y.dtype == torch.float32 else torch.complex128
-        totals = [torch.zeros_like(self._fft.kernel, dtype=precision) for _ in _PAIRS]
-        for b0, weight, field in zip(self._directions, self.dipoles.known, y, strict=True):
+        totals = [torch.zeros((), dtype=precision) for _ in _PAIRS]
+        for b0, weight, field in zip(self._directions, self.dipoles.known, y.unbind(-4), strict=True):
             spectrum = self._fft.spectrum(field * weight)
-            for total, kernel in zip(totals, self._kernels(b0), strict=True):
-                total += spectrum * kernel
-        return torch.stack([self._fft.volume(total) * self.dipoles.support for total in totals])
+            totals = [
+                total + spectrum * kernel for total, kernel in zip(totals, self._kernels(b0), strict=True)
+            ]
+        return torch.stack([self._fft.volume(total) * self.dipoles.support for total in totals], dim=-4)
 
 
 def _products(shape: Sequence[int], voxel_mm: Sequence[float], like: Tensor) -> list[Tensor]:

@@ -58,13 +58,15 @@ class FoldersConfig:
     labels: str = "labels"
     """Folder with χ_pos, χ_neg and χ (ppm)."""
     masks: str = "truth"
-    """Folder with brain masks."""
+    """Folder with brain masks; where there is none of this name, that of the labels."""
     qsm: str = "qsmnet"
     """Folder with the χ maps that are inputs beside the field."""
 
     def folder(self, name: str) -> Path:
         """Path of one of the four folders, by the name of its option."""
-        return self.dataset / "derivatives" / str(getattr(self, name))
+        folder = self.dataset / "derivatives" / str(getattr(self, name))
+        # Scans of people have no truth: `chisep orientations` writes the mask beside the labels.
+        return self.folder("labels") if name == "masks" and not folder.is_dir() else folder
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,23 @@ def acquisition_path(folders: FoldersConfig, channel: Channel, subject: str, fie
     return folders.folder(folder) / field_path.parent.relative_to(folders.folder("maps")) / name
 
 
+def r2prime_path(folders: FoldersConfig, subject: str) -> Path:
+    """Path of the R2' of a subject, of the first scan that has one.
+
+    The spin echo is usually acquired once: R2' of that scan, registered, is that of all.
+
+    Parameters
+    ----------
+    folders
+        The dataset.
+    subject
+        Label without `sub-`.
+    """
+    scans = field_maps(folders, subject)
+    paths = [acquisition_path(folders, "r2prime", subject, scan) for scan in scans]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 def _load(
     folders: FoldersConfig, subject: str, field_path: Path, network: NetworkConfig, field_of_label: bool
 ) -> TrainingScan:
@@ -237,8 +256,7 @@ def _load(
     def read(channel: Channel) -> Volume:
         path = acquisition_path(folders, channel, subject, field_path)
         if channel == "r2prime" and not path.is_file():
-            # The spin echo is usually acquired once: R2' of the first scan, registered, is that of all.
-            path = acquisition_path(folders, channel, subject, field_maps(folders, subject)[0])
+            path = r2prime_path(folders, subject)
         image = nifti.load(path)
         nifti.require_same_grid(reference, image)
         volume = box.cut(torch.from_numpy(image.data)) * box.mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from chisep.errors import InputError
@@ -48,7 +49,7 @@ def write_descriptions(out: Path) -> None:
 def process_participant(
     config: OrientationsConfig,
     group: Group,
-    failed: dict[str, Exception],
+    failed: Mapping[str, Exception],
     lock: Lock,
     progress: Progress | None = None,
 ) -> SessionResult:
@@ -81,7 +82,7 @@ class _Participant:
         self,
         config: OrientationsConfig,
         group: Group,
-        failed: dict[str, Exception],
+        failed: Mapping[str, Exception],
         lock: Lock,
         progress: Progress | None,
     ) -> None:

@@ -67,7 +67,7 @@ def report_stage(
                 Panel(
                     "Head orientations",
                     "Motion from the reference, by registration; what COSMOS does not explain of each field, "
-                    "in the common mask. A field that is explained much worse than the others is a poor scan.",
+                    "in the common mask. A field that is explained much worse than others is a poor scan.",
                     table=table,
                 ),
                 *_panels(group, declared),
