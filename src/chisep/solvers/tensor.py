@@ -78,11 +78,19 @@ def tensor(
     grid: Grid,
     config: TensorConfig,
     *,
+    chi_ppm: Volume,
     sigmas_ppm: Fields | None = None,
     support: MaskVolume | None = None,
     progress: Progress | None = None,
 ) -> ApparentTensor:
-    """Susceptibility tensor imaging of six or more head orientations; arguments as of `cosmos`.
+    """Susceptibility tensor imaging of six or more head orientations.
+
+    Parameters
+    ----------
+    fields_ppm, masks, b0_directions, grid, config, sigmas_ppm, support, progress
+        As of `chisep.solvers.cosmos.cosmos`.
+    chi_ppm
+        χ by COSMOS, shape (i, j, k): the isotropic tensor from which the iteration starts.
 
     Returns
     -------
@@ -113,10 +121,13 @@ def tensor(
             progress("iterations", state.iteration, config.iterations)
         return change[-1] < config.tolerance
 
+    first = padded.cut(chi_ppm) * dipoles.support
+    isotropic = torch.stack((first, first, first, *(torch.zeros_like(first),) * 3))
     found = cg(
         lambda x: operator.gram(x) + _penalty(x, config),
         operator.adjoint(dipoles.weighted([padded.cut(field) for field in fields_ppm])),
         iterations=config.iterations,
+        initial=isotropic,
         callback=record,
     )
     components = torch.stack([padded.restore(component) for component in found])

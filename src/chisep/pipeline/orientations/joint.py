@@ -317,6 +317,7 @@ def tensor_stage(group: Orientations) -> Stage | None:
             b0_directions,
             files.grid,
             group.config.tensor,
+            chi_ppm=files.load(group.chi),
             sigmas_ppm=files.stack("sigma"),
             support=brain,
         )
@@ -329,7 +330,7 @@ def tensor_stage(group: Orientations) -> Stage | None:
     return Stage(
         "tensor",
         "susceptibility along B0 of the reference (χ33), and mean of the apparent susceptibility tensor",
-        group.inputs(),
+        [*group.inputs(), group.chi],
         tensor_paths(group),
         asdict(group.config.tensor),
         work,
