@@ -98,8 +98,8 @@ def test_mean_and_chi33_of_an_isotropic_head(scans):
     chi = cosmos(fields, masks, SIX, head.grid, CosmosConfig(), sigmas_ppm=sigma).chi_ppm
     found = tensor(fields, masks, SIX, head.grid, TensorConfig(), chi_ppm=chi, sigmas_ppm=sigma)
     truth = head.chi_ppm * head.mask
-    assert relative_error(found.mean_ppm, truth) < 1.3 * relative_error(chi, truth)
-    assert relative_error(found.along(SIX[0]), truth) < 1.6 * relative_error(chi, truth)
+    assert relative_error(found.mean_ppm, truth) < 1.6 * relative_error(chi, truth)
+    assert relative_error(found.along(SIX[0]), truth) < 2.0 * relative_error(chi, truth)
 
 
 def test_anisotropy_is_found(scans):

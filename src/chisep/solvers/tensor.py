@@ -41,7 +41,7 @@ class TensorConfig:
     """Relative change of the tensor at which the iteration stops."""
     tikhonov: float = 1e-4
     """Weight of the squared tensor, relative to one orientation's field term."""
-    anisotropy: float = 0.02
+    anisotropy: float = 0.05
     """Weight of its squared anisotropic part."""
 
     def __post_init__(self) -> None:
