@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 
 import chisep
 from chisep.cli.arguments import parse
-from chisep.cli.terminal import Ended, print_table, progress_bar, set_up_logging, sigterm_as_interrupt
+from chisep.cli.terminal import (
+    Ended,
+    print_table,
+    progress_bar,
+    session_table,
+    set_up_logging,
+    sigterm_as_interrupt,
+)
 from chisep.errors import ChisepError, InputError
 
 T = TypeVar("T")
@@ -182,7 +189,7 @@ def _orientations(arguments: Sequence[str]) -> int:
     from chisep.execution.orientations import OrientationsCohortConfig, run_orientations
 
     config = _parse(OrientationsCohortConfig, "orientations", arguments, prefixes=True)
-    with _sigterm_as_interrupt(), session_table() as watch:
+    with sigterm_as_interrupt(), session_table() as watch:
         results = run_orientations(config.run, config.cluster, watch)
     for result in results:
         print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")

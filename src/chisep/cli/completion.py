@@ -17,6 +17,7 @@ _CONFIGS = {
     "explain": "chisep.provenance.explain.ExplainConfig",
     "separate": "chisep.api.files.SeparateConfig",
     "qsm": "chisep.api.files.QsmConfig",
+    "cosmos": "chisep.api.orientations.CosmosFilesConfig",
     "simulate": "chisep.pipeline.labelled_dataset.LabelledConfig",
     "weights": "chisep.networks.weights.WeightsConfig",
     "dicom": "chisep.io.ingest.dicom.DicomConfig",
@@ -64,8 +65,12 @@ def completion_script(shell: str, summaries: Mapping[str, str]) -> str:
         Script; it holds all options, so that nothing of chisep is loaded when a key is pressed.
     """
     from chisep.execution.config import CohortConfig
+    from chisep.execution.orientations import OrientationsCohortConfig
 
-    kinds: dict[str, Any] = {"run": Annotated[CohortConfig, arg(name="")]}
+    kinds: dict[str, Any] = {
+        "run": Annotated[CohortConfig, arg(name="")],
+        "orientations": Annotated[OrientationsCohortConfig, arg(name="")],
+    }
     for name, place in _CONFIGS.items():
         module, _, config = place.rpartition(".")
         kinds[name] = _without_prefixes(getattr(import_module(module), config))
