@@ -157,7 +157,7 @@ def test_voxel_step_is_nonnegative_least_squares():
     mask = torch.ones(4, 4, 4, dtype=torch.bool)
     mask[0, 0, 0] = False
     weights = (torch.full_like(target, weight_r), torch.full_like(target, weight_q))
-    made = iterative._VoxelStep(target, qsm, mask, ratio, *weights)(z)
+    made = iterative.VoxelStep(target, qsm, mask, ratio, *weights)(z)
     assert not made[:, 0, 0, 0].any()
     roots = np.sqrt([weight_r, weight_q, rho, rho])
     matrix = roots[:, None] * np.array([[1, ratio], [1, -1], [1, 0], [0, 1]])

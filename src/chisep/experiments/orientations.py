@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 import chisep
 from chisep import metrics
-from chisep.api.left_out_orientation import COSMOS, as_json, cosmos_of, left_out_errors, read_scans
+from chisep.api.left_out_orientation import COSMOS, as_json, left_out_errors, read_scans
 from chisep.errors import InputError
 from chisep.execution.config import ClusterConfig
 from chisep.execution.orientations import run_orientations
@@ -23,6 +23,7 @@ from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.pipeline.orientations.config import OrientationsConfig
 from chisep.pipeline.orientations.joint import ITERATIVE, LABELS
+from chisep.pipeline.orientations.scans import MAPS
 from chisep.preprocessing.head_orientation import angle_deg, b0_in_reference, to_reference
 from chisep.progress import Progress
 from chisep.report import figures
@@ -59,7 +60,7 @@ class OrientationsExperimentConfig:
 
     @property
     def scans(self) -> SimulateConfig:
-        """Simulation of the raw scans, and of maps without registration and processing."""
+        """Simulation of the raw scans."""
         return SimulateConfig(
             out=self.out / "bids",
             labels=self.labels,
@@ -68,7 +69,6 @@ class OrientationsExperimentConfig:
             orientations=self.orientations,
             seed=self.seed,
             raw_orientations=True,
-            maps=True,
         )
 
     @property
@@ -124,7 +124,7 @@ def orientations(config: OrientationsExperimentConfig, progress: Progress | None
 
 
 class _Comparison:
-    """Maps of the processing, of true motion, of maps without processing, and of the truth."""
+    """Maps of the processing, of true motion, of true local fields, and of the truth."""
 
     def __init__(self, config: OrientationsExperimentConfig) -> None:
         self.config, self.out = config, config.processing.out
@@ -140,16 +140,18 @@ class _Comparison:
 
     def measured(self) -> dict[str, Any]:
         """All errors."""
-        true_motion, ideal = self._with_true_motion(), self._ideal()
+        true_motion, true_fields = self._with_true_motion(), self._with_true_fields()
         rows = {
             "from raw scans": self._errors(self._labels(LABELS, "cosmos")),
             "the same with true motion": self._errors(true_motion),
             "iterative χ-separation of all orientations": self._errors(self._labels(ITERATIVE, "total")),
-            "fields and R2' without processing": self._errors(ideal),
+            "the same with true local fields": self._errors(true_fields),
         }
+        local = [self._field_error(name) for name in self.names]
         found, perfect = rows["from raw scans"], rows["the same with true motion"]
         return {
             "Motion": [self._motion(name) for name in self.names if name != _REFERENCE],
+            "LocalField": local,
             "CommonPartOfBrain": round(float((self.common & self.brain).sum() / self.brain.sum()), 4),
             "NrmsePercent": rows,
             "LabelsOverTrueMotion": {key: round(found[key] / perfect[key], 4) for key in _SOURCES},
@@ -195,6 +197,19 @@ class _Comparison:
             "LargestErrorMm": round(float(np.linalg.norm(off, axis=1).max()), 4),
         }
 
+    def _field_error(self, name: str) -> dict[str, Any]:
+        """Error of a local field on the grid of the reference against the truth, in the common mask."""
+        true = acquired(self._of(self.truth, "fieldmap", "local"), name)
+        made = acquired(self._of(self.out / MAPS, "fieldmap", "local"), name)
+        inside = self.common & self.brain
+        x, y = (self._read(path)[inside].astype(np.float64) for path in (true, made))
+        return {
+            "Orientation": name,
+            "TrueRmsPpb": round(float(1000 * np.sqrt(np.square(x).mean())), 3),
+            "ErrorRmsPpb": round(float(1000 * np.sqrt(np.square(y - x).mean())), 3),
+            "Slope": round(float(np.polyfit(x, y, 1)[0]), 4),
+        }
+
     def _transform(self, name: str) -> Affine:
         file = f"sub-{_SUBJECT}_acq-{name}_from-{_REFERENCE}_to-{name}_xfm.json"
         content = bids.read_json(self.out / f"sub-{_SUBJECT}" / "anat" / file)
@@ -233,13 +248,16 @@ class _Comparison:
         ).chi_ppm
         return self._sources(chi, self._own(_REFERENCE, "R2primemap"))
 
-    def _ideal(self) -> dict[str, np.ndarray]:
-        """COSMOS and labels of maps with the noise of the scans, but without motion and processing."""
-        scans = read_scans(self.config.scans.out, _SUBJECT)
-        r2prime = scans.maps[0].r2prime_hz
-        if r2prime is None:
-            raise ValueError("simulated maps without R2'")
-        return self._sources(cosmos_of(scans.maps), r2prime)
+    def _with_true_fields(self) -> dict[str, np.ndarray]:
+        """COSMOS of the true local fields, and labels of it and of the measured R2'."""
+        fields, directions = [], []
+        for name in self.names:
+            path = acquired(self._of(self.truth, "fieldmap", "local"), name)
+            fields.append(torch.from_numpy(self._read(path)))
+            directions.append(bids.read_json(bids.sidecar_of(path))["B0DirectionVoxelAxes"])
+        brain, grid = torch.from_numpy(self.brain), self._grid(_REFERENCE)
+        chi = cosmos(torch.stack(fields), brain, directions, grid, CosmosConfig()).chi_ppm
+        return self._sources(chi, self._own(_REFERENCE, "R2primemap"))
 
     def _sources(self, chi: Volume, r2prime_hz: Volume) -> dict[str, np.ndarray]:
         relaxivity = self.config.scans.tissue.relaxivity(self.config.scans.b0_t)
@@ -277,6 +295,21 @@ def page(results: Mapping[str, Any]) -> str:
         "`chisep orientations`; made by `chisep reproduce orientations`.\n",
         "## Motion\n",
         _motion_table(results["Motion"]),
+        "## Local fields\n",
+        "On the grid of the first orientation, against the true field of the sources of the brain, in the "
+        "common mask. Slope: of a line of measured against true field.\n",
+        markdown(
+            ("scan", "true field, RMS", "error, RMS", "slope"),
+            [
+                (
+                    row["Orientation"],
+                    f"{row['TrueRmsPpb']:.2f} ppb",
+                    f"{row['ErrorRmsPpb']:.2f} ppb",
+                    f"{row['Slope']:.3f}",
+                )
+                for row in results["LocalField"]
+            ],
+        ),
         "## χ and its sources\n",
         "NRMSE (%) against the truth in the common mask "
         f"({100 * results['CommonPartOfBrain']:.0f} % of the true brain).\n",

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from tyro.conf import Positional
 
 import chisep
 from chisep.errors import InputError
 from chisep.io import bids, nifti
+from chisep.io.files import checksum
 from chisep.physics.signal import default_relaxivity
 from chisep.pipeline.labelled_dataset import LabelledConfig, simulate_labelled
 from chisep.progress import Progress
@@ -21,7 +23,7 @@ from chisep.simulation.dataset import TRUTH, first_maps
 from chisep.simulation.measured import MeasuredMaps
 from chisep.simulation.record import SimulationRecord, read_record, record_path
 from chisep.simulation.tissue import Tissue, TissueConfig
-from chisep.training.data import FoldersConfig, acquisition_path, field_maps
+from chisep.training.data import FoldersConfig, acquisition_path, field_maps, r2prime_path
 from chisep.types import Maps, Sources, Volume
 
 TRAIN = ("01", "02", "03", "04")
@@ -57,6 +59,12 @@ class ThesisConfig:
     """Seed of phantoms and noise."""
     jobs: int = 2
     """Number of subjects that are simulated in parallel, each in its own process."""
+    train: tuple[str, ...] = TRAIN
+    """Subjects for training, without `sub-`; others than these with your own --dataset."""
+    validation: tuple[str, ...] = VALIDATION
+    """Subjects for validation."""
+    test: tuple[str, ...] = TEST
+    """Subjects for testing."""
 
     def __post_init__(self) -> None:
         self.simulation()
@@ -65,6 +73,11 @@ class ThesisConfig:
     def root(self) -> Path:
         """Folder of the dataset."""
         return self.out / "dataset" if self.dataset is None else self.dataset
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects of the whole split."""
+        return self.train + self.validation + self.test
 
     def simulation(self) -> LabelledConfig:
         """Config of the simulation."""
@@ -111,22 +124,48 @@ def dataset_of(config: ThesisConfig, progress: Progress | None = None) -> Path:
     """
     if config.dataset is None:
         simulate_labelled(config.simulation(), progress)
-    for subject in SUBJECTS:
+    for subject in config.subjects:
         field_maps(folders(config.root), subject)
-        for path in (_label(config.root, subject, "paramagnetic"), record_path(config.root, subject)):
+        records = [record_path(config.root, subject)] if has_truth(config.root) else []
+        for path in (_label(config.root, subject, "paramagnetic"), *records):
             if not path.is_file():
                 raise InputError(
                     path,
                     found="no such file",
-                    expected="a dataset with labels and truth of subjects 01 to 08",
-                    fix="Wait until its simulation is done, or leave --dataset out to make one.",
+                    expected=f"a dataset with labels of subjects {', '.join(config.subjects)}",
+                    fix="Wait until it is done, leave --dataset out to make one, or give --train, "
+                    "--validation and --test.",
                 )
     return config.root
 
 
-def folders(root: Path, qsm: str = "qsmnet") -> FoldersConfig:
+def has_truth(root: Path) -> bool:
+    """Whether a dataset is simulated; that of `chisep orientations` has labels alone."""
+    return (root / TRUTH).is_dir()
+
+
+def references_of(root: Path) -> tuple[str, ...]:
+    """Find the references that a dataset has, of `REFERENCES`."""
+    return REFERENCES if has_truth(root) else REFERENCES[:1]
+
+
+def origin_of(root: Path, subject: str) -> dict[str, Any]:
+    """Everything that the maps of a subject depend on: record of its simulation, or checksums of its maps."""
+    if has_truth(root):
+        return dict(msgspec.to_builtins(record_of(root, subject)))
+    paths = [*field_maps(folders(root), subject), _label(root, subject, "paramagnetic")]
+    return {path.name: checksum(path) for path in paths}
+
+
+def folders(
+    root: Path,
+    qsm: str = "qsmnet",
+    *,
+    train: tuple[str, ...] = TRAIN,
+    validation: tuple[str, ...] = VALIDATION,
+) -> FoldersConfig:
     """Folders and split of the dataset; `qsm` is the folder of input χ maps."""
-    return FoldersConfig(dataset=root, train=TRAIN, validation=VALIDATION, qsm=qsm)
+    return FoldersConfig(dataset=root, train=train, validation=validation, qsm=qsm)
 
 
 def record_of(root: Path, subject: str) -> SimulationRecord:
@@ -206,10 +245,13 @@ def load_case(root: Path, subject: str) -> Case:
         mask=inside,
         grid=nifti.grid_of(field, facts.get("B0DirectionVoxelAxes")),
         relaxivity=default_relaxivity(float(facts.get("MagneticFieldStrength", 3.0))),
-        r2prime_hz=read(acquisition_path(where, "r2prime", subject, field_path)),
+        r2prime_hz=read(r2prime_path(where, subject)),
         r2star_hz=read(acquisition_path(where, "r2star", subject, field_path)),
     )
-    return Case(maps, {"label": sources(where.folder("labels")), "truth": sources(root / TRUTH)})
+    references = {"label": sources(where.folder("labels"))}
+    if has_truth(root):
+        references["truth"] = sources(root / TRUTH)
+    return Case(maps, references)
 
 
 def first_scan(config: ThesisConfig, subject: str) -> Case:
@@ -247,16 +289,24 @@ def scanned(tissue: Tissue, measured: MeasuredMaps) -> Case:
 
 def provenance(config: ThesisConfig) -> dict[str, Any]:
     """Version, dataset and options that numbers depend on, for the JSON file of a result."""
-    records = {subject: record_of(config.root, subject) for subject in SUBJECTS}
     own = {f.name for f in fields(config)}.difference(f.name for f in fields(ThesisConfig))
     options = {name: value for name, value in asdict(config).items() if name in own - _NO_OPTIONS}
     return {
         "GeneratedBy": f"chisep {chisep.__version__}",
         "Options": json.loads(json.dumps(options)),
-        "Split": {"train": TRAIN, "validation": VALIDATION, "test": TEST},
-        "Dataset": {
-            "GeneratedBy": records[SUBJECTS[0]].generated_by,
-            "Options": records[SUBJECTS[0]].options,
-            "Heads": {s: [record.head, record.head_sha256] for s, record in records.items()},
-        },
+        "Split": {"train": config.train, "validation": config.validation, "test": config.test},
+        "Dataset": _dataset_facts(config),
+    }
+
+
+def _dataset_facts(config: ThesisConfig) -> dict[str, Any]:
+    """Heads and options of a simulated dataset; names alone of another one, since heads are people."""
+    if not has_truth(config.root):
+        return {"Name": config.root.resolve().name}
+    records = {subject: record_of(config.root, subject) for subject in config.subjects}
+    first = records[config.subjects[0]]
+    return {
+        "GeneratedBy": first.generated_by,
+        "Options": first.options,
+        "Heads": {s: [record.head, record.head_sha256] for s, record in records.items()},
     }

@@ -8,7 +8,7 @@ from typing import Literal
 
 from chisep.errors import InputError
 from chisep.experiments.common.networks import PRECISION, Clock, trained_weights
-from chisep.experiments.thesis.data import SUBJECTS, ThesisConfig, dataset_of, folders, provenance
+from chisep.experiments.thesis.data import ThesisConfig, dataset_of, folders, provenance
 from chisep.experiments.thesis.rows import RECIPES, described
 from chisep.io.files import make_directory, write_json
 from chisep.networks.inference import NetworkOptions
@@ -80,7 +80,7 @@ def train_networks(config: NetworksConfig, progress: Progress | None = None) -> 
         If the time was up before all networks were done.
     """
     make_directory(config.out)
-    where = folders(dataset_of(config, progress))
+    where = folders(dataset_of(config, progress), train=config.train, validation=config.validation)
     clock = Clock(config.minutes)
     chosen = [name for name in RECIPES if not config.only or RECIPES[name] in config.only]
     for done, name in enumerate(chosen):
@@ -117,13 +117,13 @@ def _make_qsmnet_maps(config: NetworksConfig, where: FoldersConfig, progress: Pr
     if weights.is_file():
         make_chi_maps(
             where,
-            SUBJECTS,
+            config.subjects,
             "qsmnet",
             NetworkOptions(weights=str(weights), precision=PRECISION),
             progress=progress,
         )
         return
-    missing = missing_chi_maps(where, SUBJECTS)
+    missing = missing_chi_maps(where, config.subjects)
     if missing:
         raise InputError(
             missing[0],

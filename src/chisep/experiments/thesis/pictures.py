@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from chisep.errors import InputError
 from chisep.experiments.common.scores import arrays
 from chisep.experiments.thesis.data import (
-    REFERENCES,
-    TEST,
     AppliedConfig,
     Case,
     dataset_of,
+    has_truth,
     load_case,
     provenance,
+    references_of,
 )
 from chisep.experiments.thesis.rows import ROWS, UNROLLED, described, intermediate_estimates
 from chisep.experiments.thesis.table import with_qsmnet
@@ -92,22 +92,22 @@ def pictures(config: FiguresConfig, progress: Progress | None = None) -> list[Pa
     root = dataset_of(config, progress)
     curves: dict[str, Any] = {}
     written: list[Path] = []
-    for done, subject in enumerate(TEST):
+    for done, subject in enumerate(config.test):
         if progress is not None:
-            progress(f"sub-{subject}: intermediate estimates", done, len(TEST))
+            progress(f"sub-{subject}: intermediate estimates", done, len(config.test))
         case = with_qsmnet(load_case(root, subject), config.weights_folder)
         estimates = intermediate_estimates(case.maps, config.weights_folder)
         curves[subject] = nrmse_curves(case, estimates)
         if not written:
             written = _write_planes(config, case, estimates, lentiform(root, subject))
     if progress is not None:
-        progress("figures", len(TEST), len(TEST))
+        progress("figures", len(config.test), len(config.test))
     means = {
         reference: {
-            source: np.mean([curves[s][reference][source] for s in TEST], axis=0).tolist()
+            source: np.mean([curves[s][reference][source] for s in config.test], axis=0).tolist()
             for source in SOURCES
         }
-        for reference in REFERENCES
+        for reference in references_of(root)
     }
     record = {**provenance(config), "Weights": weights, "NrmsePercent": {"mean": means, **curves}}
     return [
@@ -121,15 +121,17 @@ def nrmse_curves(case: Case, estimates: Sequence[Sources]) -> dict[str, dict[str
     """NRMSE in % of every intermediate estimate against label and truth, of χ_pos and χ_neg."""
     mask = case.maps.mask.numpy()
     made = [arrays(sources) for sources in estimates]
-    real = {reference: arrays(case.references[reference]) for reference in REFERENCES}
+    real = {reference: arrays(sources) for reference, sources in case.references.items()}
     return {
         r: {s: [nrmse_percent(estimate[s], real[r][s], mask) for estimate in made] for s in SOURCES}
-        for r in REFERENCES
+        for r in real
     }
 
 
 def lentiform(root: Path, subject: str) -> list[int] | None:
-    """Central voxel of putamen and pallidum; None for a head without them."""
+    """Central voxel of putamen and pallidum; None for a head without them, or without a label map."""
+    if not has_truth(root):
+        return None
     labels = nifti.load(bids.derivative_path(root / TRUTH, subject, "dseg")).data
     inside = np.isin(labels, (*labelmap.PUTAMEN, *labelmap.PALLIDUM))
     return [round(float(axis.mean())) for axis in np.nonzero(inside)] if inside.any() else None
@@ -192,7 +194,7 @@ def _curve_figure(means: dict[str, Any], curves: dict[str, Any]) -> Figure:
     panels = []
     for source in SOURCES:
         lines, thin = {}, {}
-        for reference in REFERENCES:
+        for reference in means:
             mean = means[reference][source]
             iteration = list(range(1, len(mean) + 1))
             lines[f"against the {reference}"] = (iteration, mean)

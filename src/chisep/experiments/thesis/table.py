@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -19,13 +18,12 @@ from chisep.experiments.common.scores import NAMES, mean_and_sd, scores
 from chisep.experiments.common.texts import markdown, number, plus_minus
 from chisep.experiments.thesis.data import (
     REFERENCES,
-    TEST,
     AppliedConfig,
     Case,
     dataset_of,
     load_case,
+    origin_of,
     provenance,
-    record_of,
 )
 from chisep.experiments.thesis.rows import (
     RECIPES,
@@ -97,11 +95,11 @@ def table(config: TableConfig, progress: Progress | None = None) -> list[Path]:
     weights = described(list(RECIPES), config.weights_folder)
     root = dataset_of(config, progress)
     cells: list[dict[str, Any]] = []
-    for subject in TEST:
+    for subject in config.test:
         lazy = _TableSubject(root, subject, config.weights_folder)
         for name in ROWS:
             if progress is not None:
-                progress(f"sub-{subject}: {name}", len(cells), len(TEST) * len(ROWS))
+                progress(f"sub-{subject}: {name}", len(cells), len(config.test) * len(ROWS))
             path = config.out / "cells" / f"sub-{subject}_{name}.json"
             cells.append(cached_result(path, lazy.key(name), partial(lazy.make, name)))
     if progress is not None:
@@ -134,7 +132,7 @@ class _TableSubject:
         return {
             "GeneratedBy": f"chisep {chisep.__version__}",
             "Weights": checksums(row_of(name).needed, self.folder),
-            "Dataset": msgspec.to_builtins(record_of(self.root, self.subject)),
+            "Dataset": origin_of(self.root, self.subject),
         }
 
     def make(self, name: str) -> dict[str, Any]:
@@ -182,7 +180,7 @@ def _scored(case: Case, subject: str, name: str, folder: Path | None) -> dict[st
     started = time.perf_counter()
     sources = separated(row_of(name), case.maps, folder)
     seconds = round(time.perf_counter() - started, 2)
-    found = {r: scores(sources, case.references[r], case.maps.mask) for r in REFERENCES}
+    found = {r: scores(sources, reference, case.maps.mask) for r, reference in case.references.items()}
     return {"subject": subject, "row": name, "seconds": seconds, **found}
 
 
@@ -223,6 +221,7 @@ def _summary_row(name: str, row: ThesisMethod, cells: Sequence[Mapping[str, Any]
                 for source in SOURCES
             }
             for reference in REFERENCES
+            if reference in cells[0]
         },
     }
 
@@ -235,6 +234,8 @@ def page(summary: Sequence[Mapping[str, Any]]) -> str:
         "view as the thesis' figures suggest, and over the brain. Thesis: people, another dataset.\n"
     )
     for reference, title in (("label", "Against the label (COSMOS and R2')"), ("truth", "Against the truth")):
+        if reference not in summary[0]:
+            continue
         parts.append(f"## {title}\n")
         for source in SOURCES:
             parts.append(markdown(*_lines(summary, reference, source)))
@@ -263,15 +264,16 @@ def _lines(
 
 def _figure(summary: Sequence[Mapping[str, Any]]) -> Figure:
     panels = []
+    known = [reference for reference in REFERENCES if reference in summary[0]]
     for source, name in (("chi_pos", figures.CHI_POS), ("chi_neg", figures.CHI_NEG)):
         for metric in ("nrmse_percent", "ssim"):
-            pairs = {r: [row[r][source][metric] for row in summary] for r in REFERENCES}
+            pairs = {r: [row[r][source][metric] for row in summary] for r in known}
             panels.append(
                 figures.Bars(
                     f"{name}: {COLUMNS[metric][0]}",
                     [row["title"] for row in summary],
-                    {f"against the {r}": [number(pair["mean"]) for pair in pairs[r]] for r in REFERENCES},
-                    {f"against the {r}": [pair["sd"] or 0.0 for pair in pairs[r]] for r in REFERENCES},
+                    {f"against the {r}": [number(pair["mean"]) for pair in pairs[r]] for r in known},
+                    {f"against the {r}": [pair["sd"] or 0.0 for pair in pairs[r]] for r in known},
                 )
             )
     return figures.bars(panels)
