@@ -68,6 +68,8 @@ class UnrolledProximalConfig:
     cg_iterations: int = 0
     """Conjugate-gradient iterations after each closed-form DC step, to solve it with the noise of every voxel
     and the prior variance of every voxel; 0 for the closed form alone."""
+    data_weight: float = 1.0
+    """Initial factor on the weights of the rows in each DC step; learned."""
     prior_ppb: float = 30.0
     """Initial SD of the prior: the uncertainty of sources after a U-net."""
     r2prime_error_ppb: float = 5.0
@@ -76,7 +78,7 @@ class UnrolledProximalConfig:
     """Initial error of the field beyond its noise."""
 
     def __post_init__(self) -> None:
-        sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb)
+        sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb, self.data_weight)
         padded = 1 <= self.padding < math.inf
         counted = self.passes >= 1 and min(self.inverse_steps, self.last_steps, self.cg_iterations) >= 0
         if (
@@ -89,7 +91,7 @@ class UnrolledProximalConfig:
                 "proximal",
                 found=f"{self}",
                 expected="one cascade (passes) or more, no number of steps below 0, a padding and a maximum "
-                "prior variance ratio (widest) of 1 or more, and a prior and errors above 0",
+                "prior variance ratio (widest) of 1 or more, and a prior, errors and a weight above 0",
                 fix="Correct the options.",
             )
 
@@ -141,10 +143,11 @@ class UnrolledProximal(nn.Module):
         self.reset_errors()
 
     def reset_errors(self) -> None:
-        """Set the errors beyond the noise to those of the config."""
+        """Set the errors beyond the noise, and the weights of the rows, to those of the config."""
         errors = (self.config.r2prime_error_ppb, self.config.field_error_ppb)[-self.row_count :]
         with torch.no_grad():
             self.log_errors.copy_(torch.tensor(errors).div(1000).log())
+            self.log_weights.fill_(math.log(self.config.data_weight))
 
     def forward(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> Tensor:
         """Return the final estimate; arguments as of `intermediate_estimates`."""
@@ -225,14 +228,12 @@ class UnrolledProximal(nn.Module):
         field_weights = weights[:, -1]
         max_weight = field_weights.amax((-3, -2, -1), keepdim=True).clamp_min(_SMALLEST_WEIGHT)
         weight_field, inverse_variance = factors[-1] * max_weight, field_weights / max_weight
+        prior = self._prior(log_scale, z) if self.config.adaptive else None
         if self.row_count == 1:
             made = phi.field_step(rows[:, 0], z[:, 0], weight_field, inverse_variance).unsqueeze(1)
-            return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, None, made, phi)
-        prior = None
-        if self.config.adaptive:
-            prior = self._prior(log_scale, z)
-            if log_scale is None:
-                prior = prior + self._excess(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
+            return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, prior, made, phi)
+        if prior is not None and log_scale is None:
+            prior = prior + self._excess(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
         weight = factors[0] * weights[:, 0]
         max_ratio = self.config.widest if prior is not None and number == self.config.passes else 1.0
         made = phi.data_step(

@@ -17,6 +17,8 @@ from chisep.physics.dipole import Dipole
 UNIT_PPM = 0.03
 """Unit of the losses: about the SD of χ_pos and χ_neg in a brain."""
 _SMALLEST_SCALE_PPM = 1e-5
+_SMALLEST_LOSS = 1e-3
+"""Added to the loss of a volume before a power of it is taken, whose slope is infinite at 0."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,18 @@ class LossConfig:
     uncertainty: float | None = None
     """Negative log-likelihood of the predicted uncertainty (Laplace distribution); only for networks that
     predict it. The term has no gradient with respect to the sources."""
+    power: float = 1.0
+    """Exponent of the sum of the other terms of each volume. Below 1, scans of little noise, whose errors are
+    small, count more: with 0 they would count by their relative error."""
 
     def __post_init__(self) -> None:
-        weights = [weight or 0.0 for weight in vars(self).values()]
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        weights = [weight or 0.0 for name, weight in vars(self).items() if name != "power"]
+        valid = all(0 <= weight < math.inf for weight in weights) and any(weights)
+        if not valid or not 0 < self.power <= 1:
             raise InputError(
                 "loss",
                 found=f"{self}",
-                expected="weights of 0 or more, one of them above 0",
+                expected="weights of 0 or more, one of them above 0, and a power above 0, at most 1",
                 fix="Correct them.",
             )
 
@@ -76,8 +82,7 @@ def loss_terms(
     Returns
     -------
     dict
-        Mean over the brain of each volume, then over the volumes, so that the loss does not change when a
-        batch is split over devices.
+        Mean over the brain of each volume, shape (batch,).
     """
     error = (predicted_ppm - label_ppm) * mask
     terms = {}
@@ -121,10 +126,16 @@ def laplace_loss(predicted_ppm: Tensor, scale_ppm: Tensor, label_ppm: Tensor, ma
 
 
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
-    """Weighted sum of the terms."""
-    return sum(
-        (getattr(config, name) * term for name, term in terms.items()), start=next(iter(terms.values())) * 0
-    )
+    """Weighted sum of the terms of each volume, mean over volumes.
+
+    The mean of volumes is the same when a batch is split over devices. The likelihood of the uncertainty can
+    be negative, so the power does not apply to it.
+    """
+    nothing = next(iter(terms.values())) * 0
+    errors = sum((getattr(config, n) * t for n, t in terms.items() if n != "uncertainty"), start=nothing)
+    if config.power != 1:
+        errors = (errors + _SMALLEST_LOSS) ** config.power
+    return (errors + (config.uncertainty or 0) * terms.get("uncertainty", nothing)).mean()
 
 
 def _mean(error: Tensor, mask: Tensor) -> Tensor:
@@ -132,14 +143,14 @@ def _mean(error: Tensor, mask: Tensor) -> Tensor:
 
 
 def _over_brain(each: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the brain and the channels of each volume, then over volumes; 0 outside."""
+    """Mean over the brain and the channels of each volume; 0 outside."""
     voxels = mask.flatten(1).sum(1).clamp_min(1) * each.shape[1]
-    return (each.flatten(1).sum(1) / voxels).mean()
+    return each.flatten(1).sum(1) / voxels
 
 
 def _gradient(error: Tensor, mask: Tensor) -> Tensor:
     """Mean |difference of neighbours| within the brain, over the three axes."""
-    total = error.new_zeros(())
+    total = error.new_zeros(len(error))
     for axis in (-3, -2, -1):
         n = error.shape[axis]
         pairs = mask.narrow(axis, 1, n - 1) & mask.narrow(axis, 0, n - 1)

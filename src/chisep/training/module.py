@@ -75,7 +75,8 @@ class TrainingModule(pl.LightningModule):
         terms = self._terms(batch)
         loss = total_loss(terms, self.loss_config)
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.mask))
-        self.log_dict({f"loss_{name}": term for name, term in terms.items()}, batch_size=len(batch.mask))
+        means = {f"loss_{name}": term.mean() for name, term in terms.items()}
+        self.log_dict(means, batch_size=len(batch.mask))
         if isinstance(self.network, UnrolledGradient):
             self.log("alpha", self.network.alpha.detach().clone(), prog_bar=True)
         return loss
@@ -94,7 +95,7 @@ class TrainingModule(pl.LightningModule):
         )
         if self.loss_config.passes and earlier:
             losses = [label_loss(x, batch.targets, batch.mask) for x in earlier]
-            terms["passes"] = torch.stack(losses).mean()
+            terms["passes"] = torch.stack(losses).mean(0)
         if self.loss_config.uncertainty and last.shape[1] > count:
             terms["uncertainty"] = laplace_loss(last[:, :count], last[:, count:], batch.targets, batch.mask)
         return terms

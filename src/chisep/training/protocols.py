@@ -28,18 +28,15 @@ from chisep.progress import Progress
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.simulation.structured_errors import structured_field_error
 from chisep.solvers import tikhonov
+from chisep.training.crop_errors import denoised, field_errors, misregistered, noise, violated_physics
 from chisep.training.data import Example, FoldersConfig, RandomCrops, TrainingScan
-from chisep.training.random_contrast import ContrastConfig, random_contrast, smooth_random
+from chisep.training.random_contrast import ContrastConfig, random_contrast
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of a phantom: sources in ppm, R2 in 1/s at 3 T."""
 THICKEST_SLICE_MM = 3.2
 """Thickest slice of a drawn protocol whose voxels are thinner in their plane."""
-_FEWEST_VOXELS = 8
-"""Smallest brain in a crop that field errors are scaled for."""
-_SMOOTH_MM = 4.0
-"""Spacing of the random values that smooth errors are interpolated from."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,8 @@ class ProtocolConfig:
     assumed without error; SNR and all other errors are random."""
     erosion_mm: float = 8.0
     """Largest depth in mm of a rim without a valid field."""
+    erosion_share: float = 1.0
+    """Share of crops with such a rim."""
     holes: int = 2
     """Largest number of holes in the valid-field mask."""
     background_ppb: float = 4.0
@@ -79,22 +78,38 @@ class ProtocolConfig:
     shift_voxels: float = 0.5
     """Largest misregistration of the spin echo along each axis in voxels."""
     r2_error: float = 0.06
-    """SD of the relative error of the R2 fit, constant in a crop."""
+    """Largest SD of the relative error of the R2 fit, constant in a crop."""
     gre_only_share: float = 0.2
     """Share of crops without spin echo, with a pseudo-R2' (R2* minus a constant R2)."""
     structured_ppb: float = 0.0
     """Largest SD of the structured error of the field in ppb; the noise map of the field includes it."""
+    stated_errors: bool = False
+    """Whether noise maps include the errors of registration, of the R2 fit and of the background field."""
+    rim_ppb: float = 0.0
+    """Largest error of background removal at the edge of the brain in ppb; it decreases with depth."""
     clean_share: float = 0.0
     """Share of crops without errors beyond those of the noise maps: no error of registration, of the R2 fit,
     of D_r, no residual background field."""
+    clean_snr: float | None = None
+    """Largest SNR of these crops; that of the others if None."""
+    denoised_share: float = 0.0
+    """Share of crops with a spin echo whose R2' is denoised, as the pipeline does."""
+    clipped_share: float = 1.0
+    """Share of crops whose R2' is set to 0 where it is negative."""
+    violated_share: float = 0.0
+    """Share of the other crops in which R2' = D_r·χ does not hold: D_r varies in space, or with the angle of
+    fibres, or the field has a shift by microstructure."""
     sigma_error: float = 0.0
-    """SD of the logarithm of the factor by which the noise map of the field is wrong."""
+    """SD of the logarithm of the factor by which the noise maps are wrong."""
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     """Random contrasts of the sources."""
 
     def __post_init__(self) -> None:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
-        shares = (self.standard_share, self.gre_only_share, self.axial_share or 0, self.clean_share)
+        shares = (
+            *(self.standard_share, self.gre_only_share, self.axial_share or 0, self.clean_share),
+            *(self.denoised_share, self.clipped_share, self.violated_share),
+        )
         if not all(0 < low <= high < math.inf for low, high in pairs) or not all(0 <= s <= 1 for s in shares):
             raise InputError(
                 "protocol",
@@ -107,7 +122,15 @@ class ProtocolConfig:
     def clean(self) -> ProtocolConfig:
         """The same without errors beyond those of the noise maps."""
         return replace(
-            self.with_good_r2prime(), dr_error=0.0, background_ppb=0.0, unexplained_ppb=0.0, sigma_error=0.0
+            self.with_good_r2prime(),
+            dr_error=0.0,
+            background_ppb=0.0,
+            unexplained_ppb=0.0,
+            rim_ppb=0.0,
+            structured_ppb=0.0,
+            violated_share=0.0,
+            sigma_error=0.0,
+            snr=(self.snr[0], self.clean_snr or self.snr[1]),
         )
 
     def with_good_r2prime(self) -> ProtocolConfig:
@@ -287,26 +310,28 @@ def _simulated(
     if config.contrast.share:
         pos, neg = random_contrast(pos, neg, mask, grid, config.contrast, rng)
     r2 = r2_at_field_hz(r2, protocol.b0_t)
-    r2star = r2 + r2prime_of_sources(pos, neg, protocol.relaxivity)
+    field = dipole.apply(pos - neg)
+    dephasing_pos, dephasing_neg = pos, neg
+    if rng.random() < config.violated_share:
+        of_pos, of_neg, shift = violated_physics(pos, neg, grid, rng)
+        dephasing_pos, dephasing_neg = pos * of_pos, neg * of_neg
+        field += shift
+    r2star = r2 + r2prime_of_sources(dephasing_pos, dephasing_neg, protocol.relaxivity)
     gre_sigma = _rate_sigma_hz(r2star, mask, protocol.te_gre_s, protocol.snr)
-    field_sigma = gre_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
-    field = dipole.apply(pos - neg) + field_sigma * _noise(rng, mask)
-    field += _field_errors(mask, grid, dipole, config, rng)
-    if config.structured_ppb:
-        structured_ppm = 1e-3 * float(rng.uniform(0, config.structured_ppb))
-        field += structured_ppm * structured_field_error(mask, grid, rng)
-        field_sigma = torch.hypot(field_sigma, torch.full_like(field_sigma, structured_ppm))
-    if config.sigma_error:
-        field_sigma = field_sigma * math.exp(config.sigma_error * rng.standard_normal())
+    field, field_sigma = _measured_field(field, gre_sigma, mask, protocol, dipole, config, rng)
     valid = _valid_field(mask, grid, config, rng)
-    r2star = r2star + gre_sigma * _noise(rng, mask)
-    fitted_r2, r2_sigma = _measured_r2(r2, mask, protocol, config, rng)
+    r2prime, r2prime_sigma = _measured_r2prime(r2star, r2, gre_sigma, mask, protocol, config, rng)
+    if config.sigma_error:
+        field_sigma, r2prime_sigma = (
+            sigma * math.exp(config.sigma_error * rng.standard_normal())
+            for sigma in (field_sigma, r2prime_sigma)
+        )
     assumed_hz_per_ppm = protocol.assumed.pos_hz_per_ppm
     channels = {
         "field": field * valid,
         "field_sigma": field_sigma * valid,
-        "r2prime": (r2star - fitted_r2).clamp_min(0) * mask / assumed_hz_per_ppm,
-        "r2prime_sigma": torch.hypot(gre_sigma, r2_sigma) * mask / assumed_hz_per_ppm,
+        "r2prime": r2prime * mask / assumed_hz_per_ppm,
+        "r2prime_sigma": r2prime_sigma * mask / assumed_hz_per_ppm,
         "chi_pos": pos,
         "chi_neg": neg,
         "chi": pos - neg,
@@ -325,8 +350,61 @@ def _simulated(
     )
 
 
-def _noise(rng: np.random.Generator, mask: MaskVolume) -> Volume:
-    return torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))
+def _measured_field(
+    field: Volume,
+    rate_sigma: Volume,
+    mask: MaskVolume,
+    protocol: DrawnProtocol,
+    dipole: Dipole,
+    config: ProtocolConfig,
+    rng: np.random.Generator,
+) -> tuple[Volume, Volume]:
+    """Local field with thermal noise, residual background, structured errors; and its noise map."""
+    sigma = rate_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
+    field = field + sigma * noise(rng, mask.shape)
+    sizes = (config.background_ppb, config.unexplained_ppb, config.rim_ppb)
+    error, error_sigma = field_errors(mask, protocol.grid, dipole, sizes, rng)
+    field += error
+    if config.stated_errors:
+        sigma = torch.hypot(sigma, error_sigma)
+    if config.structured_ppb:
+        # Half of the crops have none.
+        size_ppm = 1e-3 * max(0.0, float(rng.uniform(-config.structured_ppb, config.structured_ppb)))
+        field += size_ppm * structured_field_error(mask, protocol.grid, rng)
+        sigma = torch.hypot(sigma, torch.full_like(sigma, size_ppm))
+    return field, sigma
+
+
+def _measured_r2prime(
+    r2star: Volume,
+    r2: Volume,
+    gre_sigma: Volume,
+    mask: MaskVolume,
+    protocol: DrawnProtocol,
+    config: ProtocolConfig,
+    rng: np.random.Generator,
+) -> tuple[Volume, Volume]:
+    """R2* minus the R2 of a misregistered spin echo, or minus a constant R2; and its noise map."""
+    r2star = r2star + gre_sigma * noise(rng, mask.shape)
+    if protocol.gre_only:
+        pseudo = pseudo_r2_hz(protocol.b0_t)
+        r2prime, sigma = (
+            r2star - pseudo,
+            torch.hypot(gre_sigma, torch.full_like(r2star, PSEUDO_R2_SD * pseudo)),
+        )
+    else:
+        r2_sigma = _rate_sigma_hz(r2, mask, protocol.te_se_s, protocol.snr)
+        moved, shift_sigma = misregistered(r2, config.shift_voxels, rng)
+        fit_sd = rng.uniform(0, config.r2_error)
+        measured = moved * (1 + fit_sd * rng.standard_normal()) + r2_sigma * noise(rng, mask.shape)
+        r2prime, sigma = r2star - measured, torch.hypot(gre_sigma, r2_sigma)
+        if rng.random() < config.denoised_share:
+            r2prime, sigma = denoised(r2prime, sigma, mask)
+        if config.stated_errors:
+            sigma = torch.hypot(sigma, torch.hypot(shift_sigma, fit_sd * moved.abs()))
+    if rng.random() < config.clipped_share:
+        r2prime = r2prime.clamp_min(0)
+    return r2prime, sigma
 
 
 def _rate_sigma_hz(rate_hz: Volume, mask: MaskVolume, te_s: Sequence[float], snr: float) -> Volume:
@@ -336,61 +414,11 @@ def _rate_sigma_hz(rate_hz: Volume, mask: MaskVolume, te_s: Sequence[float], snr
     return rate_sigma_hz(se_signal(torch.ones(mask.shape), rate_hz, te_s), mask, te_s, snr)
 
 
-def _measured_r2(
-    r2: Volume, mask: MaskVolume, protocol: DrawnProtocol, config: ProtocolConfig, rng: np.random.Generator
-) -> tuple[Volume, Volume]:
-    """R2 of a misregistered spin echo, or a constant R2; and its noise SD."""
-    if protocol.gre_only:
-        pseudo = torch.full(mask.shape, pseudo_r2_hz(protocol.b0_t))
-        return pseudo, PSEUDO_R2_SD * pseudo
-    sigma = _rate_sigma_hz(r2, mask, protocol.te_se_s, protocol.snr)
-    shifted = _shifted(r2, rng.uniform(-config.shift_voxels, config.shift_voxels, 3).tolist())
-    return shifted * (1 + config.r2_error * rng.standard_normal()) + sigma * _noise(rng, mask), sigma
-
-
-def _field_errors(
-    mask: MaskVolume, grid: Grid, dipole: Dipole, config: ProtocolConfig, rng: np.random.Generator
-) -> Volume:
-    """Residual background field, harmonic in the brain, plus a smooth error without a source."""
-    background, unexplained, outside = (
-        _harmonic(grid, rng),
-        smooth_random(grid, _SMOOTH_MM, rng),
-        smooth_random(grid, _SMOOTH_MM, rng) * ~mask,
-    )
-    errors = torch.zeros(mask.shape)
-    if int(mask.sum()) < _FEWEST_VOXELS:
-        return errors
-    if bool(outside.any()):
-        near = dipole.apply(outside)
-        background += near / near[mask].std()
-    for error, most_ppb in ((background, config.background_ppb), (unexplained, config.unexplained_ppb)):
-        errors += error * (1e-3 * rng.uniform(0, most_ppb) / float(error[mask].std()))
-    return errors
-
-
-def _harmonic(grid: Grid, rng: np.random.Generator) -> Volume:
-    """Random harmonic polynomials up to the third degree: the field of distant sources."""
-    extent = max(n * edge for n, edge in zip(grid.shape, grid.voxel_mm, strict=True))
-    x, y, z = (
-        (torch.linspace(-1, 1, n) * (n * edge / extent)).reshape([-1 if a == axis else 1 for a in range(3)])
-        for axis, (n, edge) in enumerate(zip(grid.shape, grid.voxel_mm, strict=True))
-    )
-    terms = (
-        *(x, y, z, x * y, y * z, z * x, x**2 - y**2, 2 * z**2 - x**2 - y**2),
-        *(x * y * z, z * (x**2 - y**2), x * (x**2 - 3 * y**2), y * (3 * x**2 - y**2)),
-        *(z * (2 * z**2 - 3 * x**2 - 3 * y**2), x * (4 * z**2 - x**2 - y**2), y * (4 * z**2 - x**2 - y**2)),
-    )
-    total = torch.zeros(grid.shape)
-    for term, weight in zip(terms, rng.standard_normal(len(terms)), strict=True):
-        total += float(weight) * term
-    return total
-
-
 def _valid_field(
     mask: MaskVolume, grid: Grid, config: ProtocolConfig, rng: np.random.Generator
 ) -> MaskVolume:
     """Valid-field mask: the brain without a rim and holes."""
-    depth_mm = rng.uniform(0, config.erosion_mm)
+    depth_mm = rng.uniform(0, config.erosion_mm) if rng.random() < config.erosion_share else 0.0
     outside = (~mask).float()[None, None]
     for axis, edge in enumerate(grid.voxel_mm):
         reach = round(depth_mm / edge)
@@ -406,11 +434,3 @@ def _valid_field(
             square = square + (distance**2).reshape([-1 if a == axis else 1 for a in range(3)])
         valid &= square > radius_mm**2
     return valid
-
-
-def _shifted(volume: Volume, voxels: Sequence[float]) -> Volume:
-    """Shift a volume by a fraction of a voxel along each axis, with linear interpolation."""
-    for axis, shift in enumerate(voxels):
-        fraction = abs(float(shift))
-        volume = (1 - fraction) * volume + fraction * volume.roll(1 if shift > 0 else -1, axis)
-    return volume
