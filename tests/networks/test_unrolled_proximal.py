@@ -244,3 +244,18 @@ def test_errors_beyond_the_noise_can_stay_as_configured():
     network.log_errors.data.fill_(1.0)
     network.reset_errors()
     torch.testing.assert_close(network.log_errors.exp(), torch.tensor([0.0005, 0.0001], dtype=torch.float64))
+
+
+def test_final_dc_steps_have_their_own_number_of_iterations():
+    base, last, both = (
+        silent(make(passes=1, **options))
+        for options in (
+            {"cg_iterations": 2},
+            {"cg_iterations": 2, "last_cg_iterations": 0},
+            {"cg_iterations": 0, "last_cg_iterations": 2},
+        )
+    )
+    first = [network.intermediate_estimates(Y, MASK, PHI)[0] for network in (base, last, both)]
+    torch.testing.assert_close(first[0], first[1], rtol=0, atol=0)
+    assert not torch.equal(first[0], first[2])
+    assert misfit(base(Y, MASK, PHI)) < misfit(last(Y, MASK, PHI))

@@ -70,6 +70,8 @@ class UnrolledProximalConfig:
     and the prior variance of every voxel; 0 for the closed form alone."""
     data_weight: float = 1.0
     """Initial factor on the weights of the rows in each DC step; learned."""
+    last_cg_iterations: int | None = None
+    """The same for the final DC steps; `cg_iterations` if None."""
     prior_ppb: float = 30.0
     """Initial SD of the prior: the uncertainty of sources after a U-net."""
     r2prime_error_ppb: float = 5.0
@@ -80,7 +82,8 @@ class UnrolledProximalConfig:
     def __post_init__(self) -> None:
         sizes = (self.prior_ppb, self.r2prime_error_ppb, self.field_error_ppb, self.data_weight)
         padded = 1 <= self.padding < math.inf
-        counted = self.passes >= 1 and min(self.inverse_steps, self.last_steps, self.cg_iterations) >= 0
+        counts = (self.inverse_steps, self.last_steps, self.cg_iterations, self.last_cg_iterations or 0)
+        counted = self.passes >= 1 and min(counts) >= 0
         if (
             not counted
             or not 1 <= self.widest < math.inf
@@ -231,7 +234,7 @@ class UnrolledProximal(nn.Module):
         prior = self._prior(log_scale, z) if self.config.adaptive else None
         if self.row_count == 1:
             made = phi.field_step(rows[:, 0], z[:, 0], weight_field, inverse_variance).unsqueeze(1)
-            return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, prior, made, phi)
+            return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, prior, made, number, phi)
         if prior is not None and log_scale is None:
             prior = prior + self._excess(rows[:, 0] - phi.total(z), weights[:, 0], phi.ratio)
         weight = factors[0] * weights[:, 0]
@@ -247,7 +250,7 @@ class UnrolledProximal(nn.Module):
             max_ratio,
             only_wide=high_uncertainty_only,
         )
-        return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, prior, made, phi)
+        return self._solved(rows, z, factors.reshape(-1, 1, 1, 1) * weights, prior, made, number, phi)
 
     def _solved(
         self,
@@ -256,12 +259,16 @@ class UnrolledProximal(nn.Module):
         weights: Tensor,
         prior: Tensor | None,
         initial: Tensor,
+        number: int,
         phi: Separation,
     ) -> Tensor:
         """Solve the DC step further by conjugate gradients, from its closed form."""
-        if not self.config.cg_iterations:
+        iterations = self.config.cg_iterations
+        if number == self.config.passes and self.config.last_cg_iterations is not None:
+            iterations = self.config.last_cg_iterations
+        if not iterations:
             return initial
-        return phi.posterior_mean(rows, z, weights, prior, initial, self.config.cg_iterations)
+        return phi.posterior_mean(rows, z, weights, prior, initial, iterations)
 
     def _prior(self, log_scale: Tensor | None, z: Tensor) -> Tensor:
         """Prior variance of each source, relative to that in the weights.
