@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.training.random_contrast import ContrastConfig, _flattened, random_contrast
+from chisep.training.random_contrast import ContrastConfig, _flattened, label_contrast, random_contrast
 from chisep.types import Grid
 
 GRID = Grid((24, 20, 22), (1.0, 1.0, 1.5))
@@ -74,3 +74,19 @@ def test_unusable_ranges_are_refused():
     for options in ({"share": 1.5}, {"power": (2.0, 1.0)}, {"tube_ppb": -1.0}):
         with pytest.raises(InputError, match="contrast"):
             ContrastConfig(**options)
+
+
+def test_label_maps_are_painted_with_one_level_a_structure_and_lesions_stay():
+    pos, neg, mask = two_tissues()
+    labels = torch.where((torch.arange(24) < 8).reshape(-1, 1, 1), 2.0, 41.0) * mask
+    pos = pos.clone()
+    pos[15, 10, 10] = 0.5
+    painted = label_contrast(labels, pos, neg, np.random.default_rng(0))
+    assert painted[0][15, 10, 10] == 0.5
+    kept = torch.ones_like(mask)
+    kept[15, 10, 10] = False
+    for source in painted:
+        values = [source[(labels == value) & kept].unique() for value in (2.0, 41.0)]
+        assert [len(v) for v in values] == [1, 1]
+        assert values[0] != values[1]
+        assert min(values) > 0

@@ -33,10 +33,11 @@ def read_scans(data: FoldersConfig, recipe: Recipe, progress: Progress | None = 
     InputError
         As `load_scans` and `load_heads`.
     """
+    labels = recipe.protocol is not None and recipe.protocol.contrast.labels_share > 0
     train_scans, validation_scans = (
         load_scans(data, subjects, recipe.network, progress=progress)
         if recipe.protocol is None
-        else load_heads(data, subjects, progress)
+        else load_heads(data, subjects, progress, labels=labels)
         for subjects in (data.train, data.validation)
     )
     return train_scans, validation_scans

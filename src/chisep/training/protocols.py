@@ -30,11 +30,13 @@ from chisep.simulation.structured_errors import structured_field_error
 from chisep.solvers import tikhonov
 from chisep.training.crop_errors import denoised, field_errors, misregistered, noise, violated_physics
 from chisep.training.data import Example, FoldersConfig, RandomCrops, TrainingScan
-from chisep.training.random_contrast import ContrastConfig, random_contrast
+from chisep.training.random_contrast import ContrastConfig, label_contrast, random_contrast
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
 
 SOURCES_AND_R2 = ("chi_pos", "chi_neg", "r2")
 """Channels of a phantom: sources in ppm, R2 in 1/s at 3 T."""
+LABELS = "labels"
+"""Channel of the label map, if tissue is painted by it."""
 THICKEST_SLICE_MM = 3.2
 """Thickest slice of a drawn protocol whose voxels are thinner in their plane."""
 
@@ -139,7 +141,7 @@ class ProtocolConfig:
 
 
 def load_heads(
-    folders: FoldersConfig, subjects: Sequence[str], progress: Progress | None = None
+    folders: FoldersConfig, subjects: Sequence[str], progress: Progress | None = None, *, labels: bool = False
 ) -> list[TrainingScan]:
     """Read sources and R2 of digital phantoms.
 
@@ -151,6 +153,8 @@ def load_heads(
         Labels without `sub-`.
     progress
         Receives the subject that is being read.
+    labels
+        Whether to read the label maps too, which `chisep simulate` also writes there.
 
     Raises
     ------
@@ -173,6 +177,10 @@ def load_heads(
             image = nifti.load(bids.derivative_path(folders.folder("labels"), subject, suffix, desc=desc))
             nifti.require_same_grid(brain, image)
             channels[name] = box.cut(torch.from_numpy(image.data)) * box.mask
+        if labels:
+            image = nifti.load(bids.derivative_path(folders.folder("labels"), subject, "dseg"))
+            nifti.require_same_grid(brain, image)
+            channels[LABELS] = box.cut(torch.from_numpy(image.data))
         heads.append(TrainingScan(f"sub-{subject}", box.grid, box.mask, channels))
     if progress is not None:
         progress("heads", len(subjects), len(subjects))
@@ -224,7 +232,7 @@ class ProtocolCrops(RandomCrops):
         if config.clean_share and rng.random() < config.clean_share:
             config = config.clean
         protocol = drawn(rng, config, self.size)
-        head = _resampled(scan, centre, protocol.grid)
+        head = _resampled(scan, centre, protocol.grid, config.contrast.labels_share, rng)
         flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
         return _simulated(head.flip(flips), protocol, self.network, config, rng)
 
@@ -274,8 +282,13 @@ def drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> DrawnP
     )
 
 
-def _resampled(scan: TrainingScan, centre: Sequence[int], grid: Grid) -> Tensor:
-    """Cut a box of the grid's extent and average it to the grid's voxels: (mask, χ_pos, χ_neg, R2)."""
+def _resampled(
+    scan: TrainingScan, centre: Sequence[int], grid: Grid, labels_share: float, rng: np.random.Generator
+) -> Tensor:
+    """Cut a box of the grid's extent and average it to the grid's voxels: (mask, χ_pos, χ_neg, R2).
+
+    In a share of the boxes, tissue is painted anew by the label map before.
+    """
     size = [
         max(1, round(n * edge / own))
         for n, edge, own in zip(grid.shape, grid.voxel_mm, scan.grid.voxel_mm, strict=True)
@@ -285,6 +298,8 @@ def _resampled(scan: TrainingScan, centre: Sequence[int], grid: Grid) -> Tensor:
         slice(max(0, a), min(a + n, whole)) for a, n, whole in zip(first, size, scan.mask.shape, strict=True)
     )
     box = torch.stack([scan.mask.float()[span], *(scan.channels[name][span] for name in SOURCES_AND_R2)])
+    if labels_share and rng.random() < labels_share:
+        box[1:3] = torch.stack(label_contrast(scan.channels[LABELS][span], box[1], box[2], rng)) * box[0]
     before = [s.start - a for s, a in zip(span, first, strict=True)]
     after = [n - b - (s.stop - s.start) for n, b, s in zip(size, before, span, strict=True)]
     box = functional.pad(box, [n for b, a in zip(before[::-1], after[::-1], strict=True) for n in (b, a)])

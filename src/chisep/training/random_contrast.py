@@ -21,6 +21,12 @@ from chisep.types import Grid, MaskVolume, Volume
 
 _SPACING_MM = 20.0
 """Spacing of the random values that smooth fields are interpolated from."""
+_MEDIAN_PPM = (0.025, 0.02)
+"""Median of the random levels of structures: χ_pos, χ_neg."""
+_LABEL_SD = (0.3, 1.0)
+"""SD of the logarithm of these levels."""
+_STRONG_PPM = 0.15
+"""Sources that are stronger are lesions or veins."""
 _FLAT_MM = 3.0
 """Edge of the boxes of the filter that removes fine grain."""
 
@@ -49,11 +55,17 @@ class ContrastConfig:
     """Largest number of tubes and sheets of strong sources: veins, bundles, layers."""
     tube_ppb: float = 250.0
     """Largest value of a tube in ppb."""
+    labels_share: float = 0.0
+    """Share of all crops whose tissue is painted anew by the label map: one random level a structure, with
+    sharp edges; lesions stay."""
     geometry_share: float = 0.1
     """Share of these crops that are made of cells and tubes alone, without the shapes of a brain."""
 
     def __post_init__(self) -> None:
-        shares = (self.share, self.exchange_share, self.flat_share, self.cells_share, self.geometry_share)
+        shares = (
+            *(self.share, self.labels_share, self.exchange_share),
+            *(self.flat_share, self.cells_share, self.geometry_share),
+        )
         sizes = (self.level_sd, self.floor_ppb, self.cells_sd, self.tube_ppb, self.tubes)
         low, high = self.power
         if not all(0 <= s <= 1 for s in shares) or min(sizes) < 0 or not 0 < low <= high < math.inf:
@@ -117,6 +129,35 @@ def random_contrast(
         else:
             neg = neg + 0.4 * tube
     return pos * mask, neg * mask
+
+
+def label_contrast(
+    labels: Volume, pos: Volume, neg: Volume, rng: np.random.Generator
+) -> tuple[Volume, Volume]:
+    """Paint random levels by a label map, as SynthSeg does; strong sources stay.
+
+    Parameters
+    ----------
+    labels
+        Label map, shape (i, j, k).
+    pos, neg
+        χ_pos and χ_neg of the phantom in ppm; lesions and veins of them are kept.
+    rng
+        Random numbers.
+
+    Returns
+    -------
+    tuple of Volume
+        χ_pos and χ_neg in ppm, shape (i, j, k).
+    """
+    index = labels.round().long().clamp_min(0)
+    painted = []
+    for source, median in ((pos, _MEDIAN_PPM[0]), (neg, _MEDIAN_PPM[1])):
+        spread = rng.uniform(*_LABEL_SD)
+        levels = median * np.exp(spread * rng.standard_normal(int(index.max()) + 1))
+        level = torch.from_numpy(levels.astype(np.float32))[index]
+        painted.append(torch.where(source > _STRONG_PPM, source, level))
+    return painted[0], painted[1]
 
 
 def _with_power(source: Volume, mask: MaskVolume, power: float) -> Volume:
