@@ -137,8 +137,27 @@ def _protocol(ranges: Mapping[str, Any]) -> str:
         f"background field up to {ranges['background_ppb']:g} ppb and other errors up to "
         f"{ranges['unexplained_ppb']:g} ppb",
         f"no spin echo in {100 * ranges['gre_only_share']:.0f} %",
+        *_later_options(ranges),
     ]
     return "; ".join(texts)
+
+
+def _later_options(ranges: Mapping[str, Any]) -> list[str]:
+    """Describe options that headers of older weights do not have."""
+    contrast = ranges.get("contrast", {})
+    shares = {
+        "without errors beyond those of the noise maps": ranges.get("clean_share"),
+        "with D_r or the field off the model": ranges.get("violated_share"),
+        "with random contrasts of the sources": contrast.get("share"),
+        "painted by the label map with random levels": contrast.get("labels_share"),
+    }
+    texts = [f"{100 * share:.0f} % {text}" for text, share in shares.items() if share]
+    if ranges.get("structured_ppb"):
+        share = 100 * ranges.get("structured_share", 0.5)
+        texts.insert(0, f"structured field errors up to {ranges['structured_ppb']:g} ppb in {share:.0f} %")
+    if ranges.get("stated_errors"):
+        texts.insert(0, "noise maps include the errors of registration, fit and background field")
+    return texts
 
 
 def _range(ends: Iterable[float]) -> str:

@@ -85,6 +85,8 @@ class ProtocolConfig:
     """Share of crops without spin echo, with a pseudo-R2' (R2* minus a constant R2)."""
     structured_ppb: float = 0.0
     """Largest SD of the structured error of the field in ppb; the noise map of the field includes it."""
+    structured_share: float = 0.5
+    """Share of crops with a structured error."""
     stated_errors: bool = False
     """Whether noise maps include the errors of registration, of the R2 fit and of the background field."""
     rim_ppb: float = 0.0
@@ -110,7 +112,7 @@ class ProtocolConfig:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
         shares = (
             *(self.standard_share, self.gre_only_share, self.axial_share or 0, self.clean_share),
-            *(self.denoised_share, self.clipped_share, self.violated_share),
+            *(self.denoised_share, self.clipped_share, self.violated_share, self.structured_share),
         )
         if not all(0 < low <= high < math.inf for low, high in pairs) or not all(0 <= s <= 1 for s in shares):
             raise InputError(
@@ -382,9 +384,8 @@ def _measured_field(
     field += error
     if config.stated_errors:
         sigma = torch.hypot(sigma, error_sigma)
-    if config.structured_ppb:
-        # Half of the crops have none.
-        size_ppm = 1e-3 * max(0.0, float(rng.uniform(-config.structured_ppb, config.structured_ppb)))
+    if config.structured_ppb and rng.random() < config.structured_share:
+        size_ppm = 1e-3 * float(rng.uniform(0, config.structured_ppb))
         field += size_ppm * structured_field_error(mask, protocol.grid, rng)
         sigma = torch.hypot(sigma, torch.full_like(sigma, size_ppm))
     return field, sigma

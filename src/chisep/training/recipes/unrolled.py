@@ -21,6 +21,7 @@ _PROTOCOL = ProtocolConfig(
     background_ppb=2.0,
     rim_ppb=8.0,
     structured_ppb=8.0,
+    structured_share=0.7,
     stated_errors=True,
     shift_voxels=0.25,
     r2_error=0.03,
