@@ -95,7 +95,8 @@ def _by_depth(mask: MaskVolume, grid: Grid, rng: np.random.Generator) -> Volume:
 
 
 def _log_uniform(between: tuple[float, float], rng: np.random.Generator) -> float:
-    return float(math.exp(rng.uniform(*(math.log(end) for end in between))))
+    low, high = between
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def _harmonic(grid: Grid, rng: np.random.Generator) -> Volume:
