@@ -34,6 +34,8 @@ _NOT_IN_BIDS = """\
 *.html
 group.tsv
 group.json
+group_*.tsv
+group_*.json
 methods.md
 references.bib
 logs/

@@ -40,4 +40,10 @@ def run_group(config: RunConfig, progress: Progress | None = None) -> GroupResul
         )
     chosen = bool(selection.participants or selection.sessions or not selection.filters.is_empty)
     with locked(config.out):
-        return make_group(config.out, progress, expected=expected, only_expected=chosen)
+        return make_group(
+            config.out,
+            progress,
+            expected=expected,
+            only_expected=chosen,
+            participants=config.bids / "participants.tsv",
+        )

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chisep.report.pages import rendered
+from chisep.io.tsv import MISSING
+from chisep.report.group_statistics import Cell, StatisticsTable
+from chisep.report.pages import TABLE_SCRIPTS, VIEWER_SCRIPTS, rendered
 from chisep.report.subject import Panel
+from chisep.report.viewer import EncodedViewer
+
+MOST_ROWS = 2000
+"""Rows of a table in the page; longer ones are in their file only."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class SessionLine:
         Names of the columns in which it is an outlier.
     note
         Error of a failed session.
+    thumbnail
+        Data URI of a small picture of its maps; None without one.
     """
 
     name: str
@@ -35,6 +43,7 @@ class SessionLine:
     cells: Sequence[str]
     outliers: Sequence[str] = ()
     note: str = ""
+    thumbnail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,12 @@ class GroupReport:
         Figures.
     version
         Of chisep.
+    statistics
+        Comparisons of groups, with age, and over sessions.
+    viewer
+        Small maps of the sessions; None without any.
+    thumbnails_note
+        What the thumbnails show, and which sessions have none.
     """
 
     summary: Sequence[tuple[str, str]]
@@ -66,6 +81,9 @@ class GroupReport:
     warnings: Sequence[tuple[str, int]]
     panels: Sequence[Panel]
     version: str
+    statistics: Sequence[StatisticsTable] = ()
+    viewer: EncodedViewer | None = None
+    thumbnails_note: str = ""
 
 
 def render_group(report: GroupReport) -> str:
@@ -76,4 +94,13 @@ def render_group(report: GroupReport) -> str:
     report
         Content of the page.
     """
-    return rendered("group.html.j2", report=report)
+    scripts = (*TABLE_SCRIPTS, *(VIEWER_SCRIPTS if report.viewer else ()))
+    return rendered("group.html.j2", report=report, most_rows=MOST_ROWS, shown=_shown, scripts=scripts)
+
+
+def _shown(value: Cell) -> str:
+    """Text of a number in a table of the page: four digits."""
+    if value is None:
+        return MISSING
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("-", "−") if isinstance(value, float) else text

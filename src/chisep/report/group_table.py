@@ -1,6 +1,7 @@
 """Group level: all sessions of a derivatives dataset in one table and on one page.
 
-Only tables and records are read, never images, so that thousands of sessions take seconds.
+Tables and records are read of every session, so that thousands of sessions take seconds. Images are read of
+the few sessions whose maps the page shows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from chisep.progress import Progress
 from chisep.report.group import render_group
 from chisep.report.group_outliers import Column, Values, find_outliers, outlier_rule
 from chisep.report.group_page import group_page
+from chisep.report.group_participants import read_participants
+from chisep.report.group_previews import MOST_SESSIONS, previews
 from chisep.report.group_sessions import (
     COSTS,
     NUMBERS,
@@ -30,6 +33,7 @@ from chisep.report.group_sessions import (
     read_session,
     session_names,
 )
+from chisep.report.group_statistics import STATISTICS_FILES, StatisticsTable, statistics_tables
 
 _TEXTS = {
     "participant_id": "Participant",
@@ -77,8 +81,12 @@ def make_group(
     *,
     expected: Sequence[str] = (),
     only_expected: bool = False,
+    participants: Path | None = None,
 ) -> GroupResult:
     """Summarise all sessions of a derivatives dataset in group.tsv, group.json and group.html.
+
+    Where participants.tsv tells groups or ages, or sessions repeat, regions are compared in tables of their
+    own: group_comparison.tsv, group_age.tsv, group_change.tsv and group_changes.tsv, each with a JSON file.
 
     Parameters
     ----------
@@ -88,6 +96,8 @@ def make_group(
         Names of the sessions that the raw dataset has; each gets a row, though it may never have run.
     only_expected
         Whether sessions that are not expected are left out.
+    participants
+        participants.tsv of the raw dataset; None without one.
     progress
         Called with the session that is read.
 
@@ -142,8 +152,39 @@ def make_group(
     )
     _write_table(result.table, sessions, quality, columns, values, apart)
     write_json(result.dictionary, _dictionary(columns))
-    write_text(result.page, render_group(group_page(sessions, quality, columns, values, apart)))
+    facts, problems = read_participants(participants) if participants else ({}, [])
+    statistics = statistics_tables(sessions, columns, values, facts)
+    _write_statistics(out, statistics)
+    page = group_page(
+        sessions,
+        quality,
+        columns,
+        values,
+        apart,
+        statistics=statistics,
+        shown_maps=previews(out, _previewed(sessions, apart)),
+        problems=problems,
+    )
+    write_text(result.page, render_group(page))
     return result
+
+
+def _previewed(sessions: Sequence[SessionSummary], apart: Sequence[Sequence[str]]) -> list[str]:
+    """Sessions whose maps are in the page: those with most outliers are chosen first."""
+    done = [place for place, session in enumerate(sessions) if session.status == "done"]
+    chosen = sorted(done, key=lambda place: (-len(apart[place]), place))[:MOST_SESSIONS]
+    return [sessions[place].name for place in sorted(chosen)]
+
+
+def _write_statistics(out: Path, tables: Sequence[StatisticsTable]) -> None:
+    """Write each analysis as a table with its dictionary; those of an earlier call that are not made go."""
+    for name in STATISTICS_FILES:
+        for ending in ("tsv", "json"):
+            (out / f"{name}.{ending}").unlink(missing_ok=True)
+    for table in tables:
+        write_table(out / f"{table.name}.tsv", [*table.columns], table.rows)
+        dictionary = {name: {"Description": text} for name, text in table.columns.items()}
+        write_json(out / f"{table.name}.json", dictionary)
 
 
 def _write_table(

@@ -14,7 +14,9 @@ from markupsafe import Markup
 
 VIEWER_SCRIPTS = ("viewer_data.js", "viewer_draw.js", "viewer.js")
 """Scripts of the viewer, in the order in which they run."""
-SCRIPTS = VIEWER_SCRIPTS
+TABLE_SCRIPTS = ("tables.js",)
+"""Sorts and filters tables."""
+SCRIPTS = (*TABLE_SCRIPTS, *VIEWER_SCRIPTS)
 """All scripts of this package."""
 
 

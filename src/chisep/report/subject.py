@@ -18,7 +18,7 @@ from chisep.io.files import write_text
 from chisep.io.paths import is_file
 from chisep.preprocessing.checks import in_words
 from chisep.report.figures import to_svg_or_png_base64
-from chisep.report.pages import VIEWER_SCRIPTS, rendered
+from chisep.report.pages import TABLE_SCRIPTS, VIEWER_SCRIPTS, rendered
 from chisep.report.viewer import EncodedViewer
 
 _START_OF_PAGE = '<div class="frame">'
@@ -307,7 +307,10 @@ def render(report: SubjectReport) -> str:
             stage: list(_leaves(values, "" if isinstance(values, Mapping) else stage))
             for stage, values in report.parameters.items()
         },
-        scripts=VIEWER_SCRIPTS if report.viewer else (),
+        scripts=(
+            *(TABLE_SCRIPTS if report.regions else ()),
+            *(VIEWER_SCRIPTS if report.viewer else ()),
+        ),
     )
 
 

@@ -54,7 +54,7 @@ def spreads(rows: Sequence[Spread], *, label: str) -> Figure:
         if len(row.values) <= _MOST_DOTS:
             axes.plot(row.values, [place] * len(row.values), ".", color=SERIES_COLOURS[1], markersize=3)
         for number, (name, value) in enumerate(sorted(row.outliers, key=lambda one: one[1])):
-            axes.plot(value, place, "o", color=SERIES_COLOURS[0], markersize=4)
+            axes.plot(value, place, "D", color=SERIES_COLOURS[0], markersize=5)
             if number < _MOST_NAMES:
                 axes.annotate(
                     name,
