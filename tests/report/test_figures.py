@@ -152,7 +152,7 @@ def test_thin_volumes_can_be_drawn(shape):
     )
     stack = figures.echoes(np.stack([volume, volume]), np.eye(4), (0.005, 0.011), title="T", unit="rad")
     for figure in (thin, stack):
-        assert figures.to_svg_or_png_base64(figure).startswith("data:image/png;base64,")
+        assert figures.data_uri(figure).startswith("data:image/webp;base64,")
 
 
 def test_empty_maps_can_be_drawn(affine):
@@ -162,7 +162,7 @@ def test_empty_maps_can_be_drawn(affine):
         figures.mask_outline(empty, nowhere, affine),
         figures.histogram({"map": empty}, nowhere, unit="ppb", window=(0.0, 100.0)),
     ):
-        assert len(decoded(figures.to_svg_or_png_base64(figure))) > 1000
+        assert len(decoded(figures.data_uri(figure))) > 1000
 
 
 def test_source_maps_are_in_ppb_with_fixed_windows(affine, mask):
@@ -293,7 +293,7 @@ def test_convergence_leaves_out_what_a_logarithm_cannot_show():
 
 @pytest.mark.parametrize("change", [[], [0.0], [0.5]])
 def test_convergence_of_hardly_any_iteration_can_be_drawn(change):
-    uri = figures.to_svg_or_png_base64(figures.convergence(change, tolerance=1e-3))
+    uri = figures.data_uri(figures.convergence(change, tolerance=1e-3))
     assert ET.fromstring(decoded(uri)).tag.endswith("svg")
 
 
@@ -301,12 +301,12 @@ def test_equal_figures_give_equal_text(volume, affine, mask):
     def both() -> list[str]:
         image = figures.planes([figures.Row("R2′ = R2* − R2 of χ", volume, "1/s")], affine, mask=mask)
         chart = figures.histogram({"χ′": volume}, mask, unit="1/s", window=(0.0, 50.0))
-        return [figures.to_svg_or_png_base64(figure) for figure in (image, chart)]
+        return [figures.data_uri(figure) for figure in (image, chart)]
 
     first, second = both(), both()
     assert first == second
-    assert [uri.split(";")[0] for uri in first] == ["data:image/png", "data:image/svg+xml"]
-    assert decoded(first[0]).startswith(b"\x89PNG")
+    assert [uri.split(";")[0] for uri in first] == ["data:image/webp", "data:image/svg+xml"]
+    assert decoded(first[0]).startswith(b"RIFF")
     assert b"Matplotlib" not in decoded(first[0])
     assert b"<dc:date>" not in decoded(first[1])
 

@@ -22,14 +22,19 @@ LAS = np.array([[-2.0, 0, 0, 40], [0, 2.0, 0, -50], [0, 0, 2.0, -30], [0, 0, 0, 
 """First voxel axis to the patient's left: the pages have to mirror it."""
 
 
-def decode(block: str, shape, *, delta: bool) -> np.ndarray:
+def decode(block: str, shape, *, predicted: bool) -> np.ndarray:
     """Integers of a block, decoded apart from the code of the page."""
     low, high = np.frombuffer(zlib.decompress(base64.b64decode(block)), np.uint8).reshape(2, -1)
-    values = low.astype(np.int64) + 256 * high.astype(np.int64)
-    if delta:
-        values = np.cumsum(values)
-    values = (values + 2**15) % 2**16 - 2**15
-    return values.reshape(shape, order="F")
+    stored = low.astype(np.int64) + 256 * high.astype(np.int64)
+    stored = ((stored + 2**15) % 2**16 - 2**15).reshape(shape, order="F")
+    if not predicted:
+        return stored
+    values = np.zeros([n + 1 for n in shape], np.int64)  # a border of zeros before the first voxels
+    for i, j, k in np.ndindex(*shape):
+        before = values[i, j + 1, k + 1] + values[i + 1, j, k + 1] + values[i + 1, j + 1, k]
+        value = before // 3 + stored[i, j, k]
+        values[i + 1, j + 1, k + 1] = (value + 2**15) % 2**16 - 2**15
+    return values[1:, 1:, 1:]
 
 
 def scan(name: str = "sub-01", affine=LAS, region: str = "left putamen") -> ViewerScan:
@@ -54,6 +59,9 @@ def scan(name: str = "sub-01", affine=LAS, region: str = "left putamen") -> View
             ),
             ViewerMap("noise", "Noise", noise, "ppb", 0.5, [(-100.0, 100.0)], sigma="sd"),
             ViewerMap("sd", "SD of noise", np.abs(noise), "ppb", 0.5, [(0.0, 100.0)]),
+            ViewerMap(
+                "left", "Rest", spot - noise + 2, "ppb", 0.5, [(0.0, 100.0)], difference=("spot", "noise")
+            ),
             ViewerMap("ramp", "Ramp", ramp, "a.u.", 10.0, [(0.0, 50_000.0)], masked=False),
         ],
         {"brain mask": mask, "right half": mask & right},
@@ -74,13 +82,17 @@ def test_blocks_decode_to_the_maps():
     (described,) = json.loads(viewer.description)["scans"]
     blocks = dict(viewer.blocks)
     assert set(blocks) == {
-        one["block"] for one in (*described["maps"], described["masks"], described["regions"])
+        one["block"]
+        for one in (*described["maps"], described["masks"], described["regions"])
+        if "block" in one
     }
     affine = np.array(described["affine"])
     orientation = nib.io_orientation(LAS)
     turned = np.moveaxis(np.indices(SHAPE), 0, -1)
     for one, source in zip(described["maps"], of.maps, strict=True):
-        steps = decode(blocks[one["block"]], described["shape"], delta=one["delta"])
+        if "difference" in one:
+            continue
+        steps = decode(blocks[one["block"]], described["shape"], predicted=one["predicted"])
         # Every voxel of the page lies where its affine puts it, and has the value of the map there.
         corner = np.linalg.inv(LAS) @ affine @ [0, 0, 0, 1]
         flat = nib.apply_orientation(source.values, orientation)
@@ -88,7 +100,7 @@ def test_blocks_decode_to_the_maps():
         offset = next(zip(*np.where((at == np.rint(corner[:3])).all(-1)), strict=True))
         cut = flat[tuple(slice(o, o + n) for o, n in zip(offset, described["shape"], strict=True))]
         np.testing.assert_allclose(steps * one["step"], cut, atol=one["step"] / 2 + 1e-4)
-    assert {one["delta"] for one in described["maps"]} == {True, False}
+    assert {one.get("predicted", True) for one in described["maps"]} == {True, False}
     assert nib.aff2axcodes(affine) == ("R", "A", "S")
 
 
@@ -98,10 +110,35 @@ def test_fine_grids_are_thinned_by_means():
     assert described["thinned"] == 2
     assert np.prod(described["shape"]) <= 10_000
     assert described["voxel_mm"] == [4.0, 4.0, 4.0]
-    ramp = described["maps"][3]
-    steps = decode(dict(viewer.blocks)[ramp["block"]], described["shape"], delta=ramp["delta"])
+    ramp = described["maps"][4]
+    steps = decode(dict(viewer.blocks)[ramp["block"]], described["shape"], predicted=ramp["predicted"])
     index = (np.linalg.inv(LAS) @ np.array(described["affine"]) @ [0, 0, 0, 1])[0]
     assert steps[0, 0, 0] * 10 == pytest.approx(1000 * index)
+
+
+def test_a_difference_of_maps_is_made_in_the_page():
+    of = scan()
+    spot, noise = of.maps[0].values, of.maps[1].values
+    made = ViewerMap("made", "Made", spot - noise - 7, "ppb", 1.0, [(0.0, 1.0)], difference=("spot", "noise"))
+    other = ViewerMap("other", "Other", spot + noise, "ppb", 1.0, [(0.0, 1.0)], difference=("spot", "noise"))
+    viewer = encode([ViewerScan("s", LAS, of.mask, [*of.maps[:2], made, other], of.masks)])
+    (described,) = json.loads(viewer.description)["scans"]
+    *_, derived, stored = described["maps"]
+    assert (derived["difference"], derived["offset"]) == (["spot", "noise"], -7)
+    assert "block" not in derived
+    assert "difference" not in stored
+    assert stored["block"] in dict(viewer.blocks)
+
+
+def test_a_large_page_is_rounded_more_coarsely():
+    of = scan()
+    fine = ViewerMap("fine", "Fine", of.maps[1].values, "ppb", 0.01, [(0.0, 1.0)], fine=True)
+    coarse = ViewerMap("coarse", "Coarse", of.maps[1].values, "ppb", 0.01, [(0.0, 1.0)])
+    both = [ViewerScan("s", LAS, of.mask, [fine, coarse])]
+    whole = encode(both)
+    smaller = encode(both, most_bytes=whole.size_bytes - 1)
+    assert smaller.size_bytes < whole.size_bytes
+    assert [one["step"] for one in json.loads(smaller.description)["scans"][0]["maps"]] == [0.01, 0.02]
 
 
 def test_equal_scans_give_equal_content_and_names_no_markup():
@@ -167,6 +204,8 @@ def test_a_map_is_scrolled_read_and_switched_in_chromium(tmp_path):
         assert float(value) == pytest.approx(noise, abs=0.26)
         assert float(sigma) == pytest.approx(abs(noise), abs=0.26)
         assert root.locator("td[data-value=spot]").text_content() == "80 ppb"
+        rest = root.locator("td[data-value=left]").text_content().replace("−", "-").removesuffix(" ppb")
+        assert float(rest) == pytest.approx(80 - noise + 2, abs=0.26)
         # Before and after.
         assert root.get_attribute("data-shown") == "spot"
         root.locator("[data-control=toggle]").click()
@@ -235,7 +274,7 @@ def test_keys_window_overlay_zoom_and_reset(tmp_path):
         page.wait_for_timeout(100)
         assert (low.input_value(), high.input_value()) == ("0", "100")
         assert voxel() == start
-        page.keyboard.press("4")
+        page.keyboard.press("5")
         page.wait_for_selector("#viewer-root[data-shown=ramp]")
         # Drag moves the crosshair; zoom keeps its voxel.
         page.mouse.move(x, y)

@@ -86,9 +86,11 @@ def statistics_tables(
         Those for which there are enough participants.
     """
     first = _first_sessions(sessions)
-    chosen = [
-        (*name.split("__")[:2], place) for name, place in columns.items() if name.endswith(f"__{_STATISTIC}")
-    ]
+    chosen: list[tuple[str, str, int]] = []
+    for name, place in columns.items():
+        of_map, *rest = name.split("__")
+        if rest[1:] == [_STATISTIC]:
+            chosen.append((of_map, rest[0], place))
     tables = [
         _compared(participants, first, chosen, values),
         _by_age(participants, first, chosen, values),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from scipy import ndimage
 
 from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
 from chisep.report.figures.style import (
@@ -15,6 +16,7 @@ from chisep.report.figures.style import (
     SIGMA_WINDOW_PPB,
     SOURCE_WINDOW_PPB,
     TOTAL_WINDOW_PPB,
+    MaskArray,
     VolumeArray,
 )
 from chisep.report.session_images import SessionImages
@@ -23,9 +25,11 @@ from chisep.report.viewer import ViewerMap, ViewerScan
 _SOURCE_WINDOWS = (SOURCE_WINDOW_PPB, (0.0, 50.0), (0.0, 200.0))
 _CHI_WINDOWS = (TOTAL_WINDOW_PPB, (-50.0, 50.0), (-200.0, 200.0))
 _SIGMA_WINDOWS = (SIGMA_WINDOW_PPB, (0.0, 10.0), (0.0, 50.0))
-_CHI_STEP_PPB, _SIGMA_STEP_PPB, _RATE_STEP_HZ = 1.0, 1.0, 0.2
-_SHADES = 255.0
-"""Grey levels of images without a unit."""
+_CHI_STEP_PPB, _SIGMA_STEP_PPB, _TOTAL_FIELD_STEP_PPB, _RATE_STEP_HZ = 1.0, 1.0, 5.0, 0.5
+_SHADES, _SHADE_STEP = 255.0, 4.0
+"""Largest value and rounding of images without a unit."""
+_AROUND_MM = 8.0
+"""Space around the brain in which images of the head are shown."""
 
 _ARTEFACTS = (
     "Stripes along the magic angle or a bright rim at the edge of the mask are artefacts of the field, not "
@@ -67,7 +71,17 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
     def source(key: str, name: str, values: VolumeArray, look: str, before: str) -> ViewerMap:
         sigma = f"{key}_sigma" if key in sigmas else ""
         return ViewerMap(
-            key, name, PPB * values, "ppb", _CHI_STEP_PPB, _SOURCE_WINDOWS, group, look, sigma, before
+            key,
+            name,
+            PPB * values,
+            "ppb",
+            _CHI_STEP_PPB,
+            _SOURCE_WINDOWS,
+            group,
+            look,
+            sigma,
+            before,
+            fine=True,
         )
 
     if images.chi_pos_ppm is not None and images.chi_neg_ppm is not None and images.chi_ppm is not None:
@@ -91,6 +105,8 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
         text,
         "qsm_sigma" if "qsm" in sigmas else "",
         "local_field",
+        difference=("chi_pos", "chi_neg") if images.qsm_of_sources else None,
+        fine=True,
     )
     if images.chi_ppm is not None and not images.qsm_of_sources:
         yield ViewerMap(
@@ -104,6 +120,7 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
             "χ of the separation. It should resemble the QSM. " + _ARTEFACTS,
             "",
             "qsm",
+            difference=("chi_pos", "chi_neg"),
         )
     names = {"chi_pos": "χ_pos", "chi_neg": "χ_neg", "qsm": "QSM"}
     for key, values in sigmas.items():
@@ -146,21 +163,37 @@ def _rates(images: SessionImages) -> Iterator[ViewerMap]:
         if values is not None:
             windows = ((low, high), (low, 2 * high), (low, high / 2))
             yield ViewerMap(
-                key, name, values, "1/s", _RATE_STEP_HZ, windows, "Relaxation", look, sigma, before
+                key,
+                name,
+                values,
+                "1/s",
+                _RATE_STEP_HZ,
+                windows,
+                "Relaxation",
+                look,
+                sigma,
+                before,
+                difference=("r2star", "r2") if key == "r2prime" else None,
             )
 
 
 def _fields(images: SessionImages) -> Iterator[ViewerMap]:
     shading = "Slow shading near sinuses and ears in the local field is residual background field."
     fields = (
-        ("local_field", "Local field", images.local_field_ppm, 50.0, "local_field_sigma", "total_field"),
-        ("total_field", "Total field", images.total_field_ppm, 500.0, "", "magnitude"),
+        (
+            "local_field",
+            "Local field",
+            images.local_field_ppm,
+            50.0,
+            _CHI_STEP_PPB,
+            "local_field_sigma",
+            "total_field",
+        ),
+        ("total_field", "Total field", images.total_field_ppm, 500.0, _TOTAL_FIELD_STEP_PPB, "", "magnitude"),
     )
-    for key, name, values, end, sigma, before in fields:
+    for key, name, values, end, step, sigma, before in fields:
         windows = ((-end, end), (-2 * end, 2 * end), (-end / 2, end / 2))
-        yield ViewerMap(
-            key, name, PPB * values, "ppb", _CHI_STEP_PPB, windows, "Field", shading, sigma, before
-        )
+        yield ViewerMap(key, name, PPB * values, "ppb", step, windows, "Field", shading, sigma, before)
     yield ViewerMap(
         "local_field_sigma",
         "Error of the local field (SD)",
@@ -182,17 +215,22 @@ def _anatomy(images: SessionImages) -> Iterator[ViewerMap]:
         "Switch on the overlay of the brain mask: its outline should follow the brain, without skull inside "
         "and without brain outside. If it does not, give a mask of your own (--masks)."
     )
-    yield _grey("magnitude", "Gradient-echo magnitude", anatomy, look, "qsm")
+    edges = np.linalg.norm(images.affine[:3, :3], axis=0)
+    near = ndimage.distance_transform_edt(~images.mask, sampling=edges) <= _AROUND_MM
+    yield _grey("magnitude", "Gradient-echo magnitude", anatomy, near, look, "qsm")
     if images.spin_echo is not None:
         look = (
             "Switch to the gradient echo and back: ventricles and sulci should not move; if they do, the "
             "registration failed."
         )
-        yield _grey("spin_echo", "Spin echo, registered", images.spin_echo, look, "magnitude")
+        yield _grey("spin_echo", "Spin echo, registered", images.spin_echo, images.mask, look, "magnitude")
 
 
-def _grey(key: str, name: str, values: VolumeArray, look: str, before: str) -> ViewerMap:
-    top = float(np.percentile(values, 99.8)) or float(values.max()) or 1.0
-    shades = np.clip(values * (_SHADES / top), 0.0, _SHADES)
+def _grey(key: str, name: str, values: VolumeArray, shown: MaskArray, look: str, before: str) -> ViewerMap:
+    """Image of any scale as grey levels; 0 where it is not shown, since noise of air takes most space."""
+    top = float(np.percentile(values[shown], 99.8)) if shown.any() else 0.0
+    shades = np.where(shown, np.clip(values * (_SHADES / (top or 1.0)), 0.0, _SHADES), 0.0)
     windows = ((0.0, _SHADES), (0.0, _SHADES / 2))
-    return ViewerMap(key, name, shades, "a.u.", 1.0, windows, "Anatomy", look, before=before, masked=False)
+    return ViewerMap(
+        key, name, shades, "a.u.", _SHADE_STEP, windows, "Anatomy", look, before=before, masked=False
+    )

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from chisep.io.files import write_text
 from chisep.io.paths import is_file
 from chisep.preprocessing.checks import in_words
-from chisep.report.figures import to_svg_or_png_base64
+from chisep.report.figures import data_uri
 from chisep.report.pages import TABLE_SCRIPTS, VIEWER_SCRIPTS, rendered
 from chisep.report.viewer import EncodedViewer
 
@@ -112,7 +112,7 @@ class Panel:
         technical: bool = False,
     ) -> Panel:
         """Make a panel from a Matplotlib figure."""
-        image = to_svg_or_png_base64(figure)
+        image = data_uri(figure)
         return cls(title, caption, image=image, alt=alt, in_viewer=in_viewer, technical=technical)
 
 

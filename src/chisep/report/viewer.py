@@ -25,7 +25,16 @@ MARGIN_MM = 8.0
 """Space around the brain box."""
 MOST_VOXELS = 6_000_000
 """Voxels of the brain box in the viewer; finer grids are thinned by averaging blocks."""
+MOST_BYTES = 13_000_000
+"""Limit of all maps of a page; its figures and texts take about 1 MB more."""
 
+_COARSER: Sequence[Mapping[bool, int]] = (
+    {True: 1, False: 1},
+    {True: 1, False: 2},
+    {True: 2, False: 4},
+    {True: 4, False: 8},
+)
+"""Factors of the steps of fine and of other maps, tried in turn."""
 _LEVEL = 6
 _LARGEST = np.iinfo(np.int16).max
 
@@ -60,6 +69,11 @@ class ViewerMap:
         Default colours: gray, or difference for maps that are differences.
     masked
         Whether it is shown within the first mask of its scan only.
+    difference
+        Keys of two maps whose difference it is, up to a constant; where that holds, the page makes it from
+        them. None for any other map.
+    fine
+        Whether its rounding is kept as long as possible when a page would be too large.
     """
 
     key: str
@@ -74,6 +88,8 @@ class ViewerMap:
     before: str = ""
     colours: str = "gray"
     masked: bool = True
+    difference: tuple[str, str] | None = None
+    fine: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +150,9 @@ class EncodedViewer:
         return sum(len(text) for _, text in self.blocks)
 
 
-def encode(scans: Sequence[ViewerScan], *, most_voxels: int = MOST_VOXELS) -> EncodedViewer:
+def encode(
+    scans: Sequence[ViewerScan], *, most_voxels: int = MOST_VOXELS, most_bytes: int = MOST_BYTES
+) -> EncodedViewer:
     """Encode scans for the viewer: crop, turn to RAS+, quantise, deflate.
 
     Parameters
@@ -143,32 +161,62 @@ def encode(scans: Sequence[ViewerScan], *, most_voxels: int = MOST_VOXELS) -> En
         What can be shown; the first is shown first.
     most_voxels
         Limit of voxels of a brain box.
+    most_bytes
+        Limit of the size in the page. Values are rounded more coarsely until it is kept, those of `fine`
+        maps last.
 
     Returns
     -------
     EncodedViewer
         Equal scans give equal content.
     """
+    frames = [_Frame.of(scan, most_voxels) for scan in scans]
+    for coarser in _COARSER:
+        viewer = _encoded(scans, frames, coarser)
+        if viewer.size_bytes <= most_bytes:
+            break
+    return viewer
+
+
+def _encoded(
+    scans: Sequence[ViewerScan], frames: Sequence[_Frame], coarser: Mapping[bool, int]
+) -> EncodedViewer:
     described: list[dict[str, Any]] = []
     blocks: list[tuple[str, str]] = []
-    for number, scan in enumerate(scans):
-        frame = _Frame.of(scan, most_voxels)
+    for number, (scan, frame) in enumerate(zip(scans, frames, strict=True)):
+        steps = {one.key: one.step * coarser[one.fine] for one in scan.maps}
         maps: list[dict[str, Any]] = []
         for one in scan.maps:
+            facts = _facts(one, steps[one.key])
+            offset = _offset_of_difference(scan, one)
+            if one.difference and offset is not None:
+                maps.append(facts | {"difference": [*one.difference], "offset": offset})
+                continue
             identifier = f"voxels-{number}-{len(maps)}"
-            content, facts = _encode_map(frame, one)
+            content, coding = _deflate(_integers(frame, one, steps[one.key]))
             blocks.append((identifier, content))
-            maps.append({"block": identifier, **facts})
+            maps.append(facts | {"block": identifier} | coding)
         entry: dict[str, Any] = {"name": scan.name, **frame.facts(), "maps": maps}
-        for kind, (content, facts) in _encode_places(frame, scan).items():
+        for kind, (content, coding) in _encode_places(frame, scan).items():
             identifier = f"voxels-{number}-{kind}"
             blocks.append((identifier, content))
-            entry[kind] = {"block": identifier, **facts}
+            entry[kind] = {"block": identifier, **coding}
         described.append(entry)
     text = json.dumps({"scans": described}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return EncodedViewer(text, blocks)
+
+
+def _offset_of_difference(scan: ViewerScan, one: ViewerMap) -> float | None:
+    """Constant by which a map differs from the difference of two others; None where it is no constant."""
+    values = {other.key: other.values for other in scan.maps}
+    if one.difference is None or not set(one.difference) <= set(values) or not scan.mask.any():
+        return None
+    first, second = (values[key][scan.mask] for key in one.difference)
+    rest = one.values[scan.mask] - (first - second)
+    offset = float(np.median(rest))
+    return round(offset, 6) if np.abs(rest - offset).max() <= one.step / 10 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,16 +296,20 @@ def _thinning(lengths: Sequence[int], voxel_mm: Sequence[float], most_voxels: in
     return thin
 
 
-def _encode_map(frame: _Frame, one: ViewerMap) -> tuple[str, dict[str, Any]]:
-    """Voxels of a map as text, and what a reader needs to decode and show them."""
+def _integers(frame: _Frame, one: ViewerMap, step: float) -> NDArray[np.int16]:
+    """Round the values of a map to multiples of its step."""
     values = np.nan_to_num(frame.mean(one.values), nan=0.0, posinf=0.0, neginf=0.0)
-    steps = np.rint(values / one.step).clip(-_LARGEST, _LARGEST).astype(np.int16)
-    content, coding = _deflate(steps)
-    return content, {
+    rounded: NDArray[np.int16] = np.rint(values / step).clip(-_LARGEST, _LARGEST).astype(np.int16)
+    return rounded
+
+
+def _facts(one: ViewerMap, step: float) -> dict[str, Any]:
+    """Collect what a reader needs to show a map."""
+    return {
         "key": one.key,
         "name": one.name,
         "unit": one.unit,
-        "step": one.step,
+        "step": step,
         "windows": [list(window) for window in one.windows],
         "group": one.group,
         "look": one.look,
@@ -265,7 +317,6 @@ def _encode_map(frame: _Frame, one: ViewerMap) -> tuple[str, dict[str, Any]]:
         "before": one.before,
         "colours": one.colours,
         "masked": one.masked,
-        **coding,
     }
 
 
@@ -289,18 +340,32 @@ def _encode_places(frame: _Frame, scan: ViewerScan) -> dict[str, tuple[str, dict
 
 
 def _deflate(steps: NDArray[np.int16]) -> tuple[str, dict[str, Any]]:
-    """Deflate integers, first axis fastest: bytes split into planes, differences where they take less."""
-    flat = steps.ravel(order="F")
-    differences = np.diff(flat, prepend=np.int16(0))
-    delta = _bits(differences) < _bits(flat)
-    plain = (differences if delta else flat).view(np.uint16)
-    low, high = (plain & 0xFF).astype(np.uint8), (plain >> 8).astype(np.uint8)
-    content = zlib.compress(b"".join(plane.tobytes() for plane in (low, high)), _LEVEL)
-    return base64.b64encode(content).decode("ascii"), {"delta": bool(delta)}
+    """Deflate integers, first axis fastest, low bytes before high bytes.
+
+    Where it takes less, differences to the mean of the three neighbours before a voxel are stored instead.
+    """
+    differences = _differences(steps)
+    predicted = _bits(differences) < _bits(steps)
+    plain = (differences if predicted else steps).ravel(order="F").view(np.uint16)
+    packer = zlib.compressobj(_LEVEL, strategy=zlib.Z_RLE)  # noise has no repeats, and the background is runs
+    content = b""
+    for plane in (plain & 0xFF, plain >> 8):
+        content += packer.compress(plane.astype(np.uint8).tobytes())
+    content += packer.flush()
+    return base64.b64encode(content).decode("ascii"), {"predicted": bool(predicted)}
+
+
+def _differences(steps: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Subtract the mean (rounded down) of the neighbours before a voxel along the three axes, modulo 2^16."""
+    total = np.zeros(steps.shape, np.int32)
+    total[1:] += steps[:-1]
+    total[:, 1:] += steps[:, :-1]
+    total[:, :, 1:] += steps[:, :, :-1]
+    return (steps - total // 3).astype(np.int16)
 
 
 def _bits(values: NDArray[np.int16]) -> float:
     """Entropy of integers in bits per value."""
-    counts = np.bincount(values.view(np.uint16), minlength=1)
+    counts = np.bincount(values.ravel().view(np.uint16), minlength=1)
     shares = counts[counts > 0] / values.size
     return float(-(shares * np.log2(shares)).sum())

@@ -8,7 +8,7 @@ from chisep.report.figures.axial import axial_planes, echoes
 from chisep.report.figures.bars import Bars, bars
 from chisep.report.figures.curves import Curves, curves
 from chisep.report.figures.distributions import Distribution, band_spectra, distributions
-from chisep.report.figures.encode import png, to_svg_or_png_base64
+from chisep.report.figures.encode import data_uri, png
 from chisep.report.figures.group import Spread, spreads
 from chisep.report.figures.lesions import Lesions, lesion_lines
 from chisep.report.figures.maps import (
@@ -69,6 +69,7 @@ __all__ = [
     "comparison",
     "convergence",
     "curves",
+    "data_uri",
     "distributions",
     "echoes",
     "histogram",
@@ -80,5 +81,4 @@ __all__ = [
     "source_maps",
     "spreads",
     "three_planes",
-    "to_svg_or_png_base64",
 ]

@@ -17,16 +17,23 @@ const chisepData = (() => {
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
 
-  /** Integers of a block: `coding` has its identifier and whether it holds differences. */
-  async function integers(coding) {
+  /** Integers of a block: `coding` has its identifier and whether it holds differences to neighbours. */
+  async function integers(coding, [nx, ny, nz]) {
     const bytes = await inflate(coding.block);
-    const count = bytes.length / 2;
-    const values = new Int16Array(count);
-    let sum = 0;
-    for (let i = 0; i < count; i++) {
-      const value = bytes[i] | (bytes[count + i] << 8);
-      sum = coding.delta ? sum + value : value;
-      values[i] = sum; /* wraps like a 16-bit integer */
+    const count = nx * ny * nz;
+    const values = new Int16Array(count); /* sums wrap like 16-bit integers */
+    if (!coding.predicted) {
+      for (let i = 0; i < count; i++) values[i] = bytes[i] | (bytes[count + i] << 8);
+      return values;
+    }
+    let i = 0;
+    for (let z = 0; z < nz; z++) {
+      for (let y = 0; y < ny; y++) {
+        for (let x = 0; x < nx; x++, i++) {
+          const before = (x ? values[i - 1] : 0) + (y ? values[i - nx] : 0) + (z ? values[i - nx * ny] : 0);
+          values[i] = Math.floor(before / 3) + (bytes[i] | (bytes[count + i] << 8));
+        }
+      }
     }
     return values;
   }
@@ -45,7 +52,8 @@ const chisepData = (() => {
       const coding = this.byKey.get(key) || this[key];
       if (!coding) return Promise.resolve(false);
       if (!this.pending.has(key)) {
-        const done = integers(coding).then((values) => {
+        const read = coding.difference ? this.subtract(coding) : integers(coding, this.shape);
+        const done = read.then((values) => {
           if (this.byKey.has(key)) coding.values = values;
           else this.places[key] = values;
           return true;
@@ -53,6 +61,19 @@ const chisepData = (() => {
         this.pending.set(key, done);
       }
       return this.pending.get(key);
+    }
+
+    /** A map that is the difference of two others and a constant, within the mask. */
+    async subtract(coding) {
+      const [first, second] = coding.difference.map((key) => this.byKey.get(key));
+      await Promise.all([this.load(first.key), this.load(second.key), this.load("masks")]);
+      const [a, b] = [first.step / coding.step, second.step / coding.step];
+      const offset = coding.offset / coding.step;
+      const values = new Int16Array(first.values.length);
+      for (let i = 0; i < values.length; i++) {
+        if (this.places.masks[i] & 1) values[i] = Math.round(a * first.values[i] - b * second.values[i] + offset);
+      }
+      return values;
     }
 
     index([x, y, z]) {
