@@ -24,12 +24,15 @@ from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
 from chisep.progress import Progress
 from chisep.report import figures
-from chisep.report.subject import Panel, SubjectReport, Table, write_report
+from chisep.report.comparison import comparison_viewer, score_table
+from chisep.report.subject import Panel, SubjectReport, write_report
 from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, simulate
 from chisep.types import Maps
 
 _SYMBOLS = {"paramagnetic": "χ_pos", "diamagnetic": "χ_neg", "total": "χ"}
 _COLUMNS = ("method", "map", "inputs", "NRMSE %", "PSNR dB", "SSIM", "xSIM")
+
+_ERROR_WINDOW_PPB = (-50.0, 50.0)
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class _Comparison:
         }
         self.rows: list[tuple[str, ...]] = []
         self.warnings: list[str] = []
+        self._estimates: dict[str, dict[str, figures.VolumeArray]] = {source: {} for source in self.truth}
         self._shown: dict[str, list[figures.Row]] = {
             source: [self._row("truth", source, volume)] for source, volume in self.truth.items()
         }
@@ -219,7 +223,14 @@ class _Comparison:
                 f"{scores['xsim']:.3f}",
             )
         )
-        self._shown[source].append(self._row(f"{method}, {inputs}", source, volume))
+        self._estimates[source][f"{method}, {inputs}"] = volume
+        error = np.where(self.mask, 1000 * (volume - self.truth[source]), 0)
+        self._shown[source] += [
+            self._row(f"{method}, {inputs}", source, volume),
+            figures.Row(
+                f"{method}, {inputs}: error", error, "ppb", _ERROR_WINDOW_PPB, figures.DIFFERENCE_CMAP
+            ),
+        ]
 
     def report(self) -> SubjectReport:
         panels = [
@@ -229,7 +240,7 @@ class _Comparison:
                 "results of preprocessing of the scan. “Noisy maps” (--all) are the field and R2′ of an "
                 "ideal preprocessing, with the noise of the scan, in the whole brain. The difference is the "
                 "effect of preprocessing. PSNR is relative to 1 ppm over the whole field of view.",
-                table=Table(_COLUMNS, tuple(self.rows)),
+                table=score_table(_COLUMNS, self.rows),
             )
         ]
         for source, rows in self._shown.items():
@@ -239,9 +250,10 @@ class _Comparison:
             panels.append(
                 Panel.of_figure(
                     symbol,
-                    f"Ground truth, then the methods that compute {symbol}.",
+                    f"Ground truth, then the methods that compute {symbol}, each with its error.",
                     figures.planes(rows, self.affine, mask=self.mask),
-                    alt=f"{symbol} of the ground truth and of the methods in three planes.",
+                    alt=f"{symbol} of the ground truth, of the methods, and their errors in three planes.",
+                    in_viewer=True,
                 )
             )
         return SubjectReport(
@@ -251,4 +263,10 @@ class _Comparison:
             warnings=self.warnings,
             panels=panels,
             versions={"chisep": chisep.__version__},
+            viewer=comparison_viewer(
+                {_SYMBOLS[source]: volume for source, volume in self.truth.items()},
+                {_SYMBOLS[source]: volumes for source, volumes in self._estimates.items()},
+                self.affine,
+                self.mask,
+            ),
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 from html import unescape
 from pathlib import Path
+
+from PIL import Image
 
 from chisep.io.files import write_bytes
 from chisep.io.paths import is_file, require_inside
@@ -18,7 +21,7 @@ FOLDER = "figures"
 _PANEL = re.compile(
     r'<section id="panel-\d+"[^>]*>.*?<h2>(?P<title>[^<]*)</h2>(?P<body>.*?)</section>', re.DOTALL
 )
-_IMAGE = re.compile(r'<img src="data:image/(?P<kind>png|svg\+xml);base64,(?P<content>[A-Za-z0-9+/=]+)"')
+_IMAGE = re.compile(r'<img src="data:image/(?P<kind>png|webp|svg\+xml);base64,(?P<content>[A-Za-z0-9+/=]+)"')
 
 
 def write_figures(root: Path, page: Path, subject: str) -> list[Path]:
@@ -65,12 +68,22 @@ def _figures(page: str) -> dict[str, bytes]:
         for number, image in enumerate(_IMAGE.finditer(panel["body"])):
             try:
                 content = base64.b64decode(image["content"], validate=True)
-            except binascii.Error:  # a page that somebody edited
+                if image["kind"] == "webp":
+                    content = _as_png(content)
+            except (binascii.Error, OSError):  # a page that somebody edited
                 continue
-            extension = "png" if image["kind"] == "png" else "svg"
+            extension = "svg" if image["kind"] == "svg+xml" else "png"
             label = _label(unescape(panel["title"])) + (str(number + 1) if number else "")
             found[f"{label}_figure.{extension}"] = content
     return found
+
+
+def _as_png(content: bytes) -> bytes:
+    """Convert an image to PNG, which every program of a reader or a journal opens."""
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as image:
+        image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _label(title: str) -> str:

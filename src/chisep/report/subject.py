@@ -308,10 +308,14 @@ def render(report: SubjectReport) -> str:
             for stage, values in report.parameters.items()
         },
         scripts=(
-            *(TABLE_SCRIPTS if report.regions else ()),
+            *(TABLE_SCRIPTS if _has_sortable_table(report) else ()),
             *(VIEWER_SCRIPTS if report.viewer else ()),
         ),
     )
+
+
+def _has_sortable_table(report: SubjectReport) -> bool:
+    return bool(report.regions) or any(panel.table and not panel.table.groups for panel in report.panels)
 
 
 def mark_as_earlier(path: Path, error: str) -> None:
