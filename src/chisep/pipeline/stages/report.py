@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         *(f"input: {note}" for note in context.session.notes),
         *(f"{name}: {text}" for name, record in records.items() for text in record.warnings),
     ]
+    warnings = [_without_folders(text, context.files.raw, context.files.out) for text in warnings]
     checks = [fact for record in records.values() for fact in record.facts.get("Checks", ())]
     assumed = [one.text for one in context.assumptions]
     parameters = {stage.name: dict(stage.parameters) for stage in stages}
@@ -76,6 +78,14 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         },
         work,
     )
+
+
+def _without_folders(text: str, *roots: Path) -> str:
+    """Name files of the datasets without the folders of this machine, which mean nothing to a reader."""
+    found = {str(path) for root in roots for path in (root.absolute(), root.resolve())}
+    for folder in sorted(found, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def _images(context: SessionContext, files: StageFiles) -> SessionImages:
