@@ -1,6 +1,6 @@
-"""Screenshots of pages for the docs, and the time to the first slice: python tools/screens.py OUT [COMPARISON].
+"""Screenshots of pages for the docs, and time to the first slice: python tools/screens.py OUT [COMPARISON].
 
-Needs Chromium and playwright. OUT is a derivatives dataset of `chisep run`, COMPARISON the page of `chisep demo`.
+Needs Chromium and playwright. OUT is a dataset of `chisep run`, COMPARISON the page of `chisep demo`.
 """
 
 from __future__ import annotations
