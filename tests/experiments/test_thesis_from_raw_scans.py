@@ -28,7 +28,7 @@ def test_the_script_ends_with_the_table(tmp_path):
         "--te-se-s 0.015 0.03 0.045",
         "ORIENTATIONS": "--cluster none",
         "SPLIT": "--train 01 --validation 02 --test 03",
-        "NETWORKS": "--epochs 1 --steps-per-epoch 2",
+        "NETWORKS": "--epochs 1 --steps-per-epoch 4",
     }
     # The environment of this interpreter comes first, so that the script finds its chisep.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
