@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chisep.experiments import preprocessing, relaxivity, scan_checks
+from chisep.experiments import nuclei, preprocessing, relaxivity, scan_checks
 from chisep.experiments.qsm_ci import command as qsm_ci
 from chisep.experiments.robustness import ablations as network_ablations
 from chisep.experiments.robustness import results as robustness
@@ -45,6 +45,7 @@ PAGES = {
     "beyond/ablations": _network_ablations,
     "preprocessing": lambda found: preprocessing.page(found["Rows"]),
     "qsm-ci/qsm-ci": qsm_ci.page,
+    "regions/regions": nuclei.page,
     "relaxivity/relaxivity": relaxivity.page,
     "scan-checks/scan-checks": lambda found: scan_checks.page(found["Sessions"]),
     "thesis/ablations": lambda found: ablations.page(found["Rows"], found["Budget"]),

@@ -157,7 +157,9 @@ def case(labels):
     known = (rng.uniform(size=labels.shape) > 0.4) & (labels != 3)
     maps = [RegionMap("a_ppb", values, known, sigma), RegionMap("b_hz", 2 * values, known | True)]
     reliable = np.cumsum(np.ones(labels.shape), axis=0) > 2
-    rows = region_values(labels, {1: "one"}, maps, (1.0, 2.0, 3.0), reliable)
+    rows = region_values(
+        labels, {1: "one"}, maps, (1.0, 2.0, 3.0), reliable, np.ones(labels.shape, dtype=bool)
+    )
     return values, sigma, known, rows, reliable
 
 

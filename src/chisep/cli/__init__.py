@@ -341,6 +341,13 @@ def _bids_check(arguments: Sequence[str]) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
+def _regions(arguments: Sequence[str]) -> int:
+    from chisep.api.regions import RegionsConfig, regions
+
+    print(*regions(_parse(RegionsConfig, "regions", arguments)), sep="\n")
+    return 0
+
+
 def _evaluate(arguments: Sequence[str]) -> int:
     from chisep.api.evaluate import EvaluateConfig, evaluate
 
@@ -429,6 +436,7 @@ COMMANDS = {
         "process scans in several head orientations: COSMOS, and labels for training", _orientations
     ),
     "cosmos": Command("compute a susceptibility map from fields of several head orientations", _cosmos),
+    "regions": Command("read values of maps in regions, also of maps that were made elsewhere", _regions),
     "simulate": Command("simulate a BIDS dataset of digital phantoms with known sources", _simulate),
     "train": Command("train a network on labelled maps, your own or simulated ones", _train),
     "weights": Command("list the packaged weights, or describe some weights", _weights),

@@ -18,6 +18,7 @@ _CONFIGS = {
     "separate": "chisep.api.files.SeparateConfig",
     "qsm": "chisep.api.files.QsmConfig",
     "cosmos": "chisep.api.orientations.CosmosFilesConfig",
+    "regions": "chisep.api.regions.RegionsConfig",
     "simulate": "chisep.pipeline.labelled_dataset.LabelledConfig",
     "weights": "chisep.networks.weights.WeightsConfig",
     "dicom": "chisep.io.ingest.dicom.DicomConfig",

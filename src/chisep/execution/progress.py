@@ -45,9 +45,9 @@ Watch = Callable[[Update], None]
 TYPICAL_SECONDS: Mapping[str, float] = {
     "mask": 7.0,
     "field": 15.0,
-    "background": 10.0,
     "registration": 15.0,
     "relaxometry": 21.0,
+    "background": 10.0,
     "separation": 61.0,
     "labels": 15.0,
     "nuclei": 25.0,

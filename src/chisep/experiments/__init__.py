@@ -120,6 +120,12 @@ def _network_ablations() -> tuple[type[Any], Function]:
     return NetworkAblationsConfig, ablations
 
 
+def _regions() -> tuple[type[Any], Function]:
+    from chisep.experiments.nuclei import NucleiExperimentConfig, nuclei
+
+    return NucleiExperimentConfig, nuclei
+
+
 def _whole_brain() -> tuple[type[Any], Function]:
     from chisep.experiments.whole_brain.command import whole_brain
     from chisep.experiments.whole_brain.sessions import WholeBrainConfig
@@ -172,6 +178,7 @@ EXPERIMENTS = {
     "parts": Experiment(
         "ablations of the unrolled network: small trainings with one change each", _network_ablations
     ),
+    "regions": Experiment("nuclei of the atlas CIT168 on simulated scans against the true nuclei", _regions),
     "whole-brain": Experiment(
         "the whole chain over the whole brain: from raw scans to maps, errors by depth",
         _whole_brain,

@@ -67,6 +67,9 @@ class RunConfig:
     """Source of the regions: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a FreeSurfer
     subjects directory, or an atlas in MNI152 space (NIfTI, with its label table beside it as .tsv); if
     unset: a segmentation in BIDS/derivatives, else the packaged atlas."""
+    nuclei: bool = True
+    """Outline substantia nigra, red and subthalamic nucleus and both segments of the pallidum by the atlas
+    CIT168, in voxels of up to 2 mm."""
     b0_dir: tuple[float, float, float] | None = None
     """B0 direction in voxel axes of the gradient echo, for images whose affine is not the scanner's; if
     unset: as the sidecar states it (B0DirectionVoxelAxes), else scanner z, from the affine."""

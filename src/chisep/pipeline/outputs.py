@@ -160,6 +160,8 @@ _ALL = (
     Output("calibration", "D_r of the scan", "relaxivity", extension=".json"),
     Output("labels", "Regions on the grid of the gradient echo", "dseg", {"desc": "regions"}),
     Output("label_names", "Names of the regions", "dseg", {"desc": "regions"}, extension=".tsv"),
+    Output("nuclei", "Iron-rich nuclei of the atlas CIT168", "dseg", {"desc": "nuclei"}),
+    Output("nucleus_names", "Names of the nuclei", "dseg", {"desc": "nuclei"}, extension=".tsv"),
     Output("region_values", "Values of every map in every region", "regions", extension=".tsv"),
     Output("region_columns", "Columns of the table of region values", "regions", extension=".json"),
     Output(

@@ -15,7 +15,7 @@ _SPACES = ("", "T1w", "T2w", "FLAIR", "MEGRE", "GRE", "orig", "scanner", "indivi
 """Values of the entity `space` for native space in scanner coordinates; others are template spaces."""
 _DESCRIPTIONS = ("aparcaseg", "aseg", "synthseg", "")
 """Values of the entity `desc` of whole-brain segmentations, the finest first."""
-_NOT_REGIONS = ("regions", "lesion")
+_NOT_REGIONS = ("regions", "nuclei", "lesion")
 """Values of `desc` of label maps that chisep wrote, and of partial label maps."""
 _FREESURFER = ("aparc+aseg.mgz", "aseg.mgz", "synthseg.mgz")
 

@@ -20,6 +20,7 @@ from chisep.pipeline.engine import Stage, StageCache
 from chisep.pipeline.inputs import require_inputs
 from chisep.pipeline.stages.field import background_stage, field_stage
 from chisep.pipeline.stages.mask import mask_stage
+from chisep.pipeline.stages.nuclei import nuclei_stage, outlines_nuclei
 from chisep.pipeline.stages.qsm import qsm_stage
 from chisep.pipeline.stages.regions import labels_stage, regions_stage
 from chisep.pipeline.stages.relaxometry import registration_stage, relaxometry_stage
@@ -131,6 +132,7 @@ def map_stages(context: SessionContext) -> list[Stage]:
     """
     mese = context.session.mese
     stages = [mask_stage(context), field_stage(context)]
+    nuclei = [nuclei_stage(context)] if outlines_nuclei(context) else []
     separated = []
     if context.fits_r2star:  # with one echo there are neither rates nor sources
         stages += [*([] if mese is None else [registration_stage(context, mese)]), relaxometry_stage(context)]
@@ -141,9 +143,9 @@ def map_stages(context: SessionContext) -> list[Stage]:
         estimated = [scan_relaxivity_stage(context)] if context.config.dr == AUTO else []
         separated = [*estimated, separation_stage(context)]
     if context.chi_key == "chi":
-        stages += [*separated, labels_stage(context)]
+        stages += [*separated, labels_stage(context), *nuclei]
     else:
-        stages += [inversion_stage(context), labels_stage(context)]
+        stages += [inversion_stage(context), labels_stage(context), *nuclei]
         stages += [calibration_stage(context)] if context.config.calibrate_dr and separated else []
         stages += separated
     if context.chi_key != "qsm":

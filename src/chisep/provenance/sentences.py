@@ -580,6 +580,14 @@ def regions_sentences(session: SessionFacts) -> Sentences:
             "Regions are those of a segmentation of the same head, brought to the grid of the gradient echo "
             f"{moved}.",
         )
+    if session.has("nuclei"):
+        yield (
+            "nuclei",
+            "Substantia nigra, red nucleus, subthalamic nucleus and the segments of the pallidum are those "
+            "of the atlas CIT168 [@pauli2018], registered to R2* and susceptibility of each scan (the whole "
+            "brain, then symmetric demons around the deep grey matter), with borders by expectation "
+            "maximisation [@vanleemput1999].",
+        )
     if session.has("regions"):
         yield (
             "values",
@@ -622,6 +630,7 @@ _SPREADS = {
     ),
     "Regions": (
         ("labels", "AtlasOverlapDice", "", "The overlap (Dice) of the atlas' brain with the mask was"),
+        ("nuclei", "AtlasOverlapDice", "", "The overlap of the registration of the nuclei (Dice) was"),
         ("labels", "LabelledPartOfBrain", "", "The part of the brain mask that has labels was"),
     ),
 }

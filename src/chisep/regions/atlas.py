@@ -7,6 +7,7 @@ The contrast of the atlas comes from published region means.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ MaskArray = Bool[np.ndarray, "i j k"]
 _EDGE_MM = 2.0
 """Voxel edge of the registration."""
 _MARGIN_MM = 10.0
-_CHI_SCALE_PPB = 40.0
+CHI_SCALE_PPB = 40.0
 """χ with the weight of the median R2*."""
 _MOST_CONTRAST = 5.0
 _AROUND_MM = 6.0
@@ -67,7 +68,7 @@ class _Contrast:
 
     def itk(self) -> SimpleITK.Image:
         """Return the image for SimpleITK."""
-        return _itk(self.image, self.affine)
+        return itk_image(self.image, self.affine)
 
 
 def packaged_atlas() -> LabelImage:
@@ -115,7 +116,7 @@ def _contrast(
     """
     relative = np.float32(1) if r2star is None else r2star / max(float(np.median(r2star[brain])), 1e-6)
     inside = brain & chi_known
-    shift = np.where(inside, chi_ppb - np.median(chi_ppb[inside]), 0) / _CHI_SCALE_PPB
+    shift = np.where(inside, chi_ppb - np.median(chi_ppb[inside]), 0) / CHI_SCALE_PPB
     image = np.where(brain, np.clip(relative + shift, 0, _MOST_CONTRAST), 0)
     corners = np.array(np.meshgrid(*[(i.min(), i.max()) for i in np.nonzero(brain)])).reshape(3, -1).T
     world = nib.affines.apply_affine(affine, corners)
@@ -123,15 +124,28 @@ def _contrast(
     shape = np.ceil((high - low) / _EDGE_MM).astype(int) + 1
     cubes = np.diag([_EDGE_MM, _EDGE_MM, _EDGE_MM, 1.0])
     cubes[:3, 3] = low
-    pull = np.linalg.solve(affine, cubes)
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    blur = np.maximum(0.4 * (_EDGE_MM / edges - 1), 0)
+    return _Contrast(
+        resampled(image, affine, tuple(shape), cubes),
+        resampled(brain, affine, tuple(shape), cubes) > 0.5,
+        cubes,
+    )
 
-    def resampled(volume: np.ndarray) -> np.ndarray:
-        smooth = ndimage.gaussian_filter(volume.astype(np.float32), blur)
-        return np.asarray(ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], tuple(shape), order=1))
 
-    return _Contrast(resampled(image), resampled(brain) > 0.5, cubes)
+def resampled(volume: np.ndarray, affine: Affine, shape: tuple[int, ...], grid: Affine) -> np.ndarray:
+    """Resample a map to another grid in world coordinates, smoothed where the new voxels are larger.
+
+    Parameters
+    ----------
+    volume, affine
+        Map and its affine.
+    shape, grid
+        Shape and affine of the new grid.
+    """
+    pull = np.linalg.solve(affine, grid)
+    edges, new_edges = (np.linalg.norm(each[:3, :3], axis=0) for each in (affine, grid))
+    blur = np.maximum(0.4 * (new_edges.mean() / edges - 1), 0)
+    smooth = ndimage.gaussian_filter(volume.astype(np.float32), blur)
+    return np.asarray(ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], shape, order=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +159,13 @@ class AtlasLabels:
     overlap
         Dice coefficient of the brain mask and the atlas' brain as it was registered; 0, and no labels, where
         the registration failed.
+    to_mni
+        Transform of SimpleITK from world points of the scan to MNI152; None where the registration failed.
     """
 
     labels: LabelArray
     overlap: float
+    to_mni: SimpleITK.Transform | None = None
 
 
 def atlas_on_scan(
@@ -191,10 +208,10 @@ def atlas_on_scan(
     labels = _pulled(atlas.labels.astype(np.float64), atlas.affine, to_mni, grid)
     found = _pulled(template.brain.astype(np.float64), template.affine, to_mni, grid) > 0
     overlap = 2 * float((found & brain).sum()) / float(found.sum() + brain.sum())
-    return AtlasLabels(np.where(brain, labels, 0).astype(np.int32), overlap)
+    return AtlasLabels(np.where(brain, labels, 0).astype(np.int32), overlap, to_mni)
 
 
-def _itk(volume: np.ndarray, affine: Affine) -> SimpleITK.Image:
+def itk_image(volume: np.ndarray, affine: Affine) -> SimpleITK.Image:
     """Convert a volume for SimpleITK, whose world axes point to the left and to posterior (LPS)."""
     import SimpleITK
 
@@ -248,7 +265,7 @@ def _affine(scan: _Contrast, template: _Contrast) -> SimpleITK.AffineTransform:
     affine.SetTranslation(rigid.GetTranslation())
     improve(affine, 6.0, 30_000, None)
     around = ndimage.binary_dilation(scan.brain, iterations=round(_AROUND_MM / _EDGE_MM))
-    improve(affine, 3.0, 60_000, _itk(around.astype(np.uint8), scan.affine))
+    improve(affine, 3.0, 60_000, itk_image(around.astype(np.uint8), scan.affine))
     return affine
 
 
@@ -257,25 +274,46 @@ def _deformed(scan: _Contrast, template: _Contrast, affine: SimpleITK.AffineTran
     import SimpleITK
 
     fixed, moving = scan.itk(), SimpleITK.Resample(template.itk(), scan.itk(), affine, SimpleITK.sitkLinear)
+    return SimpleITK.CompositeTransform([affine, demons(fixed, moving, _DEMONS)])
+
+
+def demons(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, levels: Sequence[tuple[int, float, int]]
+) -> SimpleITK.Transform:
+    """Deformable registration of two images on one grid by symmetric-force demons, coarse to fine.
+
+    Parameters
+    ----------
+    fixed, moving
+        Images of equal contrast.
+    levels
+        Shrinking, smoothing in mm, and iterations of each level.
+
+    Returns
+    -------
+    SimpleITK.Transform
+        From points of the fixed image to points of the moving one.
+    """
+    import SimpleITK
+
     field: SimpleITK.Image | None = None
-    for shrink, smoothing_mm, iterations in _DEMONS:
+    for shrink, smoothing_mm, iterations in levels:
         still = SimpleITK.Shrink(SimpleITK.SmoothingRecursiveGaussian(fixed, smoothing_mm / 2), [shrink] * 3)
         moved = SimpleITK.Resample(SimpleITK.SmoothingRecursiveGaussian(moving, smoothing_mm / 2), still)
-        demons = SimpleITK.FastSymmetricForcesDemonsRegistrationFilter()
-        demons.SetNumberOfThreads(max(1, torch.get_num_threads()))
-        demons.SetNumberOfIterations(iterations)
-        demons.SetStandardDeviations(_FIELD_SMOOTHING_VOXELS)
-        field = demons.Execute(
+        method = SimpleITK.FastSymmetricForcesDemonsRegistrationFilter()
+        method.SetNumberOfThreads(max(1, torch.get_num_threads()))
+        method.SetNumberOfIterations(iterations)
+        method.SetStandardDeviations(_FIELD_SMOOTHING_VOXELS)
+        field = method.Execute(
             still, moved, *([SimpleITK.Resample(field, still)] if field is not None else [])
         )
-    displacement = SimpleITK.DisplacementFieldTransform(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64))
-    return SimpleITK.CompositeTransform([affine, displacement])
+    return SimpleITK.DisplacementFieldTransform(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64))
 
 
 def _pulled(volume: np.ndarray, affine: Affine, to_mni: SimpleITK.Transform, grid: Grid) -> np.ndarray:
     """Resample labels to the grid of the scan by nearest neighbour."""
     import SimpleITK
 
-    reference = _itk(np.zeros(grid.shape, dtype=np.uint8), grid.matrix())
-    moved = SimpleITK.Resample(_itk(volume, affine), reference, to_mni, SimpleITK.sitkNearestNeighbor)
+    reference = itk_image(np.zeros(grid.shape, dtype=np.uint8), grid.matrix())
+    moved = SimpleITK.Resample(itk_image(volume, affine), reference, to_mni, SimpleITK.sitkNearestNeighbor)
     return np.asarray(SimpleITK.GetArrayFromImage(moved).T)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import ndimage
 
 from chisep import metrics
 from chisep.errors import InputError
@@ -68,6 +69,11 @@ class RegionValue:
     reliable_part
         Part of the region within the brain mask that lies in the reliable mask, 0 to 1; None in a table of a
         version without it.
+    coverage
+        Part of the region within the brain mask in which the map is known, 0 to 1; None likewise.
+    rim_part
+        Part of the region within the brain mask that lies within 4 mm of the surface of this mask; None
+        likewise.
     """
 
     index: int
@@ -80,11 +86,16 @@ class RegionValue:
     median: float | None
     sigma: float | None
     reliable_part: float | None = None
+    coverage: float | None = None
+    rim_part: float | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(RegionValue))
 STATISTICS = ("mean", "sd", "median", "sigma")
 """Columns that are in the unit of the map."""
+_PARTS = ("reliable_part", "coverage", "rim_part")
+RIM_MM = 4.0
+"""Depth of the rim of the brain mask, where fields and susceptibility are least certain."""
 
 
 def region_values(
@@ -93,6 +104,8 @@ def region_values(
     maps: Iterable[RegionMap],
     voxel_mm: Sequence[float],
     reliable: MaskArray,
+    brain: MaskArray,
+    weights: MapArray | None = None,
 ) -> list[RegionValue]:
     """Statistics of maps in every region.
 
@@ -108,6 +121,11 @@ def region_values(
         Edges of a voxel in mm.
     reliable
         Reliable mask, shape (i, j, k).
+    brain
+        Brain mask, shape (i, j, k).
+    weights
+        Weight of every voxel in the means of its region, such as the part of the voxel that belongs to it,
+        shape (i, j, k); all are equal if None. Median and voxel counts have no weights.
 
     Returns
     -------
@@ -115,6 +133,9 @@ def region_values(
         Sorted by label; a label has all maps in the order given, also those that are known nowhere in it.
     """
     voxel_ml = math.prod(voxel_mm) / 1000
+    depth_mm = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=voxel_mm)[1:-1, 1:-1, 1:-1]
+    rim = (depth_mm <= RIM_MM) & (labels != 0)
+    in_rim = dict(zip(*np.unique(labels[rim], return_counts=True), strict=True))
     present, counts = np.unique(labels[labels != 0], return_counts=True)
     in_reliable = dict(zip(*np.unique(labels[reliable & (labels != 0)], return_counts=True), strict=True))
     found: dict[tuple[int, str], RegionValue] = {}
@@ -124,6 +145,7 @@ def region_values(
         inside = np.where(each.known, labels, 0)
         values = metrics.roi_statistics(each.values, inside)
         noise = {} if each.sigma is None else metrics.roi_statistics(each.sigma, inside)
+        means = {} if weights is None else _weighted(each.values, inside, weights)
         for label, count in zip(present.tolist(), counts.tolist(), strict=True):
             known = values.get(label)
             found[label, each.name] = RegionValue(
@@ -132,13 +154,25 @@ def region_values(
                 each.name,
                 known.voxels if known else 0,
                 count * voxel_ml,
-                known.mean if known else None,
-                known.sd if known else None,
+                means.get(label, (known.mean, known.sd))[0] if known else None,
+                means.get(label, (known.mean, known.sd))[1] if known else None,
                 known.median if known else None,
                 noise[label].mean if label in noise else None,
                 float(in_reliable.get(label, 0) / count),
+                (known.voxels if known else 0) / count,
+                float(in_rim.get(label, 0) / count),
             )
     return [found[label, name] for label in present.tolist() for name in order]
+
+
+def _weighted(volume: MapArray, labels: LabelArray, weights: MapArray) -> dict[int, tuple[float, float]]:
+    """Weighted mean and standard deviation in every region."""
+    at = labels > 0
+    place, values, w = labels[at], volume[at].astype(np.float64), weights[at].astype(np.float64)
+    total = np.bincount(place, w)
+    mean = np.bincount(place, w * values) / np.maximum(total, 1e-12)
+    sd = np.sqrt(np.bincount(place, w * (values - mean[place]) ** 2) / np.maximum(total, 1e-12))
+    return {label: (float(mean[label]), float(sd[label])) for label in np.flatnonzero(total).tolist()}
 
 
 def write_values(path: Path, values: Iterable[RegionValue]) -> Path:
@@ -171,7 +205,7 @@ def read_values(path: Path) -> list[RegionValue]:
                     float(row["volume_ml"]),
                     *(
                         None if row.get(key, MISSING) == MISSING else float(row[key])
-                        for key in (*STATISTICS, "reliable_part")
+                        for key in (*STATISTICS, *_PARTS)
                     ),
                 )
                 for row in csv.DictReader(file, delimiter="\t")
@@ -210,5 +244,11 @@ def values_dictionary(maps: Mapping[str, str]) -> dict[str, Any]:
         "reliable_part": {
             "Description": "Part of the region within the brain mask that lies in the reliable mask "
             "(desc-reliable_mask), 0 to 1"
+        },
+        "coverage": {
+            "Description": "Part of the region within the brain mask in which the map is known, 0 to 1"
+        },
+        "rim_part": {
+            "Description": f"Part of the region within {RIM_MM:g} mm of the surface of the brain mask, 0 to 1"
         },
     }

@@ -199,17 +199,23 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
     if context.qsm_from_sources:
         sigmas["chi"] = OUTPUTS["qsm"].sigma
     sigmas = {key: sigma for key, sigma in sigmas.items() if sigma and files[sigma] in made}
-    read = ["labels", "label_names", "mask", "reliable_mask", *maps, *sigmas.values()]
+    tables = {"labels": "label_names"}
+    if files["nuclei"] in made:
+        tables["nuclei"] = "nucleus_names"
+    read = [*tables, *tables.values(), "mask", "reliable_mask", *maps, *sigmas.values()]
     if context.fits_r2star:
         read.append("r2prime_sigma")
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
-        names = read_names(own.path("label_names"))
         warnings, facts = _phase_sign(context, own) if {"qsm", "r2star"} <= set(maps) else ([], {})
-        volumes = _region_maps(context, own, maps, sigmas)
-        reliable = own.array("reliable_mask") > 0
-        values = region_values(own.labels(), names, volumes, own.grid.voxel_mm, reliable)
+        reliable, brain = own.array("reliable_mask") > 0, own.array("mask") > 0
+        values = []
+        for labels, table in tables.items():
+            regions = np.rint(own.array(labels)).astype(np.int32)
+            names = read_names(own.path(table))
+            volumes = _region_maps(context, own, maps, sigmas)
+            values += region_values(regions, names, volumes, own.grid.voxel_mm, reliable, brain)
         write_values(own.target("region_values"), values)
         texts = {OUTPUTS[key].region_column: OUTPUTS[key].description for key in maps}
         if context.session.mese is None and "r2prime" in maps:

@@ -14,6 +14,7 @@ from chisep.io import nifti
 from chisep.pipeline.context import SessionContext
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
+from chisep.pipeline.stages.nuclei import outlines_nuclei
 from chisep.pipeline.stages.regions import trusted_mask
 from chisep.pipeline.stages.relaxometry import has_b1
 from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
@@ -117,8 +118,17 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
         chi_neg_ppm=files.array("chi_neg") if separated else None,
         chi_ppm=files.array("chi") if separated else None,
         chi_sigmas_ppm=_sigmas(context, files) if separated else (),
-        labels=files.labels(),
+        labels=_labels(context, files),
     )
+
+
+def _labels(context: SessionContext, files: StageFiles) -> NDArray[np.int32]:
+    """Regions, with the nuclei on top."""
+    labels = files.labels()
+    if not outlines_nuclei(context):
+        return labels
+    nuclei = np.rint(files.array("nuclei")).astype(np.int32)
+    return np.where(nuclei > 0, nuclei, labels).astype(np.int32)
 
 
 def _sigmas(context: SessionContext, files: StageFiles) -> tuple[NDArray[np.float32], ...]:
