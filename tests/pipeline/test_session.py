@@ -263,7 +263,7 @@ class TestOptions:
         call = ["run", str(raw), str(tmp_path), "--method", "closed-form", "--qsm", "tkd"]
         call += ["--mask.method", "threshold", "--background.method", "pdf", "--r2.method", "exponential"]
         call += ["--r2star.method", "arlo", "--field-map.fit", "nonlinear", "--denoise", "none"]
-        run_up_to("relaxometry", parse(CohortConfig, "run", call[1:], prefixes=True).run)
+        run_up_to("background", parse(CohortConfig, "run", call[1:], prefixes=True).run)
         sidecars = {
             name: json.loads((tmp_path / ANAT / f"sub-01_{name}.json").read_text())
             for name in ("desc-brain_mask", "desc-local_fieldmap", "R2map", "desc-total_fieldmap")

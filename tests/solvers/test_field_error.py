@@ -117,15 +117,18 @@ def test_closed_forms_choose_a_weight_near_the_best(head, solver, fixed, sigma_p
     assert error(type(fixed[0])()) < 1.05 * min(error(config) for config in fixed)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_tkd_with_structured_errors_is_no_worse_than_tikhonov(head, seed):
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_tkd_with_structured_errors_is_no_worse_than_tikhonov(seed):
+    """In a head of 60 voxels. In 40 voxels too few waves lie near the cone for the estimated spectra, and the
+    order of the two, which differ by less than 1 %, is chance."""
+    head = make_head((56, 60, 50))
     error = structured_field_error(head.mask, head.grid, np.random.default_rng(seed))
     maps = replace(head.maps(), field_ppm=head.maps().field_ppm + 6e-3 * error)
     of_tkd, of_tikhonov = (
         nrmse_percent(made.chi_ppm, head.chi_ppm, head.mask)
         for made in (tkd.solve(maps, tkd.TkdConfig()), tikhonov.solve(maps, tikhonov.TikhonovConfig()))
     )
-    assert of_tkd <= 1.002 * of_tikhonov
+    assert of_tkd < of_tikhonov
 
 
 def test_tv_with_structured_errors_is_no_worse_than_tikhonov(head):

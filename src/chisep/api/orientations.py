@@ -186,7 +186,7 @@ class CosmosFilesConfig:
     """Where χ may be, such as the brain mask (NIfTI); if unset: wherever any field is known."""
     reference: Path | None = None
     """Mask (NIfTI) of a region in which the mean of χ is set to 0, such as the ventricles; if unset: none."""
-    options: CosmosOptions
+    cosmos: CosmosOptions
     """Units, device, settings of the solver."""
 
     def __post_init__(self) -> None:
@@ -234,7 +234,7 @@ def cosmos_files(config: CosmosFilesConfig, progress: IterationProgress | None =
             sigmas=config.sigma,
             support=config.support,
             reference=config.reference,
-            options=config.options,
+            options=config.cosmos,
             progress=progress,
         )
     facts = {
@@ -247,8 +247,8 @@ def cosmos_files(config: CosmosFilesConfig, progress: IterationProgress | None =
         "ConditionNumber": round(condition_number(config.b0_directions), 3),
         "SoftwareVersion": f"chisep {chisep.__version__}",
     }
-    if config.options.units is not None:
-        facts["FieldUnits"] = config.options.units
+    if config.cosmos.units is not None:
+        facts["FieldUnits"] = config.cosmos.units
     write_json(bids.sidecar_of(config.out), facts)
     code = int(image.header["sform_code"])
     return nifti.save(config.out, np.asanyarray(image.dataobj), image.affine, code=code)
