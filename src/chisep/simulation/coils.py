@@ -6,7 +6,7 @@ Coordinates are millimetres along the voxel axes from the centre of the brain.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +150,12 @@ def combined_sensitivity(grid: Grid, mask: MaskVolume, count: int, rng: np.rando
 
 
 def with_noise(
-    signal: ComplexEchoes, sigma: float, rng: np.random.Generator, *, more_coils: int = 0
+    signal: ComplexEchoes,
+    sigma: float,
+    rng: np.random.Generator,
+    *,
+    more_coils: int = 0,
+    shape_noise: Callable[[Volume], Volume] | None = None,
 ) -> ComplexEchoes:
     """Add the noise of the combined coil image, in place.
 
@@ -165,6 +170,8 @@ def with_noise(
     more_coils
         0 for an adaptive (matched-filter) combination. For a sum of squares of N coils N − 1: these add
         their noise power to the magnitude whatever the signal is.
+    shape_noise
+        Correlates and amplifies white noise of SD 1; None leaves it white.
 
     Returns
     -------
@@ -180,7 +187,10 @@ def with_noise(
     """
     for echo in signal:
         channels = torch.view_as_real(echo)
-        channels += sigma * torch.from_numpy(rng.standard_normal(channels.shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.standard_normal(channels.shape, dtype=np.float32))
+        if shape_noise is not None:
+            noise = torch.stack([shape_noise(part) for part in noise.unbind(-1)], dim=-1)
+        channels += sigma * noise
         if more_coils:
             power = 2 * sigma**2 * rng.standard_gamma(more_coils, size=echo.shape, dtype=np.float32)
             square = echo.abs().square()

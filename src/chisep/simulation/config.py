@@ -11,6 +11,7 @@ from chisep.errors import InputError
 from chisep.simulation.lesions.kinds import PatientConfig
 from chisep.simulation.scanner import ScannerConfig
 from chisep.simulation.tissue import TissueConfig
+from chisep.simulation.variants import VariantConfig
 from chisep.simulation.warps import WarpConfig
 
 
@@ -36,6 +37,8 @@ class SimulateConfig(ScannerConfig):
     """Number of subjects that are simulated in parallel, each in its own process."""
     warp: WarpConfig = field(default_factory=WarpConfig)
     """Anatomical variation of the head."""
+    variant: VariantConfig = field(default_factory=VariantConfig)
+    """Calcified meninges and missing structures."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
     """Variation of tissue between subjects and voxels."""
     patient: PatientConfig = field(default_factory=PatientConfig)

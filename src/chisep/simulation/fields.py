@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import hz_per_ppm
 from chisep.simulation.motion import Point, brain_centre_mm, rotation
+from chisep.simulation.tensor_field import across_b0, tensor_field
 from chisep.simulation.tissue import Tissue
 from chisep.simulation.tissue_properties import AIR_PPM
 from chisep.types import Grid, MaskVolume, Volume
@@ -78,8 +79,23 @@ def total_field(tissue: Tissue, implants_mm: Points | None = None) -> Fields:
     del dipole
     for place_mm in () if implants_mm is None else implants_mm:
         background += _sphere_field(tissue, place_mm)
-    local = Dipole(tissue.grid).apply(tissue.chi_ppm)
-    return Fields(local.contiguous(), background - _shim(background, tissue.mask, tissue.grid))
+    return Fields(local_field(tissue), background - _shim(background, tissue.mask, tissue.grid))
+
+
+def local_field(tissue: Tissue) -> Volume:
+    """Local field in ppm: of the isotropic sources, of their anisotropy, and the shift by microstructure.
+
+    Parameters
+    ----------
+    tissue
+        Sources in the brain.
+    """
+    local = Dipole(tissue.grid).apply(tissue.chi_pos_ppm - tissue.chi_neg_ppm).contiguous()
+    if tissue.anisotropy_ppm is not None:
+        local += tensor_field(tissue.anisotropy_ppm, tissue.grid)
+    if tissue.microstructure_ppm is not None:
+        local -= across_b0(tissue.microstructure_ppm, tissue.grid)
+    return local
 
 
 def residual_background(tissue: Tissue, sd_ppb: float, rng: np.random.Generator) -> Volume:

@@ -12,6 +12,7 @@ from chisep.simulation.anatomy import LabelMap, load_labels, packaged_labels, ti
 from chisep.simulation.config import SimulateConfig
 from chisep.simulation.measured import MeasuredMaps, measured_maps
 from chisep.simulation.tissue import Tissue, make_tissue
+from chisep.simulation.variants import varied
 from chisep.simulation.warps import warped
 
 GRE_STREAM = 2
@@ -85,7 +86,8 @@ def head_maker(
 ) -> Callable[[tuple[float, float, float]], Tissue]:
     """Draw an individual head; return a function that samples it on voxels of a given size."""
     head = warped(head, config.warp, warp_rng)
-    head = tilted(with_structures(head, anatomy_rng), config.tilt_deg)
+    head = varied(with_structures(head, anatomy_rng), config.variant, anatomy_rng)
+    head = tilted(head, config.tilt_deg)
 
     def tissue_of(voxel_mm: tuple[float, float, float]) -> Tissue:
         same_rng = copy.deepcopy(tissue_rng)

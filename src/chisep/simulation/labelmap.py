@@ -47,6 +47,7 @@ PEDUNCLE, CAPSULE_ANTERIOR, CAPSULE_POSTERIOR = (20011, 20012), (20013, 20014), 
 CORONA_RADIATA, THALAMIC_RADIATION, LONGITUDINAL = (20017, 20018), (20019, 20020), (20021, 20022)
 CINGULUM, CORTICOSPINAL = (20023, 20024), (20025, 20026)
 PINEAL = 20030
+FALX_CALCIFIED, DURA_CALCIFIED = 20031, 20032
 WHITE_MATTER = (
     *CEREBRAL_WHITE,
     *CEREBELLAR_WHITE,
@@ -90,11 +91,14 @@ class Veins:
         Radius of each piece.
     length_mm
         Length of each piece.
+    towards
+        Unit vector of each piece towards the root, the direction of flow, in voxel axes; None if unknown.
     """
 
     at_voxel: Points
     radius_mm: PerPoint
     length_mm: PerPoint
+    towards: Points | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from chisep.physics.signal import hz_per_ppm, se_signal
+from chisep.simulation.acquisition_errors import correlated, flow_phase, g_factor, with_breathing
 from chisep.simulation.fields import Fields, Points, dephasing, residual_background, total_field
-from chisep.simulation.scanner import ScannerConfig, recovered, steady_state
+from chisep.simulation.scanner import ScannerConfig, breathing_offset_hz, recovered, steady_state
 from chisep.simulation.tissue import Tissue
 from chisep.types import Echoes, MaskVolume, Volume
 
@@ -67,7 +68,7 @@ def measured_maps(
     Returns
     -------
     MeasuredMaps
-        Without effects of coils, pulses, motion and k-space.
+        Without effects of coils, pulses, motion and the k-space of the spin echo.
 
     Notes
     -----
@@ -85,18 +86,25 @@ def measured_maps(
         for echo, te_s in zip(gre, config.te_gre_s, strict=True):
             echo *= dephasing(field_ppm, te_s, tissue.b0_t)
     gre_sigma = rate_sigma_hz(gre, mask, config.te_gre_s, config.snr)
+    field_rng, rate_rng, background_rng, breath_rng = rng.spawn(4)
+    errors = _acquisition_errors(gre, field_ppm, tissue, config, breath_rng)
     del gre
     start = recovered(tissue, config)
     spin_echoes = se_signal(start, tissue.r2_hz, config.te_se_s)
     se_sigma = rate_sigma_hz(spin_echoes, mask, config.te_se_s, config.snr)
     del spin_echoes
-    field_rng, rate_rng, background_rng = rng.spawn(3)
+    if config.acceleration > 1:
+        amplified = g_factor(mask.shape, config.acceleration)
+        gre_sigma, se_sigma = gre_sigma * amplified, se_sigma * amplified
     field_sigma = gre_sigma / (2 * torch.pi * hz_per_ppm(tissue.b0_t))
-    error = field_sigma * _normal(field_rng, mask)
+    error = field_sigma * _normal(field_rng, mask, config)
     residue = residual_background(tissue, config.residual_background_ppb, background_rng)
     r2 = tissue.r2_hz * mask
-    r2star = r2 + tissue.r2prime_hz * mask + gre_sigma * _normal(rate_rng, mask)
-    r2 += se_sigma * _normal(rate_rng, mask)
+    r2star = r2 + tissue.r2prime_hz * mask + gre_sigma * _normal(rate_rng, mask, config)
+    r2 += se_sigma * _normal(rate_rng, mask, config)
+    if errors is not None:
+        error += errors[0] * mask
+        r2star += errors[1] * mask
     return MeasuredMaps(
         fields=fields,
         local_ppm=(fields.local_ppm * mask).add_(error).add_(residue),
@@ -138,5 +146,37 @@ def rate_sigma_hz(magnitude: Echoes, mask: MaskVolume, te_s: Sequence[float], sn
     return (sigma / precision.sqrt()).clamp_(max=most) * mask
 
 
-def _normal(rng: np.random.Generator, mask: MaskVolume) -> Volume:
-    return torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))
+def _acquisition_errors(
+    magnitude: Echoes, field_ppm: Volume, tissue: Tissue, config: ScannerConfig, rng: np.random.Generator
+) -> tuple[Volume, Volume] | None:
+    """Errors of the fitted field (ppm) and R2* (1/s) by flow and breathing; None where there are neither.
+
+    The same weighted fits as in `measured_maps`, of the changes of phase and log magnitude.
+    """
+    if tissue.flow_rad is None and not config.breathing_hz:
+        return None
+    weights = magnitude.square()
+    tiny = torch.finfo(weights.dtype).tiny
+    total = weights.sum(0).clamp_min(tiny)
+    te_s = torch.tensor(config.te_gre_s).reshape(-1, 1, 1, 1)
+    mean = (weights * te_s).sum(0) / total
+    spread = (weights * (te_s - mean) ** 2).sum(0).clamp_min(tiny)
+    rate_hz, decay_hz = torch.zeros_like(field_ppm), torch.zeros_like(field_ppm)
+    offset_hz = breathing_offset_hz(field_ppm.shape, config, rng) if config.breathing_hz else None
+    for number, te in enumerate(config.te_gre_s):
+        clean = torch.polar(magnitude[number], 2 * torch.pi * te * hz_per_ppm(tissue.b0_t) * field_ppm)
+        changed = clean
+        if tissue.flow_rad is not None:
+            changed = changed * flow_phase(tissue.flow_rad[config.read_axis], number)
+        if offset_hz is not None:
+            changed = with_breathing(changed, offset_hz, te, config.read_axis)
+        along = weights[number] * (te - mean) / spread
+        rate_hz += along * (changed * clean.conj()).angle()
+        decay_hz -= along * torch.log(changed.abs().clamp_min(tiny) / magnitude[number].clamp_min(tiny))
+    return rate_hz / (2 * torch.pi * hz_per_ppm(tissue.b0_t)), decay_hz
+
+
+def _normal(rng: np.random.Generator, mask: MaskVolume, config: ScannerConfig) -> Volume:
+    """Noise of SD 1, correlated where parallel imaging or interpolation correlate it."""
+    noise = torch.from_numpy(rng.standard_normal(mask.shape, dtype=np.float32))
+    return correlated(noise, config.acceleration, config.noise_interpolation, config.read_axis)

@@ -6,15 +6,20 @@ import math
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
 from chisep.simulation import labelmap
-from chisep.simulation.labelmap import LabelMap
+from chisep.simulation.labelmap import LabelMap, Veins
 from chisep.simulation.refine import NewVolume, overlaps, pool, refined, upsampled
-from chisep.simulation.vessels import vein_fraction
+from chisep.simulation.vessels import vein_flow, vein_fraction
 from chisep.types import Grid, Volume
+
+VectorVolume = Float[Tensor, "3 i j k"]
+"""One vector per voxel, in voxel axes."""
+_VeinsOnGrid = tuple[Veins, tuple[int, ...], list[float], list[int], list[int]]
 
 _MOST_FINE = 4
 """Largest number of parts that an edge of a label voxel is divided into; more add no detail."""
@@ -42,6 +47,7 @@ class Painter:
         fine_mm = max(refine_mm, min(grid.voxel_mm) / 4)
         self.factors = [min(max(math.ceil(edge / fine_mm - 1e-6), 1), _MOST_FINE) for edge in head.voxel_mm]
         self.whole = [overlaps(*edge) for edge in edges]
+        self._head_map = head
         self._head, self._tables, self._box = torch.from_numpy(head.labels).int(), tables, box
         self.labels = np.ascontiguousarray(head.labels[box])
         fine = refined(self.labels, self.factors)
@@ -62,15 +68,26 @@ class Painter:
             self.to_mni[:3, 3] += head.to_mni[:3, :3] @ [part.start for part in box]
         self._blood = None
         if head.veins is not None:
-            blood = vein_fraction(
-                head.veins,
-                fine.shape,
-                [edge / f for edge, f in zip(head.voxel_mm, self.factors, strict=True)],
-                [part.start for part in box],
-                self.factors,
-            )
+            blood = vein_fraction(*self._veins_on(fine.shape, head))
             blood[np.isin(fine, (0, *labelmap.OUTSIDE))] = 0.0
             self._blood = torch.from_numpy(blood)
+
+    def flow(self, rad: float) -> VectorVolume | None:
+        """Phase of flow along each voxel axis averaged over the grid; None for a head without veins."""
+        veins = self._head_map.veins
+        if veins is None or veins.towards is None:
+            return None
+        moving = vein_flow(*self._veins_on(tuple(self._fine.shape), self._head_map))
+        # Veins are only in tissue and fluid of the head, as in `paint`.
+        moving *= ~np.isin(self._fine.numpy(), (0, *labelmap.OUTSIDE))
+        return rad * torch.stack([pool(torch.from_numpy(part), self._boxed) for part in moving])
+
+    def _veins_on(self, shape: tuple[int, ...], head: LabelMap) -> _VeinsOnGrid:
+        """Arguments of `vein_fraction` for the fine voxels of the box."""
+        if head.veins is None:
+            raise ValueError("a head without veins")
+        edges = [edge / f for edge, f in zip(head.voxel_mm, self.factors, strict=True)]
+        return head.veins, shape, edges, [part.start for part in self._box], self.factors
 
     def paint(self, column: str, factor: Tensor | None = None) -> Volume:
         """Average the values of a table over the grid; a factor belongs to the voxels of the brain's box."""

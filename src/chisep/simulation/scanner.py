@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -15,6 +16,15 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.physics.epg import SliceProfile, mese_signal, slice_profile
 from chisep.physics.signal import gre_signal, se_signal
+from chisep.simulation.acquisition_errors import (
+    Fluctuation,
+    breathing,
+    correlated,
+    flow_phase,
+    g_factor,
+    phase_axes,
+    with_breathing,
+)
 from chisep.simulation.coils import Coils, ComplexVolume, combined_sensitivity, transmit_field, with_noise
 from chisep.simulation.fields import dephasing
 from chisep.simulation.kspace import CoarseComplex, Window, block_mean, crop_kspace
@@ -107,6 +117,12 @@ class ScannerConfig:
     """Factor of finer voxels for signals, before k-space is cropped; cost grows with its third power."""
     kspace_window: Window = "none"
     """Window of the cropped k-space, against ringing."""
+    breathing_hz: float = 0.0
+    """Breathing: SD over time in Hz of a field offset at each k-space line of the gradient echo; near 1."""
+    acceleration: int = 1
+    """Factor of parallel imaging: g-factor, and noise shared by voxels that alias; 1 for none."""
+    noise_interpolation: float = 1.0
+    """Interpolation by the scanner, by this factor: noise lacks the outer part of k-space."""
 
     def __post_init__(self) -> None:
         if self.simple:
@@ -151,6 +167,14 @@ class ScannerConfig:
                 expected="2 or more",
                 fix="Add --orientations 5.",
             )
+        for name, low, high in (("acceleration", 1, 6), ("noise_interpolation", 1.0, 4.0)):
+            if not low <= (value := getattr(self, name)) <= high:
+                raise InputError(
+                    name,
+                    found=f"{value}",
+                    expected=f"a number from {low:g} to {high:g}",
+                    fix="Correct the option.",
+                )
         if not 1 <= self.orientations <= len(ORIENTATION_TILTS_DEG):
             raise InputError(
                 "orientations",
@@ -189,6 +213,7 @@ _NOT_NEGATIVE = (
     "orientation_turn_deg",
     "slab_turn_deg",
     "residual_background_ppb",
+    "breathing_hz",
     "coils",
     "b1_spread",
     "dental_implants",
@@ -210,6 +235,9 @@ _SIMPLE = {
     "misregistration_mm": 0.0,
     "misregistration_deg": 0.0,
     "oversampling": 1,
+    "breathing_hz": 0.0,
+    "acceleration": 1,
+    "noise_interpolation": 1.0,
 }
 
 
@@ -281,11 +309,13 @@ def scan_gre(
     if pose is not None:
         receive = torch.complex(pose.here(receive.real, affine), pose.here(receive.imag, affine))
         mask = pose.seen(mask.float(), affine, order=1) > 0.5
-    echoes = []
+    echoes, offset_hz = [], None
     for number, te_s in enumerate(config.te_gre_s):
         signal = gre_signal(steady, r2star, field_ppm, (te_s,), tissue.b0_t)[0]
         if config.dephasing:
             signal *= dephasing(field_ppm, te_s, tissue.b0_t)
+        if tissue.flow_rad is not None:
+            signal *= flow_phase(tissue.flow_rad[config.read_axis], number)
         if transform is not None:
             real, imaginary = (
                 moved(part, tissue.grid.matrix(), transform) for part in (signal.real, signal.imag)
@@ -297,8 +327,19 @@ def scan_gre(
         if config.bipolar:
             i, j, k = signal.shape
             signal *= _readout_phase((i, j, k), config.read_axis, number)
-        echoes.append(_at_resolution(signal, config))
+        image = _at_resolution(signal, config)
+        if config.breathing_hz:
+            if offset_hz is None:
+                offset_hz = breathing_offset_hz(image.shape, config, rng.spawn(1)[0])
+            image = with_breathing(image, offset_hz, te_s, config.read_axis)
+        echoes.append(image)
     return _noisy(torch.stack(echoes), mask, config, rng)
+
+
+def breathing_offset_hz(shape: Sequence[int], config: ScannerConfig, rng: np.random.Generator) -> Fluctuation:
+    """Draw the field offset of breathing at each phase-encoding step of an image."""
+    lines = math.prod(shape[axis] for axis in phase_axes(config.read_axis))
+    return breathing(lines, config.tr_gre_s, config.breathing_hz, rng)
 
 
 def scan_se(
@@ -395,7 +436,19 @@ def _noisy(
         mask = block_mean(mask.float(), config.oversampling) > 0.5
     sigma = float(signal[0].abs()[mask].mean()) / config.snr
     others = max(config.coils - 1, 0) if config.combination == "sum-of-squares" else 0
-    return with_noise(signal, sigma, rng, more_coils=others)
+    return with_noise(signal, sigma, rng, more_coils=others, shape_noise=noise_shape(config))
+
+
+def noise_shape(config: ScannerConfig) -> Callable[[Volume], Volume] | None:
+    """Make a function that correlates white noise as the scan does; None where it stays white."""
+    if config.acceleration == 1 and config.noise_interpolation == 1:
+        return None
+
+    def shaped(noise: Volume) -> Volume:
+        noise = correlated(noise, config.acceleration, config.noise_interpolation, config.read_axis)
+        return noise * g_factor(noise.shape, config.acceleration)
+
+    return shaped
 
 
 def _readout_phase(shape: tuple[int, int, int], axis: int, number: int) -> ComplexVolume:

@@ -60,7 +60,8 @@ _MOST = 2.0
 _SHARED_GAIN, _EXCHANGED_GAIN = (0.25, 0.7), (0.2, 0.9)
 """Strength in nuclei and in cortex, relative to white matter's."""
 _FLAT = (
-    *(0, labelmap.CSF, labelmap.VEIN, labelmap.PINEAL, *labelmap.OUTSIDE),
+    *(0, labelmap.CSF, labelmap.VEIN, *labelmap.OUTSIDE),
+    *(labelmap.PINEAL, labelmap.FALX_CALCIFIED, labelmap.DURA_CALCIFIED),
     *(*labelmap.LATERAL_VENTRICLE, 5, 44, labelmap.THIRD_VENTRICLE, 15, 72),
     *(*labelmap.CHOROID_PLEXUS, 136, 137, 163, 164, 30, 62),
 )

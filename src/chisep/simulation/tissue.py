@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Int16
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,8 +24,9 @@ from chisep.physics.signal import default_relaxivity, r2prime_of_sources
 from chisep.simulation import labelmap
 from chisep.simulation.iron import ATLAS_AGE_YEARS, IRON_CURVES, iron_of_age
 from chisep.simulation.labelmap import LabelMap, Labels
-from chisep.simulation.painting import Painter
+from chisep.simulation.painting import Painter, VectorVolume
 from chisep.simulation.sparse_texture import factor_of, sparse_texture
+from chisep.simulation.tensor_field import COMPONENTS, Components, along_b0
 from chisep.simulation.texture import layers, random_field, texture, with_mean_one
 from chisep.simulation.tissue_properties import BRAIN_LABELS, REGIONS
 from chisep.simulation.tracts import fibre_directions
@@ -33,10 +34,6 @@ from chisep.types import Grid, MaskVolume, Relaxivity, Volume
 
 LabelVolume = Int16[Tensor, "i j k"]
 """One label per voxel."""
-Components = Float[Tensor, "6 i j k"]
-"""Components of a symmetric tensor in each voxel."""
-
-_COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,12 @@ class TissueConfig:
     """Whether D_r,neg in white matter is 3/2·sin²θ times its value, θ between fibres and B0."""
     anisotropy_ppb: float = 0.0
     """Anisotropy: χ along minus χ across fibres in white matter; 14 to 19 by torque (van Gelderen 2015)."""
+    microstructure_ppb: float = 0.0
+    """Non-dipolar field shift of white matter by its microstructure: minus this value times sin²θ; near 6."""
+    dr_variation: float = 0.0
+    """SD of both D_r relative to their mean: half of the variance between tissues, half within; near 0.2."""
+    vein_flow_rad: float = 0.0
+    """Flow: phase per echo in a vein of 1 mm radius along the readout, growing with radius; near 0.3."""
     dr_pos_hz_per_ppm: float | None = None
     """D_r of paramagnetic sources in 1/s/ppm; 114·B0/3 if not given."""
     dr_neg_hz_per_ppm: float | None = None
@@ -74,6 +77,9 @@ class TissueConfig:
             ("opposed_sd", 0.0, 1.0, "0.22"),
             ("refine_mm", 0.25, math.inf, "0.5; inf leaves labels as they are"),
             ("anisotropy_ppb", 0.0, 100.0, "16"),
+            ("microstructure_ppb", 0.0, 50.0, "6"),
+            ("dr_variation", 0.0, 0.5, "0.2"),
+            ("vein_flow_rad", 0.0, 3.0, "0.3"),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -130,6 +136,10 @@ class Tissue:
     anisotropy_ppm
         Trace-free part of the susceptibility tensor in voxel axes: xx, yy, zz, xy, xz, yz, shape
         (6, i, j, k); None where χ is isotropic.
+    microstructure_ppm
+        Tensor whose part across B0 is minus the field shift by microstructure; None without this shift.
+    flow_rad
+        Phase per echo by flow along each voxel axis, shape (3, i, j, k); None without flow.
     """
 
     grid: Grid
@@ -146,16 +156,14 @@ class Tissue:
     chi_outside_ppm: Volume
     fibre_angle_rad: Volume | None = None
     anisotropy_ppm: Components | None = None
+    microstructure_ppm: Components | None = None
+    flow_rad: VectorVolume | None = None
 
     @property
     def chi_ppm(self) -> Volume:
         """Compute χ_pos − χ_neg plus the anisotropic part along B0."""
         chi = self.chi_pos_ppm - self.chi_neg_ppm
-        if self.anisotropy_ppm is not None:
-            b0 = self.grid.b0_direction
-            for (a, b), component in zip(_COMPONENTS, self.anisotropy_ppm, strict=True):
-                chi += component * (b0[a] * b0[b] * (1.0 if a == b else 2.0))
-        return chi
+        return chi if self.anisotropy_ppm is None else chi + along_b0(self.anisotropy_ppm, self.grid)
 
 
 # Long because a Tissue has thirteen maps, all from one painter.
@@ -191,7 +199,7 @@ def make_tissue(
         On a grid that covers the head from the same corner.
     """
     grid = _grid(head, voxel_mm)
-    person_rng, texture_rng, fibre_rng = rng.spawn(3)
+    person_rng, texture_rng, fibre_rng, dr_rng = rng.spawn(4)
     inside = labelmap.brain_mask(head, BRAIN_LABELS)
     painter = Painter(head, grid, inside, _tables(head.labels, person_rng, config), config.refine_mm)
     directions = _fibre_directions(painter, head.voxel_mm, fibre_rng)
@@ -199,7 +207,8 @@ def make_tissue(
     relaxivity = config.relaxivity(b0_t)
     mask = painter.mask
     pos, neg = painter.paint("chi_pos", factors["chi_pos"]), painter.paint("chi_neg", factors["chi_neg"])
-    dephasing_neg, angle, anisotropy = neg, None, None
+    effects = _relaxivity_factors(painter.labels, head.voxel_mm, config.dr_variation, dr_rng)
+    angle, anisotropy, microstructure = None, None, None
     if directions is not None:
         white = torch.from_numpy(np.isin(painter.labels, labelmap.WHITE_MATTER))
         along = torch.einsum("cijk,c->ijk", directions, torch.tensor(grid.b0_direction)).square_()
@@ -207,9 +216,17 @@ def make_tissue(
         if config.orientation_effect:
             # The mean of sin² over all directions is 2/3.
             effect = torch.where(white, 1.5 * (1 - along), 1.0)
-            dephasing_neg = painter.paint("chi_neg", factors["chi_neg"] * effect)
+            effects["chi_neg"] = effects.get("chi_neg", 1.0) * effect
         if config.anisotropy_ppb:
-            anisotropy = _anisotropy(painter, directions, white).mul_(config.anisotropy_ppb * 1e-3)
+            anisotropy = _fibre_tensor(painter, directions, white, isotropic=1 / 3)
+            anisotropy.mul_(config.anisotropy_ppb * 1e-3)
+        if config.microstructure_ppb:
+            microstructure = _fibre_tensor(painter, directions, white, isotropic=0.0)
+            microstructure.mul_(config.microstructure_ppb * 1e-3)
+    dephasing = {
+        name: painter.paint(name, factors[name] * effects[name]) if name in effects else painted
+        for name, painted in (("chi_pos", pos), ("chi_neg", neg))
+    }
     return Tissue(
         grid=grid,
         b0_t=b0_t,
@@ -217,7 +234,7 @@ def make_tissue(
         chi_pos_ppm=pos * mask,
         chi_neg_ppm=neg * mask,
         r2_hz=r2_at_field_hz(painter.paint("r2", factors["r2"]), b0_t),
-        r2prime_hz=r2prime_of_sources(pos, dephasing_neg, relaxivity) * mask,
+        r2prime_hz=r2prime_of_sources(dephasing["chi_pos"], dephasing["chi_neg"], relaxivity) * mask,
         t1_s=painter.paint("t1"),
         m0=painter.paint("m0", factors["m0"]),
         mask=mask,
@@ -225,6 +242,8 @@ def make_tissue(
         chi_outside_ppm=(painter.paint("chi_outside") + pos - neg) * ~mask,
         fibre_angle_rad=angle,
         anisotropy_ppm=anisotropy,
+        microstructure_ppm=microstructure,
+        flow_rad=painter.flow(config.vein_flow_rad) if config.vein_flow_rad else None,
     )
 
 
@@ -235,10 +254,27 @@ def _fibre_directions(painter: Painter, voxel_mm: Sequence[float], rng: np.rando
     return torch.from_numpy(fibre_directions(painter.labels, painter.to_mni, voxel_mm, rng))
 
 
-def _anisotropy(painter: Painter, directions: Tensor, white: Tensor) -> Components:
-    """Trace-free susceptibility tensor of white matter, per unit of anisotropy."""
-    products = ((directions[a] * directions[b] - float(a == b) / 3) * white for a, b in _COMPONENTS)
+def _fibre_tensor(painter: Painter, directions: Tensor, white: Tensor, *, isotropic: float) -> Components:
+    """Tensor d dᵀ − isotropic·1 of white matter with fibres along d, averaged over the voxels."""
+    products = ((directions[a] * directions[b] - float(a == b) * isotropic) * white for a, b in COMPONENTS)
     return torch.stack([painter.average(product) * painter.mask for product in products])
+
+
+def _relaxivity_factors(
+    labels: Labels, voxel_mm: Sequence[float], sd: float, rng: np.random.Generator
+) -> dict[str, Volume]:
+    """Draw factors of D_r of each source, of mean 1: log-normal between tissues, and smooth within them."""
+    if not sd:
+        return {}
+    spread = math.sqrt(math.log1p(sd**2) / 2)
+    numbers, compact = np.unique(labels, return_inverse=True)
+    factors = {}
+    for name in ("chi_pos", "chi_neg"):
+        level = torch.from_numpy(rng.standard_normal(len(numbers), dtype=np.float32))
+        between = level[torch.from_numpy(compact.reshape(-1))].reshape(labels.shape)
+        within = random_field(labels.shape, voxel_mm, [(_DR_SMOOTH_MM,) * 3], (1.0,), rng)
+        factors[name] = torch.exp(spread * (between + within) - spread**2)
+    return factors
 
 
 def _factors(
@@ -288,6 +324,8 @@ def _gaussian_texture(
     return common, opposed
 
 
+_DR_SMOOTH_MM = 8.0
+"""Smoothness of D_r within a tissue."""
 _OPPOSED_SCALES_MM = (2.0, 8.0)
 _MYELIN_GAIN = 1.25
 """Texture of χ_neg relative to that of χ_pos: of the two, myelin differs more from bundle to bundle."""

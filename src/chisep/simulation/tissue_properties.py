@@ -128,6 +128,9 @@ REGIONS = (
     Region("spinal cord", (512,), 0.0, 0.0, 13.0, 0.95, 0.72, brain=False),
     Region("optic nerve", (530,), 0.0, 0.0, 12.0, 1.10, 0.75, brain=False),
     Region("air", (0,), 0.0, 0.0, 1000.0, 1.0, 0.0, brain=False, chi_outside_ppm=AIR_PPM),
+    # Last, so that values which are drawn region by region stay those of heads without them.
+    Region("calcified falx", (labelmap.FALX_CALCIFIED,), 0.0, 700.0, 60.0, 1.00, 0.40, brain=False),
+    Region("calcified dura", (labelmap.DURA_CALCIFIED,), 0.0, 700.0, 60.0, 1.00, 0.40, brain=False),
 )
 """All known labels; others count as cerebrospinal fluid.
 
