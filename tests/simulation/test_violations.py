@@ -248,12 +248,12 @@ def test_meninges_calcify(head):
     x = labelmap.apply_affine(changed.to_mni, falx)[:, 0]
     assert np.abs(x).max() < 5
     tissue = made(changed, PLAIN)
+    # A vein may run through a plate: at most a few per cent of it are blood.
     here = torch.from_numpy(changed.labels == labelmap.FALX_CALCIFIED) & tissue.mask
-    if here.any():
-        torch.testing.assert_close(tissue.chi_neg_ppm[here], torch.full((int(here.sum()),), 0.7))
+    assert float((tissue.chi_neg_ppm[here] - 0.7).abs().max()) < 0.1
     outside = torch.from_numpy(dura) & ~tissue.mask
     assert outside.any()
-    torch.testing.assert_close(tissue.chi_outside_ppm[outside], torch.full((int(outside.sum()),), -0.7))
+    assert float((tissue.chi_outside_ppm[outside] + 0.7).abs().median()) < 0.1
     assert varied(head, VariantConfig(), np.random.default_rng(0)) is head
 
 

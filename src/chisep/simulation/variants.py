@@ -121,7 +121,8 @@ def _shrink_caudate(labels: Labels, head: LabelMap, _to_mni: Affine, _rng: np.ra
         ventricle = labels == LATERAL_VENTRICLE[side]
         if not ventricle.any():
             continue
-        near = ndimage.distance_transform_edt(~ventricle, sampling=head.voxel_mm) < _ATROPHY_MM
+        distance = ndimage.distance_transform_edt(~ventricle, sampling=head.voxel_mm)
+        near = distance <= max(_ATROPHY_MM, max(head.voxel_mm))
         labels[(labels == CAUDATE[side]) & near] = LATERAL_VENTRICLE[side]
 
 
@@ -167,7 +168,8 @@ def _calcify_dura(
     """Label plates just outside the upper brain."""
     brain = brain_mask(replace(head, labels=labels), BRAIN_LABELS)
     distance = ndimage.distance_transform_edt(~brain, sampling=head.voxel_mm)
-    shell = np.argwhere((distance >= _DURA_MM[0]) & (distance <= _DURA_MM[1]) & (labels != 0))
+    furthest = max(_DURA_MM[1], max(head.voxel_mm))
+    shell = np.argwhere((distance >= _DURA_MM[0]) & (distance <= furthest) & (labels != 0))
     upper = shell[apply_affine(to_mni, shell)[:, 2] > 20]
     if not len(upper):
         return
