@@ -75,7 +75,7 @@ def folder(tmp_path, monkeypatch, request):
                 dicom_of(request.getfixturevalue("raw_session"), Path("dicom/visit1"))
             case "docs/tutorials/single-maps.md" | "docs/tutorials/train.md":
                 copy("phantoms", "phantoms")
-            case "docs/tutorials/no-spin-echo.md":
+            case "docs/tutorials/no-spin-echo.md" | "docs/tutorials/orientations.md":
                 pass
             case _:
                 copy("raw_session", "bids")
