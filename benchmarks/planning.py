@@ -169,6 +169,8 @@ def tables(found: Mapping[str, Any]) -> Iterator[str]:
     """Tables in Markdown."""
     one, totals = found["session"], found["totals"]
     shape = " × ".join(map(str, one["shape"]))
+    yield "# Resources of a large study"
+    yield ""
     yield f"Derived for {found['subjects']:,} subjects by `benchmarks/planning.py`, not measured."
     yield ""
     yield f"| a session of {shape} voxels | |"

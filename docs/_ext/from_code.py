@@ -1,4 +1,4 @@
-"""Directives that insert what the code knows: help texts, works, model cards; docstrings as plain text."""
+"""Insert help texts and works, which the code knows; show docstrings and links to folders as plain text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
 import chisep
@@ -109,7 +110,7 @@ class Works(Directive):
         return paragraph
 
 
-def plain_docstring(_app: Sphinx, _what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:  # noqa: ANN401
+def plain_docstring(_app: Sphinx, what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:  # noqa: ANN401
     """Make reStructuredText of a docstring whose only markup is `code`; R2* and formulas stay as they are."""
     written: list[str] = []
     for line in lines:
@@ -120,6 +121,8 @@ def plain_docstring(_app: Sphinx, _what: str, _name: str, _of: Any, _options: An
             written += [" " * (indent - 4) + "::", ""]
             before = "::"
         written.append(line if in_formula(written, indent) else as_markup(line))
+    if what in {"attribute", "data", "property"}:
+        written.insert(0, "")  # napoleon takes "a: b" in the first line for a type and its description
     lines[:] = written
 
 
@@ -147,11 +150,20 @@ def as_markup(line: str) -> str:
     return "".join(parts)
 
 
+def unlink_folders(app: Sphinx, document: nodes.document) -> None:
+    """Show links to folders as text: GitHub lists a folder, the site has no page of it."""
+    here = Path(app.srcdir, app.env.docname).parent
+    for link in list(document.findall(pending_xref)):
+        if link["reftype"] == "myst" and (here / link["reftarget"]).is_dir():
+            link.replace_self(link.children)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     os.environ.setdefault("COLUMNS", "100")
     app.connect("builder-inited", write_api_pages)
     app.add_directive("help-texts", HelpTexts)
     app.add_directive("works", Works)
+    app.connect("doctree-read", unlink_folders)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
