@@ -39,7 +39,8 @@ group_*.json
 methods.md
 references.bib
 logs/
-figures/
+# The validator does not match a folder within that of a subject with a slash at the end.
+figures
 # R2' and D_r have no suffix in BIDS.
 *_R2primemap.*
 *_relaxivity.json
