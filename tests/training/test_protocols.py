@@ -264,3 +264,28 @@ def test_clean_crops_have_the_errors_of_their_noise_maps_alone():
         ):
             if inside.sum() > 300:
                 assert float((error / sigma)[inside].square().mean()) == pytest.approx(1, abs=0.25)
+
+
+def test_noise_maps_state_errors_in_their_share_of_crops():
+    config = ProtocolConfig(
+        standard_share=1.0,
+        snr=(100.0, 100.0),
+        gre_only_share=0.0,
+        structured_ppb=8.0,
+        structured_share=1.0,
+        rim_ppb=8.0,
+        holes=0,
+        erosion_share=0.0,
+    )
+    squares = {}
+    for share in (0.0, 1.0):
+        examples = [crops(replace(config, stated_share=share))[number] for number in range(10)]
+        squares[share] = []
+        for example in examples:
+            pos, neg = example.targets
+            grid = Grid((SIZE,) * 3, tuple(example.voxel_mm.tolist()), tuple(example.b0_direction.tolist()))
+            inside = example.mask[0]
+            off = (example.inputs[1] - Dipole(grid).apply(pos - neg))[inside] / example.inputs[3][inside]
+            squares[share].append(float(off.square().mean()))
+    assert sum(squares[1.0]) / 10 == pytest.approx(1, abs=0.5)
+    assert sum(squares[0.0]) > 5 * sum(squares[1.0])

@@ -155,8 +155,10 @@ def _later_options(ranges: Mapping[str, Any]) -> list[str]:
     if ranges.get("structured_ppb"):
         share = 100 * ranges.get("structured_share", 0.5)
         texts.insert(0, f"structured field errors up to {ranges['structured_ppb']:g} ppb in {share:.0f} %")
-    if ranges.get("stated_errors"):
-        texts.insert(0, "noise maps include the errors of registration, fit and background field")
+    if share := ranges.get("stated_share"):
+        texts.insert(
+            0, f"noise maps include the errors of registration, fit and field in {100 * share:.0f} %"
+        )
     return texts
 
 

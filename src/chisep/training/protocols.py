@@ -84,11 +84,12 @@ class ProtocolConfig:
     gre_only_share: float = 0.2
     """Share of crops without spin echo, with a pseudo-R2' (R2* minus a constant R2)."""
     structured_ppb: float = 0.0
-    """Largest SD of the structured error of the field in ppb; the noise map of the field includes it."""
+    """Largest SD of the structured error of the field in ppb."""
     structured_share: float = 0.5
     """Share of crops with a structured error."""
-    stated_errors: bool = False
-    """Whether noise maps include the errors of registration, of the R2 fit and of the background field."""
+    stated_share: float = 0.0
+    """Share of crops whose noise maps include the errors of registration, of the R2 fit, of the background
+    field and the structured error; in the others noise maps are those of thermal noise."""
     rim_ppb: float = 0.0
     """Largest error of background removal at the edge of the brain in ppb; it decreases with depth."""
     clean_share: float = 0.0
@@ -112,7 +113,8 @@ class ProtocolConfig:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
         shares = (
             *(self.standard_share, self.gre_only_share, self.axial_share or 0, self.clean_share),
-            *(self.denoised_share, self.clipped_share, self.violated_share, self.structured_share),
+            *(self.denoised_share, self.clipped_share, self.violated_share),
+            *(self.structured_share, self.stated_share),
         )
         if not all(0 < low <= high < math.inf for low, high in pairs) or not all(0 <= s <= 1 for s in shares):
             raise InputError(
@@ -335,9 +337,12 @@ def _simulated(
         field += shift
     r2star = r2 + r2prime_of_sources(dephasing_pos, dephasing_neg, protocol.relaxivity)
     gre_sigma = _rate_sigma_hz(r2star, mask, protocol.te_gre_s, protocol.snr)
-    field, field_sigma = _measured_field(field, gre_sigma, mask, protocol, dipole, config, rng)
+    stated = bool(rng.random() < config.stated_share)
+    field, field_sigma = _measured_field(field, gre_sigma, mask, protocol, dipole, config, rng, stated=stated)
     valid = _valid_field(mask, grid, config, rng)
-    r2prime, r2prime_sigma = _measured_r2prime(r2star, r2, gre_sigma, mask, protocol, config, rng)
+    r2prime, r2prime_sigma = _measured_r2prime(
+        r2star, r2, gre_sigma, mask, protocol, config, rng, stated=stated
+    )
     if config.sigma_error:
         field_sigma, r2prime_sigma = (
             sigma * math.exp(config.sigma_error * rng.standard_normal())
@@ -375,6 +380,8 @@ def _measured_field(
     dipole: Dipole,
     config: ProtocolConfig,
     rng: np.random.Generator,
+    *,
+    stated: bool,
 ) -> tuple[Volume, Volume]:
     """Local field with thermal noise, residual background, structured errors; and its noise map."""
     sigma = rate_sigma / (2 * math.pi * hz_per_ppm(protocol.b0_t))
@@ -382,12 +389,13 @@ def _measured_field(
     sizes = (config.background_ppb, config.unexplained_ppb, config.rim_ppb)
     error, error_sigma = field_errors(mask, protocol.grid, dipole, sizes, rng)
     field += error
-    if config.stated_errors:
+    if stated:
         sigma = torch.hypot(sigma, error_sigma)
     if config.structured_ppb and rng.random() < config.structured_share:
         size_ppm = 1e-3 * float(rng.uniform(0, config.structured_ppb))
         field += size_ppm * structured_field_error(mask, protocol.grid, rng)
-        sigma = torch.hypot(sigma, torch.full_like(sigma, size_ppm))
+        if stated:
+            sigma = torch.hypot(sigma, torch.full_like(sigma, size_ppm))
     return field, sigma
 
 
@@ -399,6 +407,8 @@ def _measured_r2prime(
     protocol: DrawnProtocol,
     config: ProtocolConfig,
     rng: np.random.Generator,
+    *,
+    stated: bool,
 ) -> tuple[Volume, Volume]:
     """R2* minus the R2 of a misregistered spin echo, or minus a constant R2; and its noise map."""
     r2star = r2star + gre_sigma * noise(rng, mask.shape)
@@ -416,7 +426,7 @@ def _measured_r2prime(
         r2prime, sigma = r2star - measured, torch.hypot(gre_sigma, r2_sigma)
         if rng.random() < config.denoised_share:
             r2prime, sigma = denoised(r2prime, sigma, mask)
-        if config.stated_errors:
+        if stated:
             sigma = torch.hypot(sigma, torch.hypot(shift_sigma, fit_sd * moved.abs()))
     if rng.random() < config.clipped_share:
         r2prime = r2prime.clamp_min(0)

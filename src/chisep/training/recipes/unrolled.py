@@ -22,7 +22,7 @@ _PROTOCOL = ProtocolConfig(
     rim_ppb=8.0,
     structured_ppb=8.0,
     structured_share=0.7,
-    stated_errors=True,
+    stated_share=0.7,
     shift_voxels=0.25,
     r2_error=0.03,
     gre_only_share=0.15,
@@ -32,7 +32,7 @@ _PROTOCOL = ProtocolConfig(
     clean_snr=3000.0,
     violated_share=0.3,
     sigma_error=0.2,
-    contrast=ContrastConfig(share=0.85, labels_share=0.25),
+    contrast=ContrastConfig(share=0.6, labels_share=0.2),
 )
 """Errors as large as the pipeline leaves them, with their size in the noise maps; random contrasts."""
 _FIELD_PROTOCOL = replace(
