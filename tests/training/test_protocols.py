@@ -209,19 +209,6 @@ def test_bad_ranges_are_refused():
             ProtocolConfig(**options)
 
 
-def test_the_noise_map_includes_structured_errors():
-    config = replace(EXACT, structured_ppb=8.0, voxel_mm=(1.0, 1.0), slice_ratio=1.0)
-    for number in range(6):
-        example = crops(config)[number]
-        pos, neg = example.targets
-        grid = Grid((SIZE,) * 3, tuple(example.voxel_mm.tolist()), tuple(example.b0_direction.tolist()))
-        inside = example.mask[0]
-        error = (example.inputs[1] - Dipole(grid).apply(pos - neg))[inside]
-        sigma = example.inputs[3][inside]
-        assert float(sigma.max() - sigma.min()) < 1e-6
-        assert float(error.square().mean().sqrt()) == pytest.approx(float(sigma.mean()), rel=0.05)
-
-
 def test_random_contrasts_keep_the_law_of_r2prime():
     for number in range(6):
         example = crops(replace(EXACT, contrast=ContrastConfig(share=1.0)))[number]
