@@ -24,7 +24,11 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = False
-suppress_warnings = ["config.cache", "myst.header"]  # headings of model cards start where their text does
+suppress_warnings = [
+    "config.cache",
+    "myst.header",  # headings of model cards start where their text does
+    "ref.python",  # signatures name types in short form, which several modules may have
+]
 show_warning_types = True
 
 myst_enable_extensions = ["dollarmath", "deflist"]

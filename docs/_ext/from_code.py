@@ -121,8 +121,9 @@ def plain_docstring(_app: Sphinx, what: str, _name: str, _of: Any, _options: Any
             written += [" " * (indent - 4) + "::", ""]
             before = "::"
         written.append(line if in_formula(written, indent) else as_markup(line))
-    if what in {"attribute", "data", "property"}:
-        written.insert(0, "")  # napoleon takes "a: b" in the first line for a type and its description
+    if lines and what in {"attribute", "data", "property"}:
+        # napoleon takes "a: b" in the first line for a type and its description; an empty comment avoids it.
+        written[:0] = ["..", ""]
     lines[:] = written
 
 
