@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chisep.errors import ChisepError, InputError, OutputError
@@ -100,6 +100,7 @@ _vendor_facts = st.fixed_dictionaries(
 
 
 @cases(60, 300)
+@example(facts=[b'{"SeriesNumber": 1' + 3000 * b"0" + b"}"], patterns=())
 @given(
     facts=st.lists(
         st.one_of(_vendor_facts.map(lambda f: json.dumps(f).encode()), datasets.sidecars()), max_size=8

@@ -37,6 +37,8 @@ Part = Literal["magnitude", "phase", "real", "imaginary"]
 Kind = Literal["MEGRE", "MESE"]
 
 _FEWEST_ECHOES = 3
+_LARGEST_SERIES = 2**31 - 1
+"""Largest integer string of DICOM; a JSON file may hold longer ones."""
 _LONGEST_TE_S = 1.0
 _LONGEST_CONVERSION_S = 3600
 _LARGEST_FACT = 1e12
@@ -139,7 +141,7 @@ class _Volume:
     @property
     def series(self) -> int:
         number = self.facts.get("SeriesNumber")
-        return number if isinstance(number, int) else 0
+        return number if isinstance(number, int) and abs(number) <= _LARGEST_SERIES else 0
 
     @property
     def name(self) -> str:
