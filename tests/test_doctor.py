@@ -51,7 +51,8 @@ def test_self_test(monkeypatch, tmp_path):
     monkeypatch.setattr(chisep.doctor.tempfile, "tempdir", str(tmp_path))
     (finding,) = [f for f in doctor(DoctorConfig()) if f.check == "self-test"]
     assert finding.level == "good", finding.found
-    assert not list(tmp_path.iterdir())
+    # PyTorch may leave its own empty cache folder.
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith("torchinductor")]
     monkeypatch.setattr(chisep.doctor, "_LARGEST_NRMSE_PERCENT", 1.0)
     (finding,) = [f for f in doctor(DoctorConfig()) if f.check == "self-test"]
     assert finding.level == "fault"

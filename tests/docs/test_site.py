@@ -56,6 +56,7 @@ def test_the_site_is_built_without_warnings_and_without_a_network(tmp_path, offl
     equations = [text for page in pages.values() for text in re.findall(r"<math.*?</math>", page, re.DOTALL)]
     assert len(equations) > 60
     assert [text for text in equations if "\\" in text] == [], "TeX that is no MathML"
-    assert "chisep.separate" in pages[tmp_path / "site/reference/api.html"]
+    assert "chisep.api" in pages[tmp_path / "site/reference/api.html"]
+    assert "chisep.api.maps.separate" in pages[tmp_path / "site/reference/_api/chisep.api.html"]
     assert "--voxel-mm" in pages[tmp_path / "site/reference/commands.html"]
     assert "10.1002/nbm.5226" in pages[tmp_path / "site/reference/works.html"]
