@@ -100,6 +100,7 @@ _vendor_facts = st.fixed_dictionaries(
 
 
 @cases(60, 300)
+@example(facts=[b'{"ScanningSequence": 1' + 3000 * b"0" + b"}"], patterns=())
 @example(facts=[b'{"SeriesNumber": 1' + 3000 * b"0" + b"}"], patterns=())
 @given(
     facts=st.lists(

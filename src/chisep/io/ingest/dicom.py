@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +40,8 @@ Kind = Literal["MEGRE", "MESE"]
 _FEWEST_ECHOES = 3
 _LARGEST_SERIES = 2**31 - 1
 """Largest integer string of DICOM; a JSON file may hold longer ones."""
+_LONGEST_TEXT = 64
+"""Longest value of DICOM's short texts; files may hold longer ones, which would fill a message."""
 _LONGEST_TE_S = 1.0
 _LONGEST_CONVERSION_S = 3600
 _LARGEST_FACT = 1e12
@@ -313,8 +316,9 @@ def _listed(volumes: Iterable[_Volume]) -> str:
         parts = ", ".join(sorted({v.part for v in members}))
         times = sorted({1000 * v.te_s for v in members if v.te_s is not None})
         echoes = f"TE {', '.join(f'{te:.4g}' for te in times)} ms" if times else "no TE"
-        sequence = members[0].facts.get("ScanningSequence", "unknown sequence")
-        lines.append(f"[{number}] {members[0].name or 'no name'} ({sequence}; {parts}; {echoes})")
+        sequence = shorten(str(members[0].facts.get("ScanningSequence", "unknown sequence")), _LONGEST_TEXT)
+        name = shorten(members[0].name, _LONGEST_TEXT) or "no name"
+        lines.append(f"[{number}] {name} ({sequence}; {parts}; {echoes})")
     return "; ".join(lines)
 
 
