@@ -62,8 +62,8 @@ def venous_sinuses(
     fields of its cells. Tissue with sources of both signs has an R2' of D_r·(χ_pos + χ_neg), at least D_r·χ,
     and so has the old blood of a haemorrhage. So voxels count whose χ, as `fitted_sources` shows it, is above
     0.06 ppm, and whose R2* is more than 1.2 times the brain's median and less than the median plus D_r·χ.
-    Connected ones of 0.1 ml or more that
-    reach the surface of the mask are a sinus, with the voxels next to it that decay like blood.
+    Connected ones of 0.1 ml or more that reach the surface of the mask are a sinus, with the voxels next to
+    it that decay like blood.
     """
     known = mask & (r2star_hz > 0)
     if not bool(known.any()):

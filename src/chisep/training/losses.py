@@ -42,7 +42,7 @@ class LossConfig:
     predict it. The term has no gradient with respect to the sources."""
     power: float = 1.0
     """Exponent of the sum of the other terms of each volume. Below 1, scans of little noise, whose errors are
-    small, count more: with 0 they would count by their relative error."""
+    small, count more."""
 
     def __post_init__(self) -> None:
         weights = [weight or 0.0 for name, weight in vars(self).items() if name != "power"]

@@ -414,10 +414,8 @@ def _measured_r2prime(
     r2star = r2star + gre_sigma * noise(rng, mask.shape)
     if protocol.gre_only:
         pseudo = pseudo_r2_hz(protocol.b0_t)
-        r2prime, sigma = (
-            r2star - pseudo,
-            torch.hypot(gre_sigma, torch.full_like(r2star, PSEUDO_R2_SD * pseudo)),
-        )
+        r2prime = r2star - pseudo
+        sigma = torch.hypot(gre_sigma, torch.full_like(r2star, PSEUDO_R2_SD * pseudo))
     else:
         r2_sigma = _rate_sigma_hz(r2, mask, protocol.te_se_s, protocol.snr)
         moved, shift_sigma = misregistered(r2, config.shift_voxels, rng)
