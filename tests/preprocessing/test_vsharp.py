@@ -10,7 +10,8 @@ import torch
 
 from chisep.errors import InputError
 from chisep.physics.dipole import half_spectrum, of_half_spectrum
-from chisep.preprocessing.vsharp import VsharpConfig, _sphere_spectrum, vsharp
+from chisep.physics.spherical_mean import sphere_spectrum
+from chisep.preprocessing.vsharp import VsharpConfig, vsharp
 from chisep.types import Grid
 
 GRIDS = [Grid((72, 72, 72), (1.0, 1.0, 1.0)), Grid((60, 72, 40), (1.2, 1.0, 1.8), (0.3, 0.0, 1.0))]
@@ -120,7 +121,7 @@ def test_spheres_of_voxels_have_the_mean_of_a_harmonic_function():
     middle = (24, 24, 24)
     errors = []
     for radius_mm in (math.sqrt(3), 2.0):
-        kernel = _sphere_spectrum(radius_mm, grid.shape, grid, like=field)
+        kernel = sphere_spectrum(radius_mm, grid.shape, grid, like=field)
         mean = of_half_spectrum(half_spectrum(field, grid.shape) * kernel, grid.shape, grid.shape)
         errors.append(abs(float((mean - field)[middle] / field[middle])))
     assert errors[0] < 1e-3

@@ -21,7 +21,6 @@ from chisep.cli.terminal import (
     Ended,
     print_table,
     progress_bar,
-    session_table,
     set_up_logging,
     sigterm_as_interrupt,
 )
@@ -186,20 +185,9 @@ def _cosmos(arguments: Sequence[str]) -> int:
 
 
 def _orientations(arguments: Sequence[str]) -> int:
-    from chisep.execution.orientations import OrientationsCohortConfig, run_orientations
+    from chisep.cli.orientations_command import orientations_command
 
-    config = _parse(OrientationsCohortConfig, "orientations", arguments, prefixes=True)
-    with sigterm_as_interrupt(), session_table() as watch:
-        results = run_orientations(config.run, config.cluster, watch)
-    for result in results:
-        print(f"{result.name}: {result.report if result.error is None else 'FAILED'}")
-    failed = [result for result in results if result.error]
-    if failed:
-        return _fail(
-            f"{len(failed)} of {len(results)} participants failed:\n"
-            + "\n".join(f"  {r.name}: {r.error}" for r in failed)
-        )
-    return 0
+    return orientations_command(arguments, COMMANDS["orientations"].summary)
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from chisep.cli.run_log import run_log
 from chisep.cli.terminal import progress_bar, session_table, sigterm_as_interrupt
 
 if TYPE_CHECKING:
+    from chisep.execution.cohort import SessionPlan
     from chisep.execution.config import CohortConfig
     from chisep.pipeline.config import RunConfig
     from chisep.pipeline.session import SessionResult
@@ -39,7 +40,8 @@ For each session, OUT holds a report (OUT/sub-01.html), maps (OUT/sub-01/anat) a
 `chisep run --help` lists all options.
 """
 
-_NOT_SAVED = ("config", "save_config", "dry_run")
+NOT_SAVED = ("config", "save_config", "dry_run")
+"""Options of a call that a config file does not hold."""
 
 
 def run_command(arguments: Sequence[str], summary: str) -> int:
@@ -83,7 +85,7 @@ def _save(config: CohortConfig) -> None:
         f"Options of `chisep run`, written by chisep {chisep.__version__}.\nchisep run --config THIS_FILE"
     )
     saved = replace(config, run=with_absolute_paths(config.run))
-    write_config(config.save_config, saved, heading, leave_out=_NOT_SAVED)
+    write_config(config.save_config, saved, heading, leave_out=NOT_SAVED)
 
 
 def _participants(config: CohortConfig, arguments: Sequence[str]) -> int:
@@ -136,7 +138,17 @@ def _group(config: RunConfig) -> int:
 def _dry_run(config: RunConfig) -> int:
     from chisep.execution.cohort import plan
 
-    plans = plan(config)
+    return print_plans(plan(config))
+
+
+def print_plans(plans: Sequence[SessionPlan]) -> int:
+    """Print what a dry run found; 1 if something would fail.
+
+    Parameters
+    ----------
+    plans
+        Plan of each session.
+    """
     for one in plans:
         would_run = {stage: why for stage, why in one.reasons.items() if why is not None}
         if one.error:

@@ -21,6 +21,7 @@ from chisep.execution.orientations import run_orientations
 from chisep.experiments.common.texts import markdown
 from chisep.io import bids, nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
+from chisep.pipeline.orientations.chi import OrientedFields, chi_of_orientations
 from chisep.pipeline.orientations.config import OrientationsConfig
 from chisep.pipeline.orientations.joint import ITERATIVE, LABELS
 from chisep.pipeline.orientations.scans import MAPS
@@ -218,34 +219,42 @@ class _Comparison:
     def _with_true_motion(self) -> dict[str, np.ndarray]:
         """COSMOS and labels of the same fields, with the true motion in place of that of registration."""
         reference = self._grid(_REFERENCE)
-        fields, sigmas, masks, directions = [], [], [], []
+        fields, sigmas, noise, masks, directions = [], [], [], [], []
         path = self._of(self.truth, "xfm", "motion").with_suffix("").with_suffix(".json")
         for name in self.names:
             grid = self._grid(name)
-            field, sigma = (
-                self._own(name, f"{part}_fieldmap") for part in ("desc-local", "desc-local_stat-std")
+            field, sigma, of_noise = (
+                self._own(name, f"{part}_fieldmap")
+                for part in ("desc-local", "desc-local_stat-std", "stat-std")
             )
             known = self._own(name, "desc-eroded_mask") > 0
             transform = np.eye(4)
             if name != _REFERENCE:
                 transform = np.asarray(bids.read_json(acquired(path, name))["FirstToThisWorldMm"])
                 field, here = to_reference(field, known, grid, reference, transform)
-                sigma, _ = to_reference(sigma, known, grid, reference, transform, linear=True)
+                sigma, of_noise = (
+                    to_reference(one, known, grid, reference, transform, linear=True)[0]
+                    for one in (sigma, of_noise)
+                )
                 known = here
             fields.append(field)
             sigmas.append(sigma * known)
+            noise.append(of_noise * known)
             masks.append(known)
             directions.append(b0_in_reference(grid, transform, reference))
         brain = self._own(_REFERENCE, "desc-brain_mask") > 0
-        chi = cosmos(
+        inputs = OrientedFields(
             torch.stack(fields),
+            torch.stack(sigmas),
+            torch.stack(noise),
             torch.stack(masks) & brain,
             directions,
+            brain,
             reference,
-            CosmosConfig(),
-            sigmas_ppm=torch.stack(sigmas),
-            support=brain,
-        ).chi_ppm
+            self._own(_REFERENCE, "R2starmap"),
+        )
+        options = self.config.processing
+        chi = chi_of_orientations(inputs, options.cosmos, options.filtered, options.csf).chi_ppm
         return self._sources(chi, self._own(_REFERENCE, "R2primemap"))
 
     def _with_true_fields(self) -> dict[str, np.ndarray]:

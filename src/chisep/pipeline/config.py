@@ -25,17 +25,10 @@ FROM_SOURCES = "separation"
 """QSM method: χ_pos − χ_neg of the separation."""
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Data, methods and assumptions of a run."""
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """Which scans are used, and options of the stages of each scan, from raw data to field and rates."""
 
-    bids: Positional[Path]
-    """BIDS raw dataset with MEGRE images, and optional MESE images."""
-    out: Positional[Path]
-    """Derivatives dataset to write; results that are still up to date are kept."""
-    level: Positional[Literal["participant", "group"]] = "participant"
-    """Level of analysis: `participant` computes maps and a report of every session; `group` summarises all
-    finished sessions in a table and on a page."""
     participant_label: tuple[str, ...] = ()
     """Participants, with or without `sub-`; if unset: all."""
     session_label: tuple[str, ...] = ()
@@ -45,34 +38,9 @@ class RunConfig:
     """JSON file with the images to use, in the format of fMRIPrep and pybids: {"MEGRE": {"reconstruction":
     "norm"}, "MESE": {"run": 1}}. Keys are entities (session, acquisition, ceagent, reconstruction, direction,
     run, part, echo); values are a label, a list of labels, null (entity absent) or "*" (any label)."""
-    method: str = methods.DEFAULTS["sources"]
-    """Separation method; `chisep methods` lists them."""
-    qsm: str = ""
-    """Method of the susceptibility map (QSM): a dipole inversion, or `separation` (χ_pos − χ_neg). If unset:
-    separation; with a separation method that reads χ: unrolled-qsm, or qsmnet for networks; for scans of one
-    echo: unrolled-qsm."""
-    reference: Literal["none", "csf", "brain"] | Path = "none"
-    """Region whose mean is subtracted from the QSM: csf (ventricles of the label map), brain, or a mask on
-    the grid of the gradient echo (NIfTI); χ_pos and χ_neg are magnitudes and have no reference."""
-    dr: DrOption = ()
-    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); auto: estimated from R2' and
-    the field of each session, which needs spin echoes; if unset: 114·B0/3."""
-    calibrate_dr: bool = False
-    """Calibrate D_r in the deep grey matter of each session; needs a segmentation with FreeSurfer numbers in
-    a derivatives dataset."""
     masks: Path | None = None
     """Derivatives dataset with your own brain masks (…_desc-brain_mask.nii.gz) on the grid of the gradient
     echo; if unset: brain extraction."""
-    regions: Path | None = None
-    """Source of the regions: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a FreeSurfer
-    subjects directory, or an atlas in MNI152 space (NIfTI, with its label table beside it as .tsv); if
-    unset: a segmentation in BIDS/derivatives, else the packaged atlas."""
-    nuclei: bool = True
-    """Outline substantia nigra, red and subthalamic nucleus and both segments of the pallidum by the atlas
-    CIT168, in voxels of up to 2 mm."""
-    b0_dir: tuple[float, float, float] | None = None
-    """B0 direction in voxel axes of the gradient echo, for images whose affine is not the scanner's; if
-    unset: as the sidecar states it (B0DirectionVoxelAxes), else scanner z, from the affine."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Brain extraction."""
     quality: QualityConfig = field(default_factory=QualityConfig)
@@ -92,6 +60,44 @@ class RunConfig:
     R2 of a voxel and its neighbours, or none."""
     device: str = "cpu"
     """Device of the computation: cpu, cuda, cuda:1, …"""
+
+
+@dataclass(frozen=True)
+class RunConfig(ScanOptions):
+    """Data, methods and assumptions of a run."""
+
+    bids: Positional[Path]
+    """BIDS raw dataset with MEGRE images, and optional MESE images."""
+    out: Positional[Path]
+    """Derivatives dataset to write; results that are still up to date are kept."""
+    level: Positional[Literal["participant", "group"]] = "participant"
+    """Level of analysis: `participant` computes maps and a report of every session; `group` summarises all
+    finished sessions in a table and on a page."""
+    method: str = methods.DEFAULTS["sources"]
+    """Separation method; `chisep methods` lists them."""
+    qsm: str = ""
+    """Method of the susceptibility map (QSM): a dipole inversion, or `separation` (χ_pos − χ_neg). If unset:
+    separation; with a separation method that reads χ: unrolled-qsm, or qsmnet for networks; for scans of one
+    echo: unrolled-qsm."""
+    reference: Literal["none", "csf", "brain"] | Path = "none"
+    """Region whose mean is subtracted from the QSM: csf (ventricles of the label map), brain, or a mask on
+    the grid of the gradient echo (NIfTI); χ_pos and χ_neg are magnitudes and have no reference."""
+    dr: DrOption = ()
+    """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); auto: estimated from R2' and
+    the field of each session, which needs spin echoes; if unset: 114·B0/3."""
+    calibrate_dr: bool = False
+    """Calibrate D_r in the deep grey matter of each session; needs a segmentation with FreeSurfer numbers in
+    a derivatives dataset."""
+    regions: Path | None = None
+    """Source of the regions: a derivatives dataset with segmentations (…_dseg.nii.gz, any grid), a FreeSurfer
+    subjects directory, or an atlas in MNI152 space (NIfTI, with its label table beside it as .tsv); if
+    unset: a segmentation in BIDS/derivatives, else the packaged atlas."""
+    nuclei: bool = True
+    """Outline substantia nigra, red and subthalamic nucleus and both segments of the pallidum by the atlas
+    CIT168, in voxels of up to 2 mm."""
+    b0_dir: tuple[float, float, float] | None = None
+    """B0 direction in voxel axes of the gradient echo, for images whose affine is not the scanner's; if
+    unset: as the sidecar states it (B0DirectionVoxelAxes), else scanner z, from the affine."""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     """For methods that are networks."""
 

@@ -242,6 +242,13 @@ class StageCache:
 class DryRunPlanner(StageCache):
     """Dry-run planner: lists what the stage cache would do; runs and writes nothing.
 
+    Parameters
+    ----------
+    raw, out, session
+        As of `StageCache`.
+    remade
+        File → stage that would write it again; planners that share it know of each other.
+
     Attributes
     ----------
     reasons
@@ -249,10 +256,10 @@ class DryRunPlanner(StageCache):
         stage; it will be skipped if these inputs do not change.
     """
 
-    def __init__(self, raw: Path, out: Path, session: str) -> None:
+    def __init__(self, raw: Path, out: Path, session: str, remade: dict[Path, str] | None = None) -> None:
         super().__init__(raw, out, session)
         self.reasons: dict[str, str | None] = {}
-        self._remade: dict[Path, str] = {}
+        self._remade = {} if remade is None else remade
 
     def do(self, stage: Stage) -> None:
         """Note whether a stage would run."""
@@ -265,7 +272,7 @@ class DryRunPlanner(StageCache):
             reason = "; ".join(changed) or f"follows {', '.join(before)}"
         self.reasons[stage.name] = reason
         if reason is not None:
-            self._remade |= dict.fromkeys(stage.outputs, stage.name)
+            self._remade.update(dict.fromkeys(stage.outputs, stage.name))
         self.records[stage.name] = record or Record(outputs={})
 
 

@@ -97,9 +97,7 @@ def find_pose(
     found = registered(moving_affine)
     if found.found and found.contrast >= _SURE_CONTRAST:
         return HeadPose(found)
-    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
-    flip[0, 3] = 2 * there[0]
-    other = registered(flip @ moving_affine)
+    other = registered(_mirrored(moving_affine, moving_mask))
     own = found.contrast if found.found else 0.0
     return HeadPose(found, mirrored=other.found and other.contrast > own + _BETTER_BY)
 
@@ -207,6 +205,19 @@ def _axes(grid: Grid) -> np.ndarray:
 def _centre_mm(mask: MaskVolume, affine: Affine) -> np.ndarray:
     index = mask.nonzero().double().mean(0).cpu().numpy()
     return np.asarray(affine[:3, :3] @ index + affine[:3, 3])
+
+
+def _mirrored(affine: Affine, mask: MaskVolume) -> Affine:
+    """Affine of a scan whose left and right are exchanged, about the centre of its mask.
+
+    The voxel axis that is next to left-right is turned round, not world x: in a slab that is turned, the
+    latter would also turn the head, maybe beyond the reach of the first estimates.
+    """
+    axis = int(np.abs(affine[0, :3]).argmax())
+    flip = np.eye(4)
+    flip[axis, axis] = -1
+    flip[axis, 3] = 2 * float(mask.nonzero()[:, axis].double().mean())
+    return np.asarray(affine @ flip)
 
 
 def _starts(here: np.ndarray, there: np.ndarray) -> list[Affine]:

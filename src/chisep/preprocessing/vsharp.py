@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.physics.cg import cg
 from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
+from chisep.physics.spherical_mean import (
+    SphericalMeanFilter,
+    padded_grid,
+    reach_mm,
+    smallest_radius_mm,
+    sphere_radii_mm,
+    sphere_spectrum,
+)
 from chisep.preprocessing.morphology import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
 
 # Relative to the largest value of D² (4/9): modes with little effect on the field are fitted late.
 _DAMPING = 0.02
-_NEXT_RADIUS = 2.5
-"""Ratio of one radius to the next smaller one, about."""
-_SMALLEST_MM = 1.5
-_ROUNDING = 1e-4
-"""Relative difference of lengths that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,7 @@ def vsharp(
     rim_mm = min(config.rim_mm, float(depth.max()) / 3)
     if not config.iterations:  # without sources nothing is known where no sphere fits
         rim_mm = max(smallest, rim_mm)
-    # √3 voxels is also a depth of voxels: whether it counts must not depend on the last digits of the affine.
-    reach = depth * (1 + _ROUNDING)
+    reach = reach_mm(depth)
     if not bool(((reach >= smallest) & (depth > rim_mm)).any()):
         raise InputError(
             "brain mask",
@@ -175,7 +175,7 @@ def fitted_sources(
     """
     config = config or VsharpConfig()
     smallest = _smallest_radius_mm(config, grid)
-    reach = depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype) * (1 + _ROUNDING)
+    reach = reach_mm(depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype))
     chi = torch.zeros_like(total_field_ppm)
     if bool((reach >= smallest).any()):
         box, field = _boxed(total_field_ppm, mask)
@@ -215,27 +215,18 @@ def without_rim(local_ppm: Volume, mask: MaskVolume, depth: Volume, grid: Grid, 
     return LocalField(local_ppm, known, rim_mm, lost_ml, torch.zeros_like(local_ppm))
 
 
-def _padded_grid(shape: Sequence[int], grid: Grid, border_mm: float) -> Grid:
-    """Pad a shape so that periodic convolutions do not wrap around."""
-    sizes = [
-        next_fast_len(n + math.ceil(border_mm / v), real=True)
-        for n, v in zip(shape, grid.voxel_mm, strict=True)
-    ]
-    return grid.reshaped(sizes)
-
-
 def _deconvolved(
     field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
 ) -> Tensor:
     """Filter with many radii, then truncated deconvolution with the largest sphere."""
-    shape = _padded_grid(mask.shape, grid, config.max_radius_mm).shape
+    shape = padded_grid(mask.shape, grid, config.max_radius_mm).shape
     spectrum = half_spectrum(field, shape)
     step, deepest = max(grid.voxel_mm), float(depth.max())
     count = max(1, round((config.max_radius_mm - smallest) / step)) + 1
     filtered = torch.zeros_like(field)
     for radius in np.linspace(smallest, config.max_radius_mm, count).tolist():
         if radius < deepest:
-            kernel = 1 - _sphere_spectrum(radius, shape, grid, like=field)
+            kernel = 1 - sphere_spectrum(radius, shape, grid, like=field)
             here = depth > radius
             filtered[here] = of_half_spectrum(spectrum * kernel, shape, mask.shape)[here]
     passed = kernel.abs() > config.threshold
@@ -251,32 +242,18 @@ def _sources_and_field(
     With S the filter, min ‖S (D χ − field)‖² over χ in the mask, by a few conjugate-gradient iterations,
     preconditioned with the inverse of the operator deep in the brain.
     """
-    padded = _padded_grid(mask.shape, grid, 2 * config.max_radius_mm)
+    padded = padded_grid(mask.shape, grid, 2 * config.max_radius_mm)
     dipole = Dipole(padded, pad=False, dtype=field.dtype, device=field.device)
-    count = max(1, round(math.log(config.max_radius_mm / smallest) / math.log(_NEXT_RADIUS)))
-    radii = np.geomspace(smallest, config.max_radius_mm, count + 1).tolist()
-    radii = [r for r in radii if r <= float(depth.max())]
-    kernels = [1 - _sphere_spectrum(r, padded.shape, grid, like=field) for r in radii]
-    places = [
-        (mask & (depth >= radius) & (depth < next_radius)).contiguous()
-        for radius, next_radius in zip(radii, [*radii[1:], math.inf], strict=True)
-    ]
-    inside = mask.contiguous()
-
-    def spectrum(x: Tensor) -> Tensor:
-        return half_spectrum(x, padded.shape)
-
-    def volume(x: Tensor) -> Tensor:
-        return of_half_spectrum(x, padded.shape, mask.shape)
+    reach = depth * mask
+    radii = sphere_radii_mm(smallest, config.max_radius_mm, reach)
+    filtered = SphericalMeanFilter(reach, grid, padded, radii)
+    spectrum, volume, inside = filtered.spectrum, filtered.volume, mask.contiguous()
 
     def seen(x: Tensor) -> Tensor:
         """DᵀSᵀS of a field given by its spectrum, in the mask."""
-        total = torch.zeros_like(x)
-        for kernel, place in zip(kernels, places, strict=True):
-            total += spectrum(volume(x * kernel) * place).mul_(kernel)
-        return volume(total.mul_(dipole.kernel)) * inside
+        return volume(filtered.gram_spectrum(x).mul_(dipole.kernel)) * inside
 
-    weight = (dipole.kernel * kernels[-1]).square_().add_(_DAMPING).reciprocal_()
+    weight = (dipole.kernel * filtered.kernels[-1]).square_().add_(_DAMPING).reciprocal_()
     chi = cg(
         lambda chi: seen(spectrum(chi).mul_(dipole.kernel)),
         seen(spectrum(field)),
@@ -287,32 +264,4 @@ def _sources_and_field(
 
 
 def _smallest_radius_mm(config: VsharpConfig, grid: Grid) -> float:
-    return config.min_radius_mm or min(config.max_radius_mm, _smallest_mm(grid))
-
-
-def _smallest_mm(grid: Grid) -> float:
-    """Radius of the smallest sphere whose mean over voxels is near that over a sphere.
-
-    With a radius of √3 voxels the weights of `_sphere_spectrum` are 1, 2/3 and 1/3 for a voxel, its face
-    neighbours and its edge neighbours, and 0 beyond: the mean of every harmonic polynomial of a degree below
-    6 is then exact.
-    """
-    return max(_SMALLEST_MM, math.sqrt(3) * max(grid.voxel_mm))
-
-
-def _sphere_spectrum(radius_mm: float, shape: tuple[int, ...], grid: Grid, like: Tensor) -> Tensor:
-    """Half spectrum of a sphere of sum 1 around voxel 0, real because the sphere is even."""
-    square = torch.zeros((), dtype=like.dtype, device=like.device)
-    for axis, (n, edge) in enumerate(zip(shape, grid.voxel_mm, strict=True)):
-        position = torch.fft.fftfreq(n, d=1 / (n * edge), device=like.device, dtype=like.dtype)
-        square = square + position.reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
-    # Any weight that depends on the distance alone has the mean value property; on a grid a soft edge
-    # approximates it better than a ball of whole voxels.
-    sphere = 1 - square / radius_mm**2
-    sphere.clamp_(min=0)
-    return half_spectrum(sphere / _sum(sphere), shape).real
-
-
-def _sum(x: Tensor) -> float:
-    """Sum in double precision: in single precision the last digits depend on the number of threads."""
-    return float(x.sum(dtype=torch.float64))
+    return config.min_radius_mm or min(config.max_radius_mm, smallest_radius_mm(grid))

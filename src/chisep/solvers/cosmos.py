@@ -166,9 +166,9 @@ def cosmos(
 
     chi = cg(
         lambda chi: operator.gram(chi).add_(chi, alpha=config.tikhonov),
-        operator.adjoint(operator.weighted([padded.cut(field) for field in fields_ppm])),
+        operator.back([padded.cut(field) for field in fields_ppm]),
         iterations=config.iterations,
-        preconditioner=ClosedForm(operator, config.tikhonov),
+        preconditioner=operator.closed_form(config.tikhonov),
         callback=record,
     )
     if not change:  # fields of zero need no iteration
@@ -285,6 +285,14 @@ class MaskedDipoles(LinearOperator):
         """Fields with the weight of each voxel, shape (n, i, j, k)."""
         return torch.stack(list(fields)) * self.known
 
+    def back(self, fields: Sequence[Tensor]) -> Tensor:
+        """Back-projection of measured fields with the weight of each voxel."""
+        return self.adjoint(self.weighted(fields))
+
+    def closed_form(self, tikhonov: float) -> ClosedForm:
+        """Approximate inverse of the gram plus ε."""
+        return ClosedForm(self, tikhonov)
+
     def apply(self, x: Tensor) -> Tensor:
         """Fields of χ; it is transformed once for all orientations."""
         spectrum = self.dipoles[0].spectrum(x * self.support)
@@ -327,11 +335,11 @@ def weighted_dipoles(
     grids = [replace(padded.box_grid, b0_direction=_three(b)) for b in b0_directions]
     known = torch.stack([padded.cut(mask) for mask in masks])
     if sigmas_ppm is not None:
-        known = known * torch.stack([padded.cut(weight) for weight in _weights(sigmas_ppm, masks)])
+        known = known * torch.stack([padded.cut(weight) for weight in noise_weights(sigmas_ppm, masks)])
     return padded, MaskedDipoles(grids, known, fields_ppm.dtype, padded.cut(sources))
 
 
-def _weights(sigmas_ppm: Fields, masks: Masks) -> Fields:
+def noise_weights(sigmas_ppm: Fields, masks: Masks) -> Fields:
     """Amplitude weights σ₀/σ with the median σ₀ of all orientations, 0 where σ is unknown."""
     measured = masks & (sigmas_ppm > 0)
     if not bool(measured.flatten(1).any(1).all()):

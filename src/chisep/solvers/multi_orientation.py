@@ -4,9 +4,10 @@
     over χ_pos, χ_neg ≥ 0, both 0 outside the support; r = D_r,neg / D_r,pos
 
 (Shin 2021, 10.1016/j.neuroimage.2021.118371, with the noise of the maps as weights.) Three or more
-orientations determine χ_pos − χ_neg without a regulariser. Alternating direction method of multipliers
-(ADMM): fields act on the difference of the sources alone and are solved by conjugate gradients; R2' and the
-bounds are solved voxel by voxel.
+orientations determine χ_pos − χ_neg without a regulariser. With the spherical mean value filter S_n of
+`chisep.solvers.filtered_cosmos`, the field rows are W_n S_n (D_n (χ_pos − χ_neg) − f_n). Alternating
+direction method of multipliers (ADMM): fields act on the difference of the sources alone and are solved by
+conjugate gradients; R2' and the bounds are solved voxel by voxel.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 
 from chisep.physics.cg import cg
 from chisep.progress import Progress
-from chisep.solvers._common import check, ended, least_noise_ppm, relative_change
-from chisep.solvers.cosmos import ClosedForm, Fields, Masks, nonnegative_sources, weighted_dipoles
+from chisep.solvers._common import PaddedBox, check, ended, least_noise_ppm, relative_change
+from chisep.solvers.cosmos import Fields, MaskedDipoles, Masks, nonnegative_sources, weighted_dipoles
+from chisep.solvers.filtered_cosmos import FilteredConfig, FilteredDipoles, filtered_dipoles
 from chisep.solvers.iterative import VoxelStep, rotated
 from chisep.solvers.noise import known_noise
 from chisep.types import Grid, MaskVolume, Relaxivity, Sources, Volume
@@ -59,6 +61,7 @@ def separate_orientations(
     r2prime_sigma_hz: Volume,
     support: MaskVolume,
     chi_ppm: Volume,
+    filtered: FilteredConfig | None = None,
     progress: Progress | None = None,
 ) -> Sources:
     """Separate the sources of several fields and R2' iteratively (multi-orientation χ-separation).
@@ -78,11 +81,14 @@ def separate_orientations(
     config
         Stopping criteria.
     sigmas_ppm, r2prime_sigma_hz
-        Standard deviation of fields and of R2', 0 where nothing was measured.
+        Standard deviation of fields and of R2', 0 where nothing was measured; with `filtered`, that of the
+        noise of the fields alone.
     support
         Where sources may be, shape (i, j, k).
     chi_ppm
         First χ, by COSMOS, shape (i, j, k).
+    filtered
+        Settings of filtered field rows, of which the radius is read; plain field rows if None.
     progress
         Called after every iteration.
 
@@ -96,7 +102,20 @@ def separate_orientations(
     InputError
         As `chisep.solvers.cosmos.cosmos`.
     """
-    padded, operator = weighted_dipoles(fields_ppm, masks, b0_directions, grid, sigmas_ppm, support)
+    padded: PaddedBox
+    operator: MaskedDipoles | FilteredDipoles
+    if filtered is None:
+        padded, operator = weighted_dipoles(fields_ppm, masks, b0_directions, grid, sigmas_ppm, support)
+    else:
+        padded, operator = filtered_dipoles(
+            masks,
+            b0_directions,
+            grid,
+            filtered,
+            noise_ppm=sigmas_ppm,
+            support=support,
+            dtype=fields_ppm.dtype,
+        )
     inside = padded.cut(support)
     target = padded.cut(r2prime_hz) * inside / relaxivity.pos_hz_per_ppm
     sigma_r, relative_r = known_noise(
@@ -109,8 +128,8 @@ def separate_orientations(
     )
     first = nonnegative_sources(padded.cut(chi_ppm), target * relaxivity.pos_hz_per_ppm, relaxivity)
     # On (t, c) = (χ_pos ± χ_neg)/√2, fields read √2 c: as of one χ with twice the weight.
-    back = operator.adjoint(operator.weighted([padded.cut(field) for field in fields_ppm])).mul_(math.sqrt(2))
-    divide = ClosedForm(operator, config.penalty / 2)
+    back = operator.back([padded.cut(field) for field in fields_ppm]).mul_(math.sqrt(2))
+    divide = operator.closed_form(config.penalty / 2)
     solution = torch.stack((first.chi_pos_ppm, first.chi_neg_ppm)) * inside
     x = rotated(solution)
     dual = torch.zeros_like(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,15 +11,12 @@ from tyro.conf import Positional
 from chisep.errors import InputError
 from chisep.io.discovery import DiscoveredSession
 from chisep.io.paths import require_label
-from chisep.pipeline.config import RunConfig
-from chisep.preprocessing.background import BackgroundConfig
-from chisep.preprocessing.field_map import FieldConfig
+from chisep.pipeline.config import RunConfig, ScanOptions
 from chisep.preprocessing.head_orientation import PoseConfig
-from chisep.preprocessing.mask import MaskConfig, QualityConfig
-from chisep.preprocessing.registration import RegistrationConfig
 from chisep.preprocessing.relaxivity import check_dr
-from chisep.preprocessing.relaxometry import R2Config, R2starConfig
 from chisep.solvers.cosmos import CosmosConfig
+from chisep.solvers.csf_reference import CsfConfig
+from chisep.solvers.filtered_cosmos import FilteredConfig
 from chisep.solvers.multi_orientation import MultiOrientationConfig
 from chisep.solvers.tensor import TensorConfig
 
@@ -28,53 +25,31 @@ By = Literal["acq", "ses", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrientationsConfig:
+class OrientationsConfig(ScanOptions):
     """Scans of several head orientations, and how they are processed."""
 
     bids: Positional[Path]
     """BIDS raw dataset with several MEGRE series of each participant, and optionally one MESE series."""
     out: Positional[Path]
     """Derivatives dataset to write, which `chisep train` reads; results that are up to date are kept."""
-    participant_label: tuple[str, ...] = ()
-    """Participants, with or without `sub-`; if unset: all."""
-    session_label: tuple[str, ...] = ()
-    """Sessions, with or without `ses-`; if unset: all."""
-    bids_filter_file: Path | None = None
-    """JSON file with the images to use, as of `chisep run`."""
     by: By | None = None
     """Entity that tells the orientations apart; if unset: the one that has several labels."""
     reference: str = ""
     """Label of the orientation whose grid all maps get; if unset: that with a spin echo, else the first."""
     dr: tuple[float, ...] = ()
     """D_r in 1/s/ppm at this field strength: one number, or two (χ_pos, χ_neg); if unset: 114·B0/3."""
-    masks: Path | None = None
-    """Derivatives dataset with your own brain masks of every orientation (…_desc-brain_mask.nii.gz)."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Brain extraction."""
-    quality: QualityConfig = field(default_factory=QualityConfig)
-    """Phase-quality mask for background removal."""
-    field_map: FieldConfig = field(default_factory=FieldConfig)
-    """Field mapping: phase unwrapping and echo combination."""
-    background: BackgroundConfig = field(default_factory=BackgroundConfig)
-    """Background field removal."""
-    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
-    """Rigid registration of spin echo and gradient echo."""
     pose: PoseConfig = field(default_factory=PoseConfig)
     """Rigid registration of one head orientation to another."""
-    r2star: R2starConfig = field(default_factory=R2starConfig)
-    """How R2* is fitted."""
-    r2: R2Config = field(default_factory=R2Config)
-    """How R2 is fitted."""
-    denoise: Literal["lmmse", "none"] = "lmmse"
-    """Denoising of R2', as of `chisep run`."""
     cosmos: CosmosConfig = field(default_factory=CosmosConfig)
     """COSMOS."""
+    filtered: FilteredConfig = field(default_factory=FilteredConfig)
+    """Refinement of COSMOS with fields that the spherical mean value filter has filtered."""
+    csf: CsfConfig = field(default_factory=CsfConfig)
+    """Zero of χ in CSF."""
     separation: MultiOrientationConfig = field(default_factory=MultiOrientationConfig)
     """Iterative χ-separation of all orientations."""
     tensor: TensorConfig = field(default_factory=TensorConfig)
     """Susceptibility tensor, of six orientations or more."""
-    device: str = "cpu"
-    """Device of the computation: cpu, cuda, cuda:1, …"""
 
     def __post_init__(self) -> None:
         check_dr(self.dr)
@@ -84,24 +59,9 @@ class OrientationsConfig:
 
     def of_scans(self) -> ScansConfig:
         """Options of the stages of each scan."""
+        shared = {option.name: getattr(self, option.name) for option in fields(ScanOptions)}
         return ScansConfig(
-            bids=self.bids,
-            out=self.out,
-            participant_label=self.participant_label,
-            session_label=self.session_label,
-            bids_filter_file=self.bids_filter_file,
-            masks=self.masks,
-            mask=self.mask,
-            quality=self.quality,
-            field_map=self.field_map,
-            background=self.background,
-            registration=self.registration,
-            r2star=self.r2star,
-            r2=self.r2,
-            denoise=self.denoise,
-            device=self.device,
-            by=self.by,
-            orientation_reference=self.reference,
+            bids=self.bids, out=self.out, by=self.by, orientation_reference=self.reference, **shared
         )
 
     def absolute(self) -> OrientationsConfig:

@@ -16,10 +16,12 @@ from chisep.io import bids, nifti
 from chisep.physics.dipole import Dipole
 from chisep.pipeline.context import convergence_facts
 from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
+from chisep.pipeline.orientations.chi import OrientedFields, chi_of_orientations
 from chisep.pipeline.orientations.config import OrientationsConfig
 from chisep.pipeline.orientations.scans import ScanFiles
+from chisep.preprocessing.head_size import adult_grid, length_scale
 from chisep.preprocessing.relaxivity import relaxivity
-from chisep.solvers.cosmos import condition_number, cosmos, nonnegative_sources, spread_deg
+from chisep.solvers.cosmos import condition_number, nonnegative_sources, spread_deg
 from chisep.solvers.multi_orientation import separate_orientations
 from chisep.solvers.tensor import FEWEST_ORIENTATIONS, tensor
 from chisep.types import Grid, MaskVolume, Relaxivity, Sources
@@ -86,14 +88,15 @@ class Orientations:
         descs = ("paramagnetic", "diamagnetic", "cosmos" if folder == LABELS else "total")
         return [self.path(folder, "Chimap", desc) for desc in descs]
 
-    def inputs(self) -> list[Path]:
-        """Fields with what they need."""
+    def inputs(self, *, with_r2star: bool = False) -> list[Path]:
+        """Fields with what they need, and R2* of the reference, if there is one."""
         files = [
             path
             for scan in self.scans
-            for path in (scan.field, bids.sidecar_of(scan.field), scan.sigma, scan.known)
+            for path in (scan.field, bids.sidecar_of(scan.field), scan.sigma, scan.noise, scan.known)
         ]
-        return [*files, self.reference.own["mask"]]
+        rates = [self.reference.r2star] if with_r2star and self.reference.has_r2star else []
+        return [*files, self.reference.own["mask"], *rates]
 
 
 class JointFiles:
@@ -128,6 +131,20 @@ class JointFiles:
         sidecars = [self._declared.read(bids.sidecar_of(scan.field)) for scan in self.group.scans]
         return [tuple(bids.read_json(path)["B0DirectionVoxelAxes"]) for path in sidecars]
 
+    def oriented(self) -> OrientedFields:
+        """Fields of all orientations in the brain of the reference."""
+        scan, brain = self.group.reference, self.brain
+        return OrientedFields(
+            fields_ppm=self.stack("field"),
+            sigmas_ppm=self.stack("sigma"),
+            noise_ppm=self.stack("noise"),
+            masks=self.known & brain,
+            b0_directions=self.b0_directions,
+            brain=brain,
+            grid=adult_grid(self.grid, length_scale(brain, self.grid)),
+            r2star_hz=self.load(scan.r2star) if scan.has_r2star else None,
+        )
+
     def save(self, path: Path, volume: Tensor) -> None:
         """Write a map on the grid of the reference."""
         dtype = np.uint8 if volume.dtype == torch.bool else np.float32
@@ -152,14 +169,8 @@ def cosmos_stage(group: Orientations) -> Stage:
                 expected="a common part of all orientations",
                 fix="Leave the orientation with the poorest field out (--bids-filter-file).",
             )
-        found = cosmos(
-            fields,
-            known & brain,
-            b0_directions,
-            files.grid,
-            group.config.cosmos,
-            sigmas_ppm=files.stack("sigma"),
-            support=brain,
+        found = chi_of_orientations(
+            files.oriented(), group.config.cosmos, group.config.filtered, group.config.csf
         )
         chi = found.chi_ppm
         residuals, of_scans = [], []
@@ -168,7 +179,7 @@ def cosmos_stage(group: Orientations) -> Stage:
             residual = (field - predicted) * where
             residuals.append(residual)
             of_scans.append(_scan_facts(scan, field, residual, common, b0, b0_directions[0]))
-        files.save(group.chi, chi * brain)
+        files.save(group.chi, chi)
         files.save(group.common, common)
         for scan, residual in zip(group.scans, residuals, strict=True):
             files.save(scan.residual, residual)
@@ -177,19 +188,24 @@ def cosmos_stage(group: Orientations) -> Stage:
             "ConditionNumber": round(condition_number(b0_directions), 3),
             "CommonPartOfBrain": round(part, 4),
             "Orientations": of_scans,
-            **convergence_facts(found.convergence),
+            **found.facts,
         }
         few = (
             [f"all fields are known in {100 * part:.0f} % of the brain only"] if part < _SMALL_COMMON else []
         )
-        return StageResult(facts, [*found.convergence.warnings, *few])
+        return StageResult(facts, [*found.warnings, *few])
 
     return Stage(
         "cosmos",
         "χ by COSMOS of all head orientations, their common mask, and the field that it does not explain",
-        group.inputs(),
+        group.inputs(with_r2star=True),
         [group.chi, group.common, *(scan.residual for scan in group.scans)],
-        {**asdict(group.config.cosmos), "Reference": group.reference.name},
+        {
+            **asdict(group.config.cosmos),
+            "Filtered": asdict(group.config.filtered),
+            "ZeroInCsf": asdict(group.config.csf),
+            "Reference": group.reference.name,
+        },
         work,
     )
 
@@ -262,18 +278,21 @@ def separation_stage(group: Orientations, rates: ScanFiles) -> Stage:
         files = JointFiles(group, declared)
         r2prime, sigma = (files.load(path) for path in rates.r2prime)
         brain = files.brain & (sigma > 0)
+        filtered = group.config.filtered if group.config.filtered.iterations else None
+        inputs = files.oriented()
         found = separate_orientations(
-            files.stack("field"),
+            inputs.fields_ppm,
             files.known & brain,
-            files.b0_directions,
+            inputs.b0_directions,
             r2prime,
             group.relaxivity,
-            files.grid,
+            inputs.grid,
             group.config.separation,
-            sigmas_ppm=files.stack("sigma"),
+            sigmas_ppm=inputs.noise_ppm if filtered else inputs.sigmas_ppm,
             r2prime_sigma_hz=sigma,
             support=brain,
             chi_ppm=files.load(group.chi),
+            filtered=filtered,
         )
         _save_sources(files, group.sources(ITERATIVE), found)
         return StageResult(convergence_facts(found.convergence), found.convergence.warnings)
@@ -281,9 +300,14 @@ def separation_stage(group: Orientations, rates: ScanFiles) -> Stage:
     return Stage(
         "separation",
         "χ_pos, χ_neg (a positive magnitude) and χ by iterative χ-separation of all orientations and R2'",
-        [*group.inputs(), group.chi, *rates.r2prime],
+        [*group.inputs(with_r2star=True), group.chi, *rates.r2prime],
         group.sources(ITERATIVE),
-        {"R2primeOf": rates.name, **asdict(group.config.separation), **_dr(group)},
+        {
+            "R2primeOf": rates.name,
+            **asdict(group.config.separation),
+            "Filtered": asdict(group.config.filtered),
+            **_dr(group),
+        },
         work,
     )
 

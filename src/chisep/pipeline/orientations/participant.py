@@ -9,7 +9,7 @@ from pathlib import Path
 from chisep.errors import InputError
 from chisep.io import bids
 from chisep.io.files import Lock
-from chisep.pipeline.engine import Stage, StageCache
+from chisep.pipeline.engine import DryRunPlanner, Stage, StageCache
 from chisep.pipeline.files import SessionFiles
 from chisep.pipeline.orientations.config import OrientationsConfig, no_orientations
 from chisep.pipeline.orientations.groups import Group
@@ -77,14 +77,38 @@ def process_participant(
     return run.process()
 
 
+def plan_participant(
+    config: OrientationsConfig, group: Group, failed: Mapping[str, Exception], written: dict[Path, str]
+) -> dict[str, str | None]:
+    """Plan the stages of `process_participant`: `SCAN: STAGE` → reason to run, or None.
+
+    Parameters
+    ----------
+    config, group, failed
+        As of `process_participant`.
+    written
+        File → stage that would write it again, of the own stages of all scans.
+
+    Raises
+    ------
+    ChisepError
+        If fewer than two orientations can be used.
+    """
+    run = _Plan(config, group, failed, written)
+    run.stages()
+    return run.reasons
+
+
 class _Participant:
+    """Runs the stages of one participant."""
+
     def __init__(
         self,
         config: OrientationsConfig,
         group: Group,
         failed: Mapping[str, Exception],
-        lock: Lock,
-        progress: Progress | None,
+        lock: Lock | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.config, self.group, self.failed = config, group, failed
         self.lock, self.progress = lock, progress
@@ -96,7 +120,17 @@ class _Participant:
         self.skipped: list[str] = []
 
     def process(self) -> SessionResult:
-        """Run all stages."""
+        """Run all stages, the page last."""
+        group, stages = self.stages()
+        joint = self.records.pop(self.group.name)
+        page = report_stage(group, stages, joint, self.records, self.warnings)
+        self._do(self.group.name, page)
+        return SessionResult(
+            self.group.name, page_of(group), warnings=tuple(self.warnings), skipped=tuple(self.skipped)
+        )
+
+    def stages(self) -> tuple[Orientations, list[Stage]]:
+        """Run all stages but the page."""
         reference, *others = self._scans()
         used = [reference, *(scan for scan in others if self._is_registered(scan, reference))]
         if len(used) < _FEWEST:
@@ -117,12 +151,7 @@ class _Participant:
             stages.append(of_tensor)
         for stage in stages:
             self._do(self.group.name, stage)
-        joint = self.records.pop(self.group.name)
-        page = report_stage(group, stages, joint, self.records, self.warnings)
-        self._do(self.group.name, page)
-        return SessionResult(
-            self.group.name, page_of(group), warnings=tuple(self.warnings), skipped=tuple(self.skipped)
-        )
+        return group, stages
 
     def _scans(self) -> list[ScanFiles]:
         """Find the scans whose own stages are done, the reference first."""
@@ -147,10 +176,12 @@ class _Participant:
         ]
 
     def _is_registered(self, scan: ScanFiles, reference: ScanFiles) -> bool:
-        return bool(self._do(scan.name, pose_stage(self.config, scan, reference)).facts["Registered"])
+        facts = self._do(scan.name, pose_stage(self.config, scan, reference)).facts
+        return bool(facts.get("Registered", True))  # only a plan has no such fact
 
     def _do(self, name: str, stage: Stage) -> Record:
-        self.lock.check()
+        if self.lock is not None:
+            self.lock.check()
         if self.progress is not None:
             self.progress(f"{self.group.name}: {stage.name} of {name}", self.done, self.done + 1)
         self.done += 1
@@ -164,4 +195,28 @@ class _Participant:
 
     def _warn(self, text: str) -> None:
         log.warning("%s: %s", self.group.name, text)
+        self.warnings.append(text)
+
+
+class _Plan(_Participant):
+    """Notes the stages of one participant and runs none."""
+
+    def __init__(
+        self,
+        config: OrientationsConfig,
+        group: Group,
+        failed: Mapping[str, Exception],
+        written: dict[Path, str],
+    ) -> None:
+        super().__init__(config, group, failed)
+        self.reasons: dict[str, str | None] = {}
+        self._written = written
+
+    def _do(self, name: str, stage: Stage) -> Record:
+        planner = DryRunPlanner(self.config.bids, self.config.out, name, self._written)
+        planner.do(stage)
+        self.reasons[f"{name}: {stage.name}"] = planner.reasons[stage.name]
+        return planner.records[stage.name]
+
+    def _warn(self, text: str) -> None:
         self.warnings.append(text)

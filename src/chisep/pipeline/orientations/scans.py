@@ -96,6 +96,11 @@ class ScanFiles:
         return self.aligned("fieldmap", desc="local", stat="std")
 
     @property
+    def noise(self) -> Path:
+        """Standard deviation of the noise of the field, without the error of background removal."""
+        return self.aligned("fieldmap", stat="std")
+
+    @property
     def known(self) -> Path:
         """Where it is known."""
         return self.aligned("mask", desc="eroded")
@@ -181,8 +186,8 @@ def _left_out(scan: ScanFiles, mirrored: bool, warnings: tuple[str, ...], usable
 def align_stage(scan: ScanFiles, reference: ScanFiles) -> Stage:
     """Resampling of the maps of an orientation to the grid of the reference."""
     own = scan.own
-    inputs = own.paths("local_field", "local_field_sigma", "eroded_mask", "mask")
-    outputs = [scan.field, scan.sigma, scan.known]
+    inputs = own.paths("local_field", "local_field_sigma", "field_sigma", "eroded_mask", "mask")
+    outputs = [scan.field, scan.sigma, scan.noise, scan.known]
     if scan.has_r2star:
         inputs += own.paths("r2star")
         outputs += [scan.r2star]
@@ -226,7 +231,13 @@ class _Alignment:
         known, brain = files.load_mask("eroded_mask"), files.load_mask("mask")
         field, here = self._moved(files.load("local_field"), known)
         sigma, _ = self._moved(files.load("local_field_sigma"), known, linear=True)
-        volumes: dict[Path, Tensor] = {scan.field: field, scan.sigma: sigma * here, scan.known: here}
+        noise, _ = self._moved(files.load("field_sigma"), known, linear=True)
+        volumes: dict[Path, Tensor] = {
+            scan.field: field,
+            scan.sigma: sigma * here,
+            scan.noise: noise * here,
+            scan.known: here,
+        }
         if scan.has_r2star:
             volumes[scan.r2star] = self._moved(files.load("r2star"), brain)[0].clamp_min(0)
         if scan.has_r2prime:
