@@ -43,6 +43,7 @@ def minimise(
     tv_mask: Tensor,
     voxelwise: Callable[[Tensor], Tensor],
     penalty_field: float,
+    coarse_power: Tensor | None,
     iterations: int,
     tolerance: float,
     progress: Progress | None,
@@ -72,6 +73,10 @@ def minimise(
     penalty_field
         Penalty of the split field, relative to its weight. Compare it with D² (at most 4/9): a small one
         resolves modes near the cone where D is 0, a large one makes the iteration stable.
+    coarse_power
+        Power P of a coarse error e of the field, on the half spectrum of the padded box, relative to the
+        white variance of the typical voxel; None without one. The field is then g D x_c + e, with
+        ½ Σ |e(k)|²/P(k) as a further term.
     iterations, tolerance
         Maximum number of iterations, and the relative change at which to stop.
     progress
@@ -83,6 +88,7 @@ def minimise(
         x after the voxelwise step, shape (channel, i, j, k), and its relative changes.
     """
     dtype, device = field_ppm.dtype, field_ppm.device
+    coarse_power = None if coarse_power is None else coarse_power.to(field_ppm)
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=dtype, device=device)
     free_space = Dipole(grid, dtype=dtype, device=device)
     gradient = Gradient(grid.voxel_mm)
@@ -93,7 +99,10 @@ def minimise(
         .add_(PENALTY_VOXEL)
     )
     normal = normal.repeat(channels, 1, 1, 1)
-    normal[-1] += penalty_field * field_gain**2 * dipole.kernel**2
+    # e is eliminated from the normal equations: it takes a share of each misfit, the rest is for x.
+    unexplained = None if coarse_power is None else (1 + penalty_field * coarse_power).reciprocal_()
+    of_field = penalty_field * field_gain**2 * dipole.kernel**2
+    normal[-1] += of_field if unexplained is None else of_field * unexplained
 
     mask = weight > 0
     shrink = weight / (weight + penalty_field)
@@ -105,6 +114,7 @@ def minimise(
     voxel_rest = torch.zeros_like(x)
     tv_rest = torch.zeros((channels, 3, *weight.shape), dtype=dtype, device=device)
     field_rest = torch.zeros_like(field_ppm)
+    coarse_hat = None if unexplained is None else torch.zeros_like(x_hat[-1])
     data = field_ppm
     correct_at = 0
     change: list[float] = []
@@ -122,7 +132,10 @@ def minimise(
         tv_push = tv_rest.sub(tv_dual, alpha=2)
         tv_rest.lerp_(tv_dual, _RELAXATION)
 
-        field_dual = padded.box(dipole.volume(x_hat[-1] * dipole.kernel)).mul(field_gain).add_(field_rest)
+        made_hat = x_hat[-1] * (field_gain * dipole.kernel)
+        if coarse_hat is not None:
+            made_hat.add_(coarse_hat)
+        field_dual = padded.box(dipole.volume(made_hat)).add(field_rest)
         field_dual.sub_(data).mul_(shrink)
         field_push = field_rest.sub(field_dual, alpha=2)
         field_rest.lerp_(field_dual, _RELAXATION)
@@ -135,8 +148,18 @@ def minimise(
 
         padded.box(push).add_(gradient.adjoint(tv_push), alpha=PENALTY_TV)
         step_hat = dipole.spectrum(push)
-        step_hat[-1].add_(dipole.spectrum(field_push).mul_(dipole.kernel), alpha=penalty_field * field_gain)
-        x_hat.add_(step_hat.div_(normal), alpha=_RELAXATION)
+        push_hat = dipole.spectrum(field_push)
+        if coarse_hat is None or unexplained is None:
+            step_hat[-1].add_(push_hat.mul_(dipole.kernel), alpha=penalty_field * field_gain)
+            step_hat.div_(normal)
+        else:
+            weighted = (push_hat + coarse_hat).mul_(unexplained)
+            step_hat[-1].add_(weighted.mul_(dipole.kernel), alpha=penalty_field * field_gain)
+            step_hat.div_(normal)
+            explained = 1 - unexplained
+            coarse_step = (push_hat - step_hat[-1] * (field_gain * dipole.kernel)).mul_(explained)
+            coarse_hat.add_(coarse_step.sub_(coarse_hat * unexplained), alpha=_RELAXATION)
+        x_hat.add_(step_hat, alpha=_RELAXATION)
         x = dipole.volume(x_hat)
 
         change.append(relative_change(solution, before))

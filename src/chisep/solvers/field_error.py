@@ -4,7 +4,7 @@ Where the dipole D(k) is 0 (the cone at 54.7° to B0), no susceptibility makes a
 In each shell of |k| the power of the field is E|f(k)|² = N + S·D(k)², with N the power of the error and S
 that of the susceptibility. A weighted straight-line fit against D² finds both: the maximum of Whittle's
 likelihood (1953, 10.1007/BF02590998). Errors of any cause count, white or not; only those of the longest
-wavelengths (above ten voxels) cannot be told from susceptibility.
+wavelengths (above ten voxels) cannot be told from susceptibility: `coarse_error` extrapolates to them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import minimize_scalar
@@ -23,7 +24,7 @@ from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
 from chisep.physics.operators import Gradient
 from chisep.solvers._common import PaddedBox, least_noise_ppm
 from chisep.solvers.noise import noise_sigma
-from chisep.types import Maps, MaskVolume, Volume
+from chisep.types import Grid, Maps, MaskVolume, Volume
 
 TAPER_VOXELS = 4.0
 """Distance from the border of the mask over which the window rises: a sharp border would spread the power of
@@ -37,6 +38,17 @@ _LEAST_POWER = 1e-30
 _LARGEST_IN_CONE = 0.1
 """Least D² in a shell, over its mean, up to which error and susceptibility can be told apart."""
 _FEWEST_VOXELS = 500
+_COARSE_EXPONENT = 3.0
+"""Power of a coarse error by |k|^-3: each octave of wavelengths has the same variance, as in real scans."""
+_COARSEST = 0.06
+"""Wavenumber below which the power no longer rises, over the highest of an axis: 30 voxels."""
+_COARSE_SHARE = 0.03
+"""Of this power, in data terms. With all of it, total variation leaves too much of the field to the error: it
+costs χ in proportion to its amplitude, and a weak error hardly anything. 0.1 is as good in brains."""
+_LEAST_FOUND = 0.1
+"""Least part of a given variance that the field has to show as its error."""
+_LARGEST_SCALE = 4.0
+"""Most by which a coarse error enlarges the scale of |∇χ|."""
 _PATTERN_RANGE = (0.5, 4.0)
 """Noise of a voxel over the median: the magnitude of a vessel or of a hole says nothing beyond."""
 
@@ -58,6 +70,8 @@ class Spectra:
     gradient
         Mean of the squared symbol of `Gradient` in each shell (unit of length: the shortest edge of a voxel),
         same shape.
+    first
+        First shell in which error and susceptibility can be told apart; coarser ones have its N.
     """
 
     points: Tensor
@@ -65,6 +79,7 @@ class Spectra:
     error: Tensor
     source: Tensor
     gradient: Tensor
+    first: int
 
     @property
     def sigma_ppm(self) -> float:
@@ -77,11 +92,32 @@ class Spectra:
         power = (self.source * self.gradient * self.points).sum() / self.points.sum()
         return math.sqrt(float(power))
 
+    @property
+    def white_power(self) -> float:
+        """Power of the white part of the error in ppm² a voxel: N of the finer half of the shells."""
+        finer = slice(_SHELLS // 2, None)
+        return float((self.error * self.points)[finer].sum() / self.points[finer].sum().clamp_min(1))
+
+    @property
+    def coarseness(self) -> float:
+        """N of the coarsest shell in which it is measured, over the white part; 1 where N does not rise."""
+        white = self.white_power
+        return max(float(self.error[self.first]) / white, 1.0) if white > 0 else 1.0
+
     def with_sigma(self, sigma_ppm: float) -> Spectra:
-        """Return spectra whose error has a given standard deviation; white if no error was found."""
-        own = self.sigma_ppm
-        scaled = self.error * (sigma_ppm / own) ** 2 if own > 0 else torch.full_like(self.error, sigma_ppm**2)
-        return replace(self, error=scaled)
+        """Return spectra whose error has a given standard deviation.
+
+        Where it is larger than that of the error found near the cone, the rest is coarse: only that can be
+        missed there. Background removal leaves such an error.
+        """
+        missed = max(sigma_ppm**2 - self.sigma_ppm**2, 0.0)
+        coarse = min(missed, (1 - _LEAST_FOUND) * sigma_ppm**2)
+        shape = _centres().clamp_(min=_COARSEST).pow_(-_COARSE_EXPONENT)[:, None].to(self.error)
+        shape /= (shape * self.points).sum() / self.points.sum()
+        rest = sigma_ppm**2 - coarse
+        own = self.sigma_ppm**2
+        scaled = self.error * (rest / own) if own > 0 else torch.full_like(self.error, rest)
+        return replace(self, error=scaled + coarse * shape)
 
     def expected_error(self, inverse: Tensor) -> float:
         """Compute the expected squared error of χ(k) = g(D) f(k): mean of S (1 − g D)² + N g² over k-space.
@@ -144,6 +180,49 @@ def field_error(maps: Maps) -> FieldError:
     return FieldError(typical_ppm * noise_pattern(maps), spectra)
 
 
+class CoarseError(NamedTuple):
+    """Spectrum of the error of the field for a data term.
+
+    `white_part` is the standard deviation of its white part over that of the whole error. `power` is the rest
+    in units of the white variance, on the half spectrum of the grid; None for a white error.
+    """
+
+    white_part: float
+    power: Tensor | None
+
+
+def coarse_error(error: FieldError, grid: Grid) -> CoarseError:
+    """Separate the error of the field into a white and a coarse part.
+
+    Parameters
+    ----------
+    error
+        Of the field.
+    grid
+        Periodic grid of the data term.
+
+    Returns
+    -------
+    CoarseError
+        The coarse part is N less its white part, by interpolation between the shells. To wavelengths at which
+        error and susceptibility cannot be told apart its power is extrapolated by |k|^-3.
+    """
+    spectra = error.spectra
+    if spectra is None or spectra.coarseness <= 1:
+        return CoarseError(1.0, None)
+    white = spectra.white_power
+    excess = (spectra.error[:, 0] / white - 1).clamp_min(0)[spectra.first : _SHELLS // 2]
+    centres = _centres()[spectra.first : _SHELLS // 2]
+    radius = _radius(grid, torch.float32, torch.device("cpu")).clamp_(min=_COARSEST)
+    tiny = torch.finfo(torch.float32).tiny
+    power = np.exp(
+        np.interp(radius.log().numpy(), centres.log().numpy(), excess.clamp_min(tiny).log().numpy())
+    )
+    beyond = (radius / centres[0]).clamp_(max=1).pow_(-_COARSE_EXPONENT)
+    white_part = min(1.0, math.sqrt(white) / spectra.sigma_ppm)
+    return CoarseError(white_part, torch.from_numpy(power).mul_(beyond).mul_(_COARSE_SHARE))
+
+
 def gradient_scale_ppm(error: FieldError, over_rms: float) -> float | None:
     """Scale of |∇χ| for the weight of total variation, in ppm along the shortest edge of a voxel.
 
@@ -158,9 +237,16 @@ def gradient_scale_ppm(error: FieldError, over_rms: float) -> float | None:
     -------
     float or None
         None where the field shows no gradient, or the mask has too few voxels.
+
+    Notes
+    -----
+    It grows with `Spectra.coarseness`. Total variation shrinks what a coarse error hides,
+    so with the scale of a white error the whole map is too weak.
     """
-    rms_ppm = 0.0 if error.spectra is None else error.spectra.chi_gradient_ppm
-    return over_rms * rms_ppm if rms_ppm > 0 else None
+    if error.spectra is None or error.spectra.chi_gradient_ppm <= 0:
+        return None
+    larger = min(error.spectra.coarseness, _LARGEST_SCALE)
+    return over_rms * larger * error.spectra.chi_gradient_ppm
 
 
 def noise_pattern(maps: Maps) -> Volume:
@@ -200,10 +286,10 @@ def field_spectra(maps: Maps, taper_voxels: float = TAPER_VOXELS) -> Spectra | N
     if float(window.sum()) < _FEWEST_VOXELS:
         return None
     points, kernel_square, power, gradient = _binned(padded, padded.cut(maps.field_ppm), window)
-    error, source = _fitted(points, kernel_square, power)
+    error, source, first = _fitted(points, kernel_square, power)
     pattern = padded.cut(noise_pattern(maps))
     typical = float(window.square().sum() / (window * pattern).square().sum())
-    spectra = Spectra(points, kernel_square.sqrt(), error * typical, source, gradient)
+    spectra = Spectra(points, kernel_square.sqrt(), error * typical, source, gradient, first)
     sigma = maps.field_sigma_ppm
     if sigma is None:
         return spectra
@@ -235,12 +321,9 @@ def _binned(padded: PaddedBox, field: Tensor, window: Tensor) -> tuple[Tensor, T
     correlation = _correlation(dipole.spectrum(window).abs().square_(), grid.shape)
     correlation *= _correlation(dipole.kernel.square(), grid.shape) / correlation[0, 0, 0].clone()
     spread = half_spectrum(correlation, grid.shape).real.clamp_(0, 4 / 9)
-    radius = torch.zeros_like(power)
-    for axis, n in enumerate(grid.shape):
-        frequency = torch.fft.rfftfreq if axis == 2 else torch.fft.fftfreq
-        along = frequency(n, dtype=field.dtype, device=field.device).mul_(2).square_()
-        radius += along.reshape([-1 if a == axis else 1 for a in range(3)])
-    shell = radius.sqrt_().mul_(_SHELLS / math.sqrt(3)).long().clamp_(max=_SHELLS - 1)
+    shell = (
+        _radius(grid, field.dtype, field.device).mul_(_SHELLS / math.sqrt(3)).long().clamp_(max=_SHELLS - 1)
+    )
     place = spread.mul(9 / 4).sqrt_().mul_(_BINS).long().clamp_(max=_BINS - 1).add_(shell, alpha=_BINS)
     # The half spectrum holds each point and its mirror image once, but for two planes.
     twice = torch.full((power.shape[-1],), 2.0, dtype=power.dtype, device=power.device)
@@ -259,12 +342,29 @@ def _binned(padded: PaddedBox, field: Tensor, window: Tensor) -> tuple[Tensor, T
     return points, total(spread) / points.clamp_min(1), total(power) / points.clamp_min(1), gradient
 
 
+def _centres() -> Tensor:
+    """|k| in the middle of each shell over the highest frequency of an axis."""
+    return (torch.arange(_SHELLS) + 0.5) * (math.sqrt(3) / _SHELLS)
+
+
+def _radius(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Compute |k| over the highest frequency of an axis, on the half spectrum."""
+    square = torch.zeros((), dtype=dtype, device=device)
+    for axis, n in enumerate(grid.shape):
+        frequency = torch.fft.rfftfreq if axis == 2 else torch.fft.fftfreq
+        along = frequency(n, dtype=dtype, device=device).mul_(2).square_()
+        square = square + along.reshape([-1 if a == axis else 1 for a in range(3)])
+    return square.sqrt()
+
+
 def _correlation(power: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return of_half_spectrum(torch.complex(power, torch.zeros_like(power)), shape, shape)
 
 
-def _fitted(points: Tensor, kernel_square: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+def _fitted(points: Tensor, kernel_square: Tensor, power: Tensor) -> tuple[Tensor, Tensor, int]:
     """Fit power = N + S D² in each shell by maximum likelihood, with N, S ≥ 0; each of shape (shell, 1).
+
+    The last value is the first shell in which both can be told apart.
 
     Powers of a random field are exponentially distributed: their variance is the square of their mean.
     """
@@ -298,4 +398,5 @@ def _fitted(points: Tensor, kernel_square: Tensor, power: Tensor) -> tuple[Tenso
             error[shell] = torch.minimum(error[shell + 1], mean_power[shell])
             source[shell] = ((mean_power - error) / usual.clamp_min(tiny)).clamp_min(0)[shell]
     # Spectra of tissue fall with |k|; where error is strong, the fit in single shells varies.
-    return error, source.cummin(0).values
+    first = int((~filled.flatten()).int().argmax())
+    return error, source.cummin(0).values, first

@@ -6,7 +6,8 @@
 
 (Shin 2021, 10.1016/j.neuroimage.2021.118371, with the noise of the maps as weights: σ_f and σ_r are maps
 where they are known voxel by voxel, and their medians in front of TV.) The third term is present only when a
-QSM map is given. σ_f and σ_r are estimated where they are not given; λ is σ_r over a scale of |∇χ| that
+QSM map is given. A coarse error of the field is part of its model (`coarse_error`); σ_f is then that of the
+white part. σ_f and σ_r are estimated where they are not given; λ is σ_r over a scale of |∇χ| that
 follows from the spectrum of the field (`field_error`). The unknowns are t = (χ_pos + χ_neg)/√2 and
 c = (χ_pos − χ_neg)/√2: the field depends on c alone, so that the two decouple in k-space. This rotation
 changes neither the lengths in TV nor the distances in a proximal step.
@@ -33,7 +34,7 @@ from chisep.solvers._common import (
     required,
     required_relaxivity,
 )
-from chisep.solvers.field_error import FieldError, field_error, gradient_scale_ppm
+from chisep.solvers.field_error import FieldError, coarse_error, field_error, gradient_scale_ppm
 from chisep.solvers.noise import known_noise, noise_sigma
 from chisep.types import Maps, Sources
 
@@ -103,9 +104,11 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
     qsm = None if maps.chi_ppm is None else padded.cut(maps.chi_ppm) * mask
     magnitude = None if maps.magnitude is None else padded.cut(maps.magnitude)
 
-    # All weights are relative to that of the typical voxel of the field, 1/σ_f².
+    # All weights are relative to that of the typical voxel of the field, 1/σ_f², σ_f of the white part.
     error = field_error(maps)
     (sigma_f, weight_f), (sigma_r, relative_r) = _noise_ppm(maps, padded, field, target, error)
+    coarse = coarse_error(error, padded.periodic_grid)
+    sigma_f *= coarse.white_part
     scale_ppm = gradient_scale_ppm(error, _SCALE_OVER_RMS)
     usual_weight = _USUAL_WEIGHT if scale_ppm is None else sigma_r / scale_ppm
     tv_weight = usual_weight if config.tv_weight is None else config.tv_weight
@@ -124,6 +127,7 @@ def solve(maps: Maps, config: IterativeConfig, progress: Progress | None = None)
         tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=lambda z: rotated(voxelwise(rotated(z))),
         penalty_field=_PENALTY_FIELD,
+        coarse_power=coarse.power,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,

@@ -1,12 +1,14 @@
 """QSM by total variation.
 
-    min  ½ ‖M (σ_f/σ) (D * χ − Δf)‖² + λ σ_f TV(χ),  χ = 0 outside the mask M
+    min  ½ ‖M (σ_f/σ) (D * χ + e − Δf)‖² + ½ Σ |e(k)|²/P(k) + λ σ_f TV(χ),  χ = 0 outside the mask M
 
 (FANSI: Milovic 2018, 10.1002/mrm.27073; with a magnitude image TV does not act on its edges, as in MEDI: Liu
 2011, 10.1002/mrm.22816.) σ is the error of each voxel of the field, given or estimated (`field_error`), σ_f
-its median. If λ is not given, it is σ_f/b: the maximum a posteriori where |∇χ| has a density proportional to
-exp(−|∇χ|/b). b is 0.4 of the root mean square of |∇χ|, which follows from the spectrum of the field. So
-twice the error is four times the smoothing, and a field without error is hardly smoothed.
+its median. e is the coarse part of this error, P its spectrum over σ_f² (`coarse_error`); σ and σ_f are then
+those of the white part. If λ is not given, it is σ_f/b: the maximum a posteriori where |∇χ| has a density
+proportional to exp(−|∇χ|/b). b is 0.4 of the root mean square of |∇χ|, which follows from the spectrum of the
+field, and up to four times as much where the error is coarse. So twice the error is four times the smoothing,
+and a field without error is hardly smoothed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from chisep.solvers._common import (
     ended,
     least_noise_ppm,
 )
-from chisep.solvers.field_error import field_error, gradient_scale_ppm
+from chisep.solvers.field_error import coarse_error, field_error, gradient_scale_ppm
 from chisep.solvers.noise import known_noise
 from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
@@ -84,6 +86,7 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
     magnitude = None if maps.magnitude is None else padded.cut(maps.magnitude)
     error = field_error(maps)
     typical, weight = known_noise(padded.cut_noise(error.sigma_ppm), mask, least_noise_ppm(field, mask))
+    coarse = coarse_error(error, padded.periodic_grid)
     tv_weight = config.tv_weight
     if tv_weight is None:
         usual_ppm = gradient_scale_ppm(error, _SCALE_OVER_RMS)
@@ -99,10 +102,11 @@ def solve(maps: Maps, config: TvConfig, progress: Progress | None = None) -> Sus
         weight=weight.to(field),
         start=padded.cut(solve_tikhonov(maps, TikhonovConfig()).chi_ppm)[None],
         field_gain=1.0,
-        tv_weight=tv_weight * typical,
+        tv_weight=tv_weight * typical * coarse.white_part**2,
         tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
         voxelwise=inside,
         penalty_field=_PENALTY_FIELD,
+        coarse_power=coarse.power,
         iterations=config.iterations,
         tolerance=config.tolerance,
         progress=progress,
