@@ -18,19 +18,21 @@ from chisep import methods
 from chisep.errors import InputError
 from chisep.io.weights import load_weights, save_weights
 from chisep.methods import METHODS
-from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.networks.config import INITIAL, MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
 from chisep.networks.inference import (
     NetworkOptions,
     has_fast_bfloat16,
     intermediate_estimates,
     measured_channels,
 )
+from chisep.networks.initial_estimate import ITERATIONS
 from chisep.networks.unet import UNetConfig
 from chisep.networks.unrolled_gradient import UnrolledGradientConfig
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.networks.weights import find_weights, fuse, load, without_norms
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
+from chisep.solvers import iterative, tv
 from chisep.types import Grid, Relaxivity
 from tests.solvers.head import make_head
 
@@ -56,11 +58,25 @@ CONFIGS = {
     "unrolled-qsm": NetworkConfig(
         ("field", "field_sigma"), ("chi",), UNET, proximal=UnrolledProximalConfig(passes=2)
     ),
+    "unrolled-initial": NetworkConfig(
+        (*MEASURED_ROWS, *NOISE.values(), *(INITIAL[source] for source in SOURCES)),
+        SOURCES,
+        UNET,
+        proximal=UnrolledProximalConfig(passes=2),
+    ),
+    "unrolled-qsm-initial": NetworkConfig(
+        ("field", "field_sigma", INITIAL["chi"]), ("chi",), UNET, proximal=UnrolledProximalConfig(passes=2)
+    ),
 }
-ITERATES = {"unrolled-thesis": 3, "unrolled": 3, "unrolled-qsm": 3}
+WITH_INITIAL = {"unrolled": "unrolled-initial", "unrolled-qsm": "unrolled-qsm-initial"}
+"""Networks of two methods that have an initial estimate as input."""
+ITERATES = {"unrolled-thesis": 3, **dict.fromkeys((*WITH_INITIAL, *WITH_INITIAL.values()), 3)}
 FACTORS = {"chi_pos": [[0.01, 1.5], [0.02, 3.0]], "chi_neg": 1.25, "chi": 2.0}
 """From scales to standard deviations."""
-OF_METHOD = {**{name: name for name in CONFIGS if name != "r2s"}, "chi-sepnet-r2s": "chi-sepnet-r2p"}
+OF_METHOD = {
+    **{name: name for name in CONFIGS if name not in ("r2s", *WITH_INITIAL.values())},
+    "chi-sepnet-r2s": "chi-sepnet-r2p",
+}
 """Weights of every network method."""
 MAPS = make_head((15, 18, 13)).maps(Relaxivity(114.0, 91.2), field_noise_ppm=1e-3)
 MAPS = replace(MAPS, r2star_hz=(MAPS.r2prime_hz + 15.0) * MAPS.mask)
@@ -102,7 +118,8 @@ def channels(seed: int = 0) -> dict[str, torch.Tensor]:
     sigmas = {
         name: 0.002 + 0.001 * torch.rand(MAPS.mask.shape, generator=generator) for name in NOISE.values()
     }
-    return found | sigmas
+    initial = {INITIAL[name]: found[name] + 0.01 for name in INITIAL}
+    return found | sigmas | initial
 
 
 class TestIterates:
@@ -264,6 +281,27 @@ class TestMethods:
         assert (made.chi_pos_sigma_ppm[noisy.mask] > 0).all()
         chi = methods.invert(noisy, "unrolled-qsm", options(folder, "unrolled-qsm"))
         assert (chi.chi_sigma_ppm[noisy.mask] > 0).all()
+
+    @pytest.mark.parametrize("name", WITH_INITIAL)
+    def test_initial_estimate_is_that_of_the_solver_with_the_noise_maps(self, folder, name):
+        """D_r and the unit of R2' drop out; magnitude and a given χ map have no part in it."""
+        noisy = replace(MAPS, field_sigma_ppm=1e-3, r2prime_sigma_hz=1.0 + MAPS.r2prime_hz / 20)
+        trained = load(folder / f"{WITH_INITIAL[name]}.safetensors")
+        more = replace(noisy, magnitude=noisy.r2star_hz, chi_ppm=noisy.field_ppm)
+        found = measured_channels(more, trained.config.inputs, NetworkOptions())
+        if name == "unrolled":
+            by_solver = iterative.solve(noisy, iterative.IterativeConfig(iterations=ITERATIONS))
+            expected = {"chi_pos": by_solver.chi_pos_ppm, "chi_neg": by_solver.chi_neg_ppm}
+        else:
+            expected = {"chi": tv.solve(noisy, tv.TvConfig(iterations=ITERATIONS)).chi_ppm}
+        for output, volume in expected.items():
+            assert volume.any()
+            torch.testing.assert_close(found[INITIAL[output]], volume, rtol=1e-3, atol=1e-6)
+        weights = NetworkOptions(str(folder / f"{WITH_INITIAL[name]}.safetensors"), precision="single")
+        if name == "unrolled":
+            assert methods.separate(noisy, name, weights).chi_pos_sigma_ppm is not None
+        else:
+            assert methods.invert(noisy, name, weights).chi_sigma_ppm is not None
 
     def test_unrolled_takes_sources_where_the_field_is_lost(self, folder):
         inner = torch.zeros_like(MAPS.mask)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.networks.brain_box import BrainBox
-from chisep.networks.config import NOISE, SOURCES, Channel, NetworkConfig
+from chisep.networks.config import INITIAL, NOISE, SOURCES, Channel, NetworkConfig
 from chisep.networks.single_pass import SinglePass
 from chisep.networks.uncertainty import Factors, chi_sigma, factor_at, noise_level, noise_of
 from chisep.networks.weights import LoadedNetwork, fuse, load
@@ -129,7 +129,7 @@ def invert(
     InputError
         If the weights cannot be read, or belong to another kind of network.
     """
-    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
+    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma", INITIAL["chi"]})
     made, sigmas = _applied(trained, maps, options)
     if progress is not None:
         progress("network", 1, 1)
@@ -153,7 +153,7 @@ def separate(
     InputError
         If the weights cannot be read or are not for χ-separation, or a map that they need is missing.
     """
-    known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values()}
+    known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values(), *INITIAL.values()}
     trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
     made, sigmas = _applied(trained, maps, options)
     if progress is not None:
@@ -252,6 +252,12 @@ def measured_channels(
             maps.sources_mask,
             nonnegative=bool((channels["r2prime"] >= 0).all()),
         )
+    outputs: tuple[Channel, ...] = tuple(x for x, initial in INITIAL.items() if initial in inputs)
+    if outputs and {"field_sigma", *(NOISE if outputs == SOURCES else ())} <= channels.keys():
+        from chisep.networks.initial_estimate import initial_estimate  # listing methods imports no solver
+
+        ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
+        channels |= initial_estimate(channels, maps.mask, maps.sources_mask, maps.grid, ratio, outputs)
     missing = [name for name in inputs if name not in channels]
     if missing:
         raise InputError(

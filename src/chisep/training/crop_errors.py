@@ -80,7 +80,7 @@ def field_errors(
         variance += (_UNSTATED * size) ** 2
     if rim_ppb:
         profile = 1e-3 * rng.uniform(0, rim_ppb) * _by_depth(mask, grid, rng)
-        smooth = smooth_random(grid, _log_uniform(_RIM_SPACING_MM, rng), rng)
+        smooth = smooth_random(grid, log_uniform(_RIM_SPACING_MM, rng), rng)
         error += profile * smooth / float(smooth[mask].square().mean().sqrt())
         variance += profile.square()
     return error, variance.sqrt_()
@@ -91,10 +91,11 @@ def _by_depth(mask: MaskVolume, grid: Grid, rng: np.random.Generator) -> Volume:
     if bool(mask.all()):
         return torch.full(mask.shape, _RIM_INSIDE)
     depth = torch.from_numpy(ndimage.distance_transform_edt(mask.numpy(), sampling=grid.voxel_mm)).float()
-    return _RIM_INSIDE + (1 - _RIM_INSIDE) * torch.exp(-depth / _log_uniform(_RIM_DECAY_MM, rng))
+    return _RIM_INSIDE + (1 - _RIM_INSIDE) * torch.exp(-depth / log_uniform(_RIM_DECAY_MM, rng))
 
 
-def _log_uniform(between: tuple[float, float], rng: np.random.Generator) -> float:
+def log_uniform(between: tuple[float, float], rng: np.random.Generator) -> float:
+    """Draw from a log-uniform distribution."""
     low, high = between
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
@@ -205,7 +206,7 @@ def violated_physics(
     ones, nothing = torch.ones_like(pos), torch.zeros_like(pos)
     if rng.random() < 0.5:
         factors = [
-            torch.exp(_DR_SD * smooth_random(grid, _log_uniform(_DR_SPACING_MM, rng), rng)) for _ in range(2)
+            torch.exp(_DR_SD * smooth_random(grid, log_uniform(_DR_SPACING_MM, rng), rng)) for _ in range(2)
         ]
         return factors[0], factors[1], nothing
     direction = torch.stack([smooth_random(grid, _FIBRES_MM, rng) for _ in range(3)])

@@ -20,7 +20,8 @@ from torch.nn import functional
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.networks.brain_box import BrainBox
-from chisep.networks.config import NetworkConfig
+from chisep.networks.config import INITIAL, Channel, NetworkConfig
+from chisep.networks.initial_estimate import initial_estimate
 from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz, r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
@@ -28,7 +29,14 @@ from chisep.progress import Progress
 from chisep.simulation.measured import rate_sigma_hz
 from chisep.simulation.structured_errors import structured_field_error
 from chisep.solvers import tikhonov
-from chisep.training.crop_errors import denoised, field_errors, misregistered, noise, violated_physics
+from chisep.training.crop_errors import (
+    denoised,
+    field_errors,
+    log_uniform,
+    misregistered,
+    noise,
+    violated_physics,
+)
 from chisep.training.data import Example, FoldersConfig, RandomCrops, TrainingScan
 from chisep.training.random_contrast import ContrastConfig, label_contrast, random_contrast
 from chisep.types import Grid, Maps, MaskVolume, Relaxivity, Volume
@@ -243,12 +251,8 @@ class ProtocolCrops(RandomCrops):
 
 def drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> DrawnProtocol:
     """Draw a protocol for a crop of `size`³ voxels."""
-
-    def log_uniform(low: float, high: float) -> float:
-        return float(math.exp(rng.uniform(math.log(low), math.log(high))))
-
     shape = (size, size, size)
-    snr = log_uniform(*config.snr)
+    snr = log_uniform(config.snr, rng)
     gre_only = bool(rng.random() < config.gre_only_share)
     if rng.random() < config.standard_share:
         relaxivity = default_relaxivity(3.0)
@@ -257,16 +261,16 @@ def drawn(rng: np.random.Generator, config: ProtocolConfig, size: int) -> DrawnP
         return DrawnProtocol(
             Grid(shape, (1.0, 1.0, 1.0)), 3.0, relaxivity, relaxivity, echoes, spin_echoes, snr, gre_only
         )
-    b0_t = log_uniform(*config.b0_t)
-    edge = log_uniform(*config.voxel_mm)
-    slice_mm = min(edge * log_uniform(1.0, config.slice_ratio), max(edge, THICKEST_SLICE_MM))
+    b0_t = log_uniform(config.b0_t, rng)
+    edge = log_uniform(config.voxel_mm, rng)
+    slice_mm = min(edge * log_uniform((1.0, config.slice_ratio), rng), max(edge, THICKEST_SLICE_MM))
     edges = [edge, edge, edge]
     axial = config.axial_share is not None and rng.random() < config.axial_share
     edges[2 if axial else int(rng.integers(3))] = slice_mm
     tilt, azimuth = math.radians(rng.uniform(0, config.tilt_deg)), rng.uniform(0, 2 * math.pi)
     b0 = (math.sin(tilt) * math.cos(azimuth), math.sin(tilt) * math.sin(azimuth), math.cos(tilt))
-    pos = log_uniform(*config.dr_hz_per_ppm) * b0_t / 3
-    neg = pos * log_uniform(*config.dr_ratio)
+    pos = log_uniform(config.dr_hz_per_ppm, rng) * b0_t / 3
+    neg = pos * log_uniform(config.dr_ratio, rng)
     assumed = [dr * (1 + rng.uniform(-config.dr_error, config.dr_error)) for dr in (pos, neg)]
     # Echo times are chosen by T2*, which falls with the field.
     scale = math.sqrt(3.0 / b0_t)
@@ -349,7 +353,7 @@ def _simulated(
             for sigma in (field_sigma, r2prime_sigma)
         )
     assumed_hz_per_ppm = protocol.assumed.pos_hz_per_ppm
-    channels = {
+    channels: dict[Channel, Volume] = {
         "field": field * valid,
         "field_sigma": field_sigma * valid,
         "r2prime": r2prime * mask / assumed_hz_per_ppm,
@@ -361,6 +365,9 @@ def _simulated(
     if "qsm" in network.inputs and bool(valid.any()):
         maps = Maps(field_ppm=channels["field"], mask=valid, grid=grid)
         channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig(alpha=0.01)).chi_ppm
+    if not {*INITIAL.values()}.isdisjoint(network.inputs):
+        measured = {name: channels[name] for name in network.inputs if name in channels}
+        channels |= initial_estimate(measured, valid, mask, grid, protocol.assumed.ratio, network.outputs)
     nothing = torch.zeros(mask.shape)
     return Example(
         torch.stack([channels.get(name, nothing) for name in network.inputs]),

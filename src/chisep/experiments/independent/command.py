@@ -11,11 +11,12 @@ from tyro.conf import Positional
 
 import chisep
 from chisep.errors import InputError
+from chisep.experiments.common.compared import ComparedMethod
 from chisep.experiments.common.results import cached_result
 from chisep.experiments.independent.conditions import CONDITIONS
 from chisep.experiments.independent.page import figure, page
 from chisep.experiments.independent.qsm_forward_world import qsm_forward
-from chisep.experiments.independent.rows import ROWS, Row, row_of_weights
+from chisep.experiments.independent.rows import ROWS, row_of_weights
 from chisep.experiments.independent.scans import Place, Scan
 from chisep.experiments.independent.statistics import summarised
 from chisep.experiments.independent.worlds import WORLDS
@@ -88,7 +89,7 @@ class IndependentConfig:
                 fix="Choose a method of this call.",
             )
 
-    def all_rows(self) -> dict[str, Row]:
+    def all_rows(self) -> dict[str, ComparedMethod]:
         """Methods by name, those of further weights last."""
         found = {name: ROWS[name] for name in self.rows}
         for text in self.weights:

@@ -3,73 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from chisep import methods
 from chisep.errors import InputError
+from chisep.experiments.common.compared import ComparedMethod
 from chisep.experiments.common.networks import PRECISION
 from chisep.experiments.independent.conditions import Condition, Measured
 from chisep.experiments.independent.forward import B0_DIRECTION
 from chisep.experiments.independent.worlds import Phantom, World
-from chisep.io.files import checksum
 from chisep.networks import weights as network_weights
 from chisep.networks.config import SOURCES
 from chisep.networks.inference import NetworkOptions
 from chisep.types import Grid, Maps, Relaxivity, Sources, Susceptibility
 
-
-@dataclass(frozen=True)
-class Row:
-    """A method of the comparison.
-
-    Parameters
-    ----------
-    title
-        Name in tables.
-    method
-        Name in `chisep methods`.
-    weights
-        Weights file of a network, or the name of packaged weights; empty for a solver.
-    qsm
-        QSM method for its input χ map; none if empty.
-    """
-
-    title: str
-    method: str
-    weights: str = ""
-    qsm: str = ""
-
-    @property
-    def target(self) -> methods.Target:
-        """Output of the method: χ or sources."""
-        return methods.METHODS[self.method].target
-
-    def key(self) -> dict[str, Any]:
-        """Everything that its results depend on."""
-        file = checksum(network_weights.find_weights(self.weights)) if self.weights else None
-        return {"method": self.method, "qsm": self.qsm, "weights": file}
-
-
-ROWS: Mapping[str, Row] = {
-    "closed-form": Row("closed form, χ of Tikhonov", "closed-form", qsm="tikhonov"),
-    "iterative": Row("iterative χ-separation", "iterative"),
-    "chi-sepnet-r2p": Row("χ-sepnet-R2'", "chi-sepnet-r2p", "chi-sepnet-r2p", "qsmnet"),
-    "unrolled-thesis": Row("unrolled χ-sepnet-R2' (Eq. 2.5)", "unrolled-thesis", "unrolled-thesis", "qsmnet"),
-    "unrolled": Row("unrolled", "unrolled", "unrolled"),
-    "tikhonov": Row("Tikhonov", "tikhonov"),
-    "tv": Row("total variation", "tv"),
-    "qsmnet": Row("QSMnet", "qsmnet", "qsmnet"),
-    "unrolled-qsm": Row("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
+ROWS: Mapping[str, ComparedMethod] = {
+    "closed-form": ComparedMethod("closed form, χ of Tikhonov", "closed-form", qsm="tikhonov"),
+    "iterative": ComparedMethod("iterative χ-separation", "iterative"),
+    "chi-sepnet-r2p": ComparedMethod("χ-sepnet-R2'", "chi-sepnet-r2p", "chi-sepnet-r2p", "qsmnet"),
+    "unrolled-thesis": ComparedMethod(
+        "unrolled χ-sepnet-R2' (Eq. 2.5)", "unrolled-thesis", "unrolled-thesis", "qsmnet"
+    ),
+    "unrolled": ComparedMethod("unrolled", "unrolled", "unrolled"),
+    "tikhonov": ComparedMethod("Tikhonov", "tikhonov"),
+    "tv": ComparedMethod("total variation", "tv"),
+    "qsmnet": ComparedMethod("QSMnet", "qsmnet", "qsmnet"),
+    "unrolled-qsm": ComparedMethod("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
 }
 """Methods by name, in the order of tables; those of χ alone last."""
 
 
-def row_of_weights(name: str, file: Path) -> Row:
-    """Row of a weights file; its method follows from its header.
+def row_of_weights(name: str, file: Path) -> ComparedMethod:
+    """ComparedMethod of a weights file; its method follows from its header.
 
     Raises
     ------
@@ -78,12 +46,12 @@ def row_of_weights(name: str, file: Path) -> Row:
     """
     config = network_weights.description_of(file).config
     if config.outputs == ("chi",):
-        return Row(name, "unrolled-qsm" if config.proximal else "qsmnet", str(file))
+        return ComparedMethod(name, "unrolled-qsm" if config.proximal else "qsmnet", str(file))
     if config.outputs == SOURCES and "r2star" not in config.inputs:
         if config.proximal:
-            return Row(name, "unrolled", str(file))
+            return ComparedMethod(name, "unrolled", str(file))
         method = "unrolled-thesis" if config.unrolled else "chi-sepnet-r2p"
-        return Row(name, method, str(file), "qsmnet")
+        return ComparedMethod(name, method, str(file), "qsmnet")
     raise InputError(
         str(file),
         found=f"a network from {', '.join(config.inputs)} to {', '.join(config.outputs)}",
@@ -112,7 +80,7 @@ def input_maps(phantom: Phantom, world: World, condition: Condition, measured: M
     )
 
 
-def apply(row: Row, maps: Maps) -> Sources | Susceptibility:
+def apply(row: ComparedMethod, maps: Maps) -> Sources | Susceptibility:
     """Apply a method to the maps of a scan."""
     options = NetworkOptions(weights=row.weights, precision=PRECISION) if row.weights else None
     if row.target == "chi":

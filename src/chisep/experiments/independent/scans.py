@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from chisep.experiments.common.compared import ComparedMethod
 from chisep.experiments.independent.conditions import CONDITIONS, measure
 from chisep.experiments.independent.evaluation import evaluated
 from chisep.experiments.independent.heads import Head, read_head
 from chisep.experiments.independent.lesions import Lesion
-from chisep.experiments.independent.rows import Row, apply, input_maps
+from chisep.experiments.independent.rows import apply, input_maps
 from chisep.experiments.independent.worlds import WORLDS, Phantom
 from chisep.io.files import checksum, make_directory
 from chisep.types import Maps
@@ -116,7 +117,7 @@ class Scan:
     def __init__(self, place: Place, condition: str, draw: int, folder: Path) -> None:
         self.place, self.condition, self.draw, self._folder = place, condition, draw, folder
 
-    def key(self, row: Row) -> dict[str, Any]:
+    def key(self, row: ComparedMethod) -> dict[str, Any]:
         """Everything that a result depends on."""
         return {**self.place.key(), "condition": self.condition, "draw": self.draw, "row": row.key()}
 
@@ -133,7 +134,7 @@ class Scan:
         world, condition = WORLDS[self.place.world], CONDITIONS[self.condition]
         return input_maps(self.phantom, world, condition, measure(self.phantom, world, condition, rng))
 
-    def evaluated(self, row: Row) -> dict[str, Any]:
+    def evaluated(self, row: ComparedMethod) -> dict[str, Any]:
         """Apply a method and evaluate its result."""
         known = {
             "world": self.place.world,

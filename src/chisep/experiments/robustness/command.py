@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import chisep
+from chisep.experiments.common.compared import ComparedMethod
 from chisep.experiments.common.networks import described_weights
 from chisep.experiments.common.results import cached_result
-from chisep.experiments.robustness.protocols import ROWS, BeyondConfig, RobustnessMethod, weights_of
+from chisep.experiments.robustness.protocols import ROWS, BeyondConfig, weights_of
 from chisep.experiments.robustness.results import lesion_figure, page, summarised
 from chisep.experiments.robustness.scans import SimulatedScan
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
@@ -84,6 +85,6 @@ def _name(value: object) -> str:
     return value.name if isinstance(value, Path) else str(value)
 
 
-def _described(config: BeyondConfig, row: RobustnessMethod) -> dict[str, Any] | None:
+def _described(config: BeyondConfig, row: ComparedMethod) -> dict[str, Any] | None:
     path = weights_of(config, row)
     return None if path is None else described_weights(path)

@@ -9,8 +9,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from chisep import methods
 from chisep.errors import InputError
+from chisep.experiments.common.compared import ComparedMethod
 from chisep.experiments.common.lesions import LesionsConfig
 from chisep.networks import weights as network_weights
 from chisep.simulation.dataset import SimulateConfig
@@ -19,63 +19,36 @@ from chisep.simulation.tissue import TissueConfig
 UNROLLED = "unrolled"
 
 
-@dataclass(frozen=True)
-class RobustnessMethod:
-    """A method of the comparison.
-
-    Parameters
-    ----------
-    title
-        Name in tables.
-    method
-        Name in `chisep methods`.
-    weights
-        Name of its weights; empty for a solver.
-    qsm
-        QSM method for its input χ map; none if empty.
-    """
-
-    title: str
-    method: str
-    weights: str = ""
-    qsm: str = ""
-
-    @property
-    def target(self) -> methods.Target:
-        """Output of the method: χ or sources."""
-        return methods.METHODS[self.method].target
-
-
-ROWS: Mapping[str, RobustnessMethod] = {
-    "closed-form": RobustnessMethod("closed form", "closed-form", qsm="tikhonov"),
-    "iterative": RobustnessMethod("iterative χ-separation", "iterative"),
-    "chi-sepnet-r2p": RobustnessMethod(
+ROWS: Mapping[str, ComparedMethod] = {
+    "closed-form": ComparedMethod("closed form", "closed-form", qsm="tikhonov"),
+    "iterative": ComparedMethod("iterative χ-separation", "iterative"),
+    "chi-sepnet-r2p": ComparedMethod(
         "χ-sepnet-R2', healthy phantoms", "chi-sepnet-r2p", "chi-sepnet-r2p", "qsmnet"
     ),
-    "unrolled-thesis": RobustnessMethod(
+    "unrolled-thesis": ComparedMethod(
         "unrolled χ-sepnet-R2' (Eq. 2.5), healthy phantoms", "unrolled-thesis", "unrolled-thesis", "qsmnet"
     ),
-    "chi-sepnet-r2s": RobustnessMethod(
+    "chi-sepnet-r2s": ComparedMethod(
         "χ-sepnet-R2* (no spin echo), healthy phantoms", "chi-sepnet-r2s", "chi-sepnet-r2p", "qsmnet"
     ),
-    "chi-sepnet-r2p-lesions": RobustnessMethod(
+    "chi-sepnet-r2p-lesions": ComparedMethod(
         "χ-sepnet-R2', phantoms with lesions", "chi-sepnet-r2p", "unrolled-baseline", "tikhonov"
     ),
-    "chi-sepnet-r2p-compute": RobustnessMethod(
+    "chi-sepnet-r2p-compute": ComparedMethod(
         "the same, trained for as long as unrolled", "chi-sepnet-r2p", "unrolled-baseline-long", "tikhonov"
     ),
-    "unrolled-thesis-lesions": RobustnessMethod(
+    "unrolled-thesis-lesions": ComparedMethod(
         "unrolled χ-sepnet-R2' (Eq. 2.5), phantoms with lesions",
         "unrolled-thesis",
         "unrolled-gradient",
         "tikhonov",
     ),
-    "unrolled-first": RobustnessMethod("unrolled, first part of its training", "unrolled", "unrolled-first"),
-    UNROLLED: RobustnessMethod("unrolled", "unrolled", "unrolled"),
-    "tikhonov": RobustnessMethod("Tikhonov", "tikhonov"),
-    "tv": RobustnessMethod("total variation", "tv"),
-    "qsmnet": RobustnessMethod("QSMnet, healthy phantoms", "qsmnet", "qsmnet"),
-    "unrolled-qsm": RobustnessMethod("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
+    "unrolled-first": ComparedMethod("unrolled, first part of its training", "unrolled", "unrolled-first"),
+    UNROLLED: ComparedMethod("unrolled", "unrolled", "unrolled"),
+    "tikhonov": ComparedMethod("Tikhonov", "tikhonov"),
+    "tv": ComparedMethod("total variation", "tv"),
+    "qsmnet": ComparedMethod("QSMnet, healthy phantoms", "qsmnet", "qsmnet"),
+    "unrolled-qsm": ComparedMethod("unrolled QSM", "unrolled-qsm", "unrolled-qsm"),
 }
 """Methods by name, in the order of tables; those of χ alone last."""
 PROTOCOL_ROWS = (
@@ -212,7 +185,7 @@ def simulation(config: BeyondConfig, name: str) -> SimulateConfig:
     )
 
 
-def weights_of(config: BeyondConfig, row: RobustnessMethod) -> Path | None:
+def weights_of(config: BeyondConfig, row: ComparedMethod) -> Path | None:
     """Find the weights of a method; None for a solver.
 
     Raises

@@ -13,6 +13,7 @@ import torch
 
 import chisep
 from chisep import methods
+from chisep.experiments.common.compared import ComparedMethod
 from chisep.experiments.common.lesions import GRADED, read_chi
 from chisep.experiments.common.networks import PRECISION, estimates_of
 from chisep.experiments.common.scores import arrays, chi_scores, finite, scores
@@ -22,7 +23,6 @@ from chisep.experiments.robustness.protocols import (
     ROWS,
     UNROLLED,
     BeyondConfig,
-    RobustnessMethod,
     simulation,
     weights_of,
 )
@@ -132,18 +132,18 @@ class SimulatedScan:
             estimates = estimates_of(weights_of(self.config, row) or "", self.maps)
         return result | {"lesions": self._lesions(made, estimates)}
 
-    def _made(self, row: RobustnessMethod) -> Sources:
+    def _made(self, row: ComparedMethod) -> Sources:
         maps = self.maps
         if row.qsm:
             options = NetworkOptions(precision=PRECISION) if row.qsm == "qsmnet" else None
             maps = replace(maps, chi_ppm=methods.invert(maps, row.qsm, options).chi_ppm)
         return methods.separate(maps, row.method, self._options(row))
 
-    def _options(self, row: RobustnessMethod) -> NetworkOptions | None:
+    def _options(self, row: ComparedMethod) -> NetworkOptions | None:
         path = weights_of(self.config, row)
         return None if path is None else NetworkOptions(weights=str(path), precision=PRECISION)
 
-    def _evaluated_chi(self, row: RobustnessMethod) -> dict[str, Any]:
+    def _evaluated_chi(self, row: ComparedMethod) -> dict[str, Any]:
         made = methods.invert(self.maps, row.method, self._options(row))
         mask, true = self.maps.mask, self.truth.chi_ppm
         scored = chi_scores(made.chi_ppm.numpy(), true.numpy(), mask.numpy())
