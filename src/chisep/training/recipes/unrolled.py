@@ -44,7 +44,7 @@ _FIELD_PROTOCOL = replace(
     contrast=ContrastConfig(share=0.9, flat_share=0.7, labels_share=0.25),
 )
 """For χ of the field alone: the field of scans has errors of several ppb, and σ is estimated."""
-_LOSS = LossConfig(passes=0.5, uncertainty=0.1, power=0.6)
+_LOSS = LossConfig(passes=0.5, uncertainty=0.1, power=0.6, rms=True)
 
 RECIPES = {
     "thesis-unrolled": Recipe(
