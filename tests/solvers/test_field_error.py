@@ -194,6 +194,7 @@ def test_what_a_given_sigma_has_beyond_the_error_found_is_coarse(head):
     assert spectra.sigma_ppm == pytest.approx(2e-3)
     assert 1e-6 < spectra.white_power < 1.5e-6
     assert spectra.coarseness > 2
+    assert field_spectra(replace(maps, field_sigma_ppm=1.05e-3)).coarseness == 1
     own, smaller = (field_spectra(replace(maps, field_sigma_ppm=sigma)) for sigma in (None, 0.5e-3))
     torch.testing.assert_close(smaller.error, own.error * (0.5e-3 / own.sigma_ppm) ** 2)
 

@@ -45,6 +45,8 @@ _COARSEST = 0.06
 _COARSE_SHARE = 0.03
 """Of this power, in data terms. With all of it, total variation leaves too much of the field to the error: it
 costs χ in proportion to its amplitude, and a weak error hardly anything. 0.1 is as good in brains."""
+_UNSURE = 0.25
+"""Excess of a given variance over that found, relative to it, which a white error shows by chance."""
 _LEAST_FOUND = 0.1
 """Least part of a given variance that the field has to show as its error."""
 _LARGEST_SCALE = 4.0
@@ -107,10 +109,12 @@ class Spectra:
     def with_sigma(self, sigma_ppm: float) -> Spectra:
         """Return spectra whose error has a given standard deviation.
 
-        Where it is larger than that of the error found near the cone, the rest is coarse: only that can be
-        missed there. Background removal leaves such an error.
+        Where it is clearly larger than that of the error found near the cone, the rest is coarse: only that
+        can be missed there. Background removal leaves such an error.
         """
-        missed = max(sigma_ppm**2 - self.sigma_ppm**2, 0.0)
+        missed = sigma_ppm**2 - self.sigma_ppm**2
+        if missed < _UNSURE * self.sigma_ppm**2:
+            missed = 0.0
         coarse = min(missed, (1 - _LEAST_FOUND) * sigma_ppm**2)
         shape = _centres().clamp_(min=_COARSEST).pow_(-_COARSE_EXPONENT)[:, None].to(self.error)
         shape /= (shape * self.points).sum() / self.points.sum()
