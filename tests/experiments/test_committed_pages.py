@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chisep.experiments import nuclei, preprocessing, relaxivity, scan_checks
+from chisep.experiments.orientations import page as orientations
 from chisep.experiments.qsm_ci import command as qsm_ci
 from chisep.experiments.robustness import ablations as network_ablations
 from chisep.experiments.robustness import results as robustness
@@ -43,6 +44,8 @@ def _whole_brain(found):
 PAGES = {
     "beyond/beyond": _beyond,
     "beyond/ablations": _network_ablations,
+    "orientations/orientations": orientations.page,
+    "orientations/1.5mm/orientations": orientations.page,
     "preprocessing": lambda found: preprocessing.page(found["Rows"]),
     "qsm-ci/qsm-ci": qsm_ci.page,
     "regions/regions": nuclei.page,

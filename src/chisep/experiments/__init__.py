@@ -36,7 +36,7 @@ def _realism() -> tuple[type[Any], Function]:
 
 
 def _orientations() -> tuple[type[Any], Function]:
-    from chisep.experiments.orientations import OrientationsExperimentConfig, orientations
+    from chisep.experiments.orientations.command import OrientationsExperimentConfig, orientations
 
     return OrientationsExperimentConfig, orientations
 

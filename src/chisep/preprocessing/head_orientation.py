@@ -17,7 +17,8 @@ from chisep.types import Affine, Echoes, Grid, MaskVolume, Volume
 _STEP_DEG = 25.0
 _SURE_CONTRAST, _BETTER_BY = 0.8, 0.1
 """Shared contrast from which a mirror image is not tried, and by how much it has to be better."""
-_CONTINUED_VOXELS = 5
+_CONTINUED_VOXELS = 8
+"""Splines of order 5 ring by 0.43 from voxel to voxel."""
 _KNOWN = 0.5
 
 
@@ -140,7 +141,7 @@ def to_reference(
     transform
         World mm of the reference to world mm of the scan, shape (4, 4).
     linear
-        Linear interpolation, for maps that must not overshoot; cubic splines if False.
+        Linear interpolation, for maps that must not overshoot; splines of order 5 if False.
 
     Returns
     -------
@@ -155,7 +156,7 @@ def to_reference(
         affine,
         reference,
         transform=transform,
-        interpolation="linear" if linear else "cubic",
+        interpolation="linear" if linear else "quintic",
     )[0]
     part = resample_to(
         mask.cpu().float()[None], affine, reference, transform=transform, interpolation="linear"
@@ -175,7 +176,13 @@ def noise_gain(scan: Grid, reference: Grid, transform: Affine, known: MaskVolume
         Where it is measured, shape reference.shape.
     """
     noise = np.random.default_rng(0).standard_normal(scan.shape, dtype=np.float32)
-    moved = resample_to(torch.from_numpy(noise)[None], scan.matrix(), reference, transform=transform)[0]
+    moved = resample_to(
+        torch.from_numpy(noise)[None],
+        scan.matrix(),
+        reference,
+        transform=transform,
+        interpolation="quintic",
+    )[0]
     return float(moved[known].std())
 
 

@@ -68,7 +68,7 @@ def resample_to(
     grid: Grid,
     *,
     transform: Affine | None = None,
-    interpolation: Literal["linear", "cubic"] = "cubic",
+    interpolation: Literal["linear", "cubic", "quintic"] = "cubic",
     mask: MaskVolume | None = None,
     source: str = "image",
 ) -> Resampled:
@@ -86,7 +86,8 @@ def resample_to(
         World mm of the grid to world mm of the data, as `Rigid.fixed_to_moving_mm`; None: positions of
         the headers hold.
     interpolation
-        Cubic splines keep the resolution; linear interpolation blurs but does not overshoot.
+        Cubic splines keep the resolution, those of order 5 up to the finest detail; linear interpolation
+        blurs but does not overshoot.
     mask
         Voxels of the grid to resample, all within `data` (see `coverage`), shape grid.shape; all that
         `data` covers if None.
@@ -114,7 +115,7 @@ def resample_to(
     matrix, offset = _pull(affine, grid, transform)
     # Where most voxels are resampled, a list of their positions would only take time and memory.
     points = None if mask is None else _voxels(inside, matrix, offset)
-    order = {"linear": 1, "cubic": 3}[interpolation]
+    order = {"linear": 1, "cubic": 3, "quintic": 5}[interpolation]
     volumes = data.detach().cpu().numpy()
     lowest = 0.0 if volumes.min() >= 0 else -np.inf
     moved = np.zeros((len(volumes), *grid.shape), dtype=volumes.dtype)

@@ -31,6 +31,7 @@ from chisep.types import Affine, MaskVolume
 MAPS = Path("derivatives", "maps")
 """Folder of the maps of every orientation within OUT."""
 _LITTLE_KNOWN = 0.5
+_INTERPOLATION = "splines of order 5; linear of standard deviations"
 _DIFFERENCE = ("r2prime", "r2prime_sigma")
 
 
@@ -207,7 +208,9 @@ def align_stage(scan: ScanFiles, reference: ScanFiles) -> Stage:
         outputs,
         {
             "Reference": reference.name,
-            "Interpolation": "none" if scan.is_reference else "cubic splines; linear of standard deviations",
+            "Interpolation": "none"
+            if scan.is_reference
+            else "splines of order 5; linear of standard deviations",
             "B0Direction": list(own.grid.b0_direction),
         },
         work,
