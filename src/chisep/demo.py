@@ -26,7 +26,9 @@ from chisep.progress import Progress
 from chisep.report import figures
 from chisep.report.comparison import comparison_viewer, score_table
 from chisep.report.subject import Panel, SubjectReport, write_report
+from chisep.simulation import labelmap
 from chisep.simulation.dataset import MAPS, TRUTH, SimulateConfig, simulate
+from chisep.simulation.tissue_properties import REGIONS
 from chisep.types import Maps
 
 _SYMBOLS = {"paramagnetic": "χ_pos", "diamagnetic": "χ_neg", "total": "χ"}
@@ -199,6 +201,7 @@ class _Comparison:
         self.truth = {
             source: nifti.load(truth / f"sub-01_{name}").data for source, name in SOURCE_FILES.items()
         }
+        self.labels = np.rint(nifti.load(truth / "sub-01_dseg.nii.gz").data).astype(np.int32)
         self.rows: list[tuple[str, ...]] = []
         self.warnings: list[str] = []
         self._estimates: dict[str, dict[str, figures.VolumeArray]] = {source: {} for source in self.truth}
@@ -268,5 +271,8 @@ class _Comparison:
                 {_SYMBOLS[source]: volumes for source, volumes in self._estimates.items()},
                 self.affine,
                 self.mask,
+                self.labels,
+                {index: name for region in REGIONS for index, name in region.names()},
+                labelmap.DEEP_GREY,
             ),
         )

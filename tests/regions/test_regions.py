@@ -231,7 +231,7 @@ class TestAtlas:
         left = nib.affines.apply_affine(atlas.affine, np.argwhere(atlas.labels == 12).mean(0))
         assert -35 < left[0] < -15
 
-    def test_a_turned_and_stretched_head_gets_its_labels(self):
+    def test_a_turned_and_stretched_head_gets_its_labels(self, monkeypatch):
         """The atlas' own contrast, moved: nuclei are found again, and twice the same with other threads."""
         atlas, (_, contrast) = packaged_atlas(), _packaged(with_r2star=True)
         move = np.eye(4)
@@ -250,6 +250,10 @@ class TestAtlas:
         for nucleus in (10, 11, 12, 13, 49, 50, 51, 52):
             made, true = found.labels == nucleus, expected == nucleus
             assert 2 * (made & true).sum() / (made.sum() + true.sum()) > 0.7, nucleus
+        # Its transform stands for the registration, also for another atlas.
+        monkeypatch.setattr("chisep.regions.atlas._affine", None)
+        assert np.array_equal(atlas_on_scan(*arguments, found.to_mni).labels, found.labels)
+        monkeypatch.undo()
         threads = torch.get_num_threads()
         torch.set_num_threads(2)
         try:

@@ -35,7 +35,9 @@ def test_errors_are_estimate_minus_truth():
     mask[2:10, 2:12, 2:8] = True
     truth = {"χ_pos": rng.uniform(0, 0.1, shape), "χ_neg": rng.uniform(0, 0.1, shape)}
     estimates = {"χ_pos": {"one": truth["χ_pos"] + 0.01, "two": truth["χ_pos"]}, "χ_neg": {}}
-    viewer = comparison_viewer(truth, estimates, np.diag([2.0, 2.0, 2.0, 1.0]), mask)
+    labels = np.where(mask, 27, 0).astype(np.int32)
+    regions = (labels, {27: "left substantia nigra"}, (27, 59))
+    viewer = comparison_viewer(truth, estimates, np.diag([2.0, 2.0, 2.0, 1.0]), mask, *regions)
     (scan,) = json.loads(viewer.description)["scans"]
     assert [one["name"] for one in scan["maps"]] == [
         "χ_pos: truth",
@@ -47,4 +49,6 @@ def test_errors_are_estimate_minus_truth():
     error = scan["maps"][2]
     assert (error["difference"], error["offset"]) == (["map-0-0", "truth-0"], 0)
     assert error["colours"] == "difference"
-    assert len(viewer.blocks) == 4, "truth, two estimates and the mask: errors are made in the page"
+    assert scan["regions"]["names"] == ["", "left substantia nigra"]
+    assert scan["regions"]["nuclei"] == [1]
+    assert len(viewer.blocks) == 5, "truth, two estimates, mask, regions: errors are made in the page"

@@ -67,6 +67,7 @@ def scan(name: str = "sub-01", affine=LAS, region: str = "left putamen") -> View
         {"brain mask": mask, "right half": mask & right},
         labels,
         {12: region},
+        nuclei=(12,),
     )
 
 
@@ -148,6 +149,7 @@ def test_equal_scans_give_equal_content_and_names_no_markup():
     (described,) = json.loads(viewer.description)["scans"]
     assert described["name"] == ATTACK
     assert described["regions"]["names"] == ["", ATTACK]
+    assert described["regions"]["nuclei"] == [1]
 
 
 def test_page_runs_the_scripts_of_the_package_alone(tmp_path):
@@ -261,11 +263,14 @@ def test_keys_window_overlay_zoom_and_reset(tmp_path):
         assert max(shades(page, 2)) == 255
         # Overlays.
         plain = shades(page, 2)
-        for overlay in ("regions", "mask:1", "map:noise"):
+        for overlay in ("outlines:nuclei", "outlines:regions", "regions", "mask:1", "map:noise"):
             root.locator("[data-control=overlay]").select_option(overlay)
             page.wait_for_timeout(100)
             strong = shades(page, 2)
             assert strong != plain, overlay
+            if overlay.startswith("outlines:"):  # a line, which covers no region
+                changed = np.mean(np.array(strong) != np.array(plain))
+                assert 0 < changed < 0.1, overlay
         root.locator("[data-control=opacity]").fill("0")
         page.wait_for_timeout(100)
         assert shades(page, 2) == plain

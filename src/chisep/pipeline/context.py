@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class SessionContext:
         Atlas that the user gave, if any.
     segmentation
         Segmentation of this subject, if there is one.
+    to_mni
+        Registration of the whole brain with R2* (True) or without it (False), once a stage has made it.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class SessionContext:
     weights: Mapping[str, list[dict[str, str]]]
     atlas: Path | None
     segmentation: Segmentation | None
+    to_mni: dict[bool, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: RunConfig, session: bids.Session) -> SessionContext:

@@ -175,6 +175,7 @@ def atlas_on_scan(
     brain: MaskArray,
     chi_known: MaskArray,
     grid: Grid,
+    to_mni: SimpleITK.Transform | None = None,
 ) -> AtlasLabels:
     """Register an atlas in MNI152 space to a scan.
 
@@ -191,6 +192,8 @@ def atlas_on_scan(
         Voxels with known R2*, and with known χ, shape (i, j, k).
     grid
         Grid of the scan.
+    to_mni
+        Registration of the same maps from an earlier call; None to register.
 
     Raises
     ------
@@ -200,11 +203,12 @@ def atlas_on_scan(
     if not (brain & chi_known).any():
         raise InputError("brain mask", found="an empty mask", expected="the brain", fix="Check the mask.")
     _, template = _packaged(with_r2star=r2star_hz is not None)
-    scan = _contrast(r2star_hz, 1000 * chi_ppm, brain, chi_known, grid.matrix())
-    try:
-        to_mni = _deformed(scan, template, _affine(scan, template))
-    except RuntimeError:  # no overlap, for example in a cropped scan
-        return AtlasLabels(np.zeros(grid.shape, dtype=np.int32), 0.0)
+    if to_mni is None:
+        scan = _contrast(r2star_hz, 1000 * chi_ppm, brain, chi_known, grid.matrix())
+        try:
+            to_mni = _deformed(scan, template, _affine(scan, template))
+        except RuntimeError:  # no overlap, for example in a cropped scan
+            return AtlasLabels(np.zeros(grid.shape, dtype=np.int32), 0.0)
     labels = _pulled(atlas.labels.astype(np.float64), atlas.affine, to_mni, grid)
     found = _pulled(template.brain.astype(np.float64), template.affine, to_mni, grid) > 0
     overlap = 2 * float((found & brain).sum()) / float(found.sum() + brain.sum())

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from chisep.report.figures.style import PPB, SOURCE_WINDOW_PPB, TOTAL_WINDOW_PPB, MaskArray, VolumeArray
 from chisep.report.subject import Table
-from chisep.report.viewer import EncodedViewer, ViewerMap, ViewerScan, encode
+from chisep.report.viewer import EncodedViewer, LabelArray, ViewerMap, ViewerScan, encode
 from chisep.types import Affine
 
 _FIRST_SCORE = 3
 """Columns before the scores: method, map, inputs."""
 _LOWER_IS_BETTER = "NRMSE"
+_SWITCH = "Switch to the truth and back (key b): nuclei, white matter and cortex should keep their brightness."
 _MOST_VOXELS_OF_ALL = 60_000_000
 """Voxels of all stored maps together."""
 
@@ -47,6 +48,9 @@ def comparison_viewer(
     estimates_ppm: Mapping[str, Mapping[str, VolumeArray]],
     affine: Affine,
     mask: MaskArray,
+    labels: LabelArray | None = None,
+    region_names: Mapping[int, str] | None = None,
+    nuclei: Collection[int] = (),
 ) -> EncodedViewer:
     """Encode the true maps, the estimates, and their errors for the viewer.
 
@@ -60,6 +64,8 @@ def comparison_viewer(
         Voxel index to scanner mm, shape (4, 4).
     mask
         Where maps are compared, shape (i, j, k).
+    labels, region_names, nuclei
+        True regions, shape (i, j, k), their names, and labels of nuclei to outline; None without regions.
     """
     maps: list[ViewerMap] = []
     for number, (symbol, methods) in enumerate(estimates_ppm.items()):
@@ -74,7 +80,7 @@ def comparison_viewer(
             key = f"map-{number}-{place}"
             label = f"{symbol}: {method}"
             before = f"truth-{number}"
-            maps.append(ViewerMap(key, label, values, "ppb", 1.0, windows, symbol, before=before))
+            maps.append(ViewerMap(key, label, values, "ppb", 1.0, windows, symbol, _SWITCH, before=before))
             maps.append(
                 ViewerMap(
                     f"error-{number}-{place}",
@@ -90,5 +96,6 @@ def comparison_viewer(
                     difference=(key, before),
                 )
             )
-    scan = ViewerScan("comparison", affine, mask, maps, {"valid-field mask": mask})
+    masks = {"valid-field mask": mask}
+    scan = ViewerScan("comparison", affine, mask, maps, masks, labels, region_names or {}, nuclei)
     return encode([scan], most_voxels=_MOST_VOXELS_OF_ALL // len(maps))

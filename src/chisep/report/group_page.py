@@ -29,6 +29,8 @@ _SHOWN = {
     "r2prime_noise_hz": "noise of R2′ (1/s)",
 }
 """Quality measures in the table of the page, with their headings."""
+_OPEN = ("chi_pos_ppb", "chi_neg_ppb", "qsm_ppb")
+"""Maps whose figures are open at first; the others are folded."""
 _MAP_NAMES = {
     "chi_pos_ppb": "χ_pos (ppb)",
     "chi_neg_ppb": "χ_neg (ppb)",
@@ -148,6 +150,7 @@ def _panels(
                 "Outliers are diamonds, up to three a region named." + left_out,
                 figures.spreads(shown, label=title),
                 alt=f"Spread of {title} over sessions in every region.",
+                technical=map_name not in _OPEN,
             )
         )
     return panels

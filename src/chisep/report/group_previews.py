@@ -15,6 +15,7 @@ from chisep.errors import InputError
 from chisep.io import nifti
 from chisep.io.paths import is_file
 from chisep.pipeline.outputs import OUTPUTS
+from chisep.regions.cit168 import nucleus_names
 from chisep.regions.statistics import read_values
 from chisep.report.figures.style import PPB, SOURCE_WINDOW_PPB, TOTAL_WINDOW_PPB
 from chisep.report.figures.view import View, view_of
@@ -29,7 +30,7 @@ _MAPS = {
     "qsm": ("QSM", (TOTAL_WINDOW_PPB, (-50.0, 50.0), (-200.0, 200.0))),
 }
 _STEP_PPB = 2.0
-_MOST_VOXELS, _FEWEST_VOXELS = 400_000, 60_000
+_MOST_VOXELS, _FEWEST_VOXELS = 2_500_000, 60_000
 _MOST_PAGE_VOXELS = 5_000_000
 """Voxels of one scan, and of all scans of the page: about 10 MB."""
 _AXIAL, _HEIGHT = 2, 96
@@ -91,6 +92,7 @@ def _scan(out: Path, name: str) -> ViewerScan | None:
         labels = (
             np.rint(nifti.load(path("labels")).data).astype(np.int32) if is_file(path("labels")) else None
         )
+        nuclei = np.rint(nifti.load(path("nuclei")).data).astype(np.int32) if is_file(path("nuclei")) else None
         values = read_values(path("region_values")) if is_file(path("region_values")) else []
     except InputError:  # the session's own line tells what is wrong with it
         return None
@@ -98,8 +100,11 @@ def _scan(out: Path, name: str) -> ViewerScan | None:
         return None
     if labels is not None and labels.shape != mask.data.shape:
         labels = None
+    if labels is not None and nuclei is not None and nuclei.shape == labels.shape:
+        labels = np.where(nuclei > 0, nuclei, labels)
     names = {value.index: value.name for value in values}
-    return ViewerScan(name, mask.affine, mask.data, maps, {"brain mask": mask.data}, labels, names)
+    masks = {"brain mask": mask.data}
+    return ViewerScan(name, mask.affine, mask.data, maps, masks, labels, names, nucleus_names())
 
 
 def _thumbnail(scan: ViewerScan) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
+from chisep.regions.cit168 import nucleus_names
 from chisep.regions.statistics import RegionValue
 from chisep.report import figures
 from chisep.report.figures import VolumeArray
@@ -288,6 +289,8 @@ def _convergence_panel(method: str, history: Mapping[str, Any]) -> Panel:
 def region_rows(values: Sequence[RegionValue]) -> list[RegionRow]:
     """Mean and standard deviation of the sources in every region, or of the QSM without separation.
 
+    Iron-rich nuclei come first.
+
     Parameters
     ----------
     values
@@ -300,7 +303,8 @@ def region_rows(values: Sequence[RegionValue]) -> list[RegionRow]:
     separated = any(value.map in sources for value in values)
     names = sources if separated else ("qsm_ppb",)
     rows = []
-    for of in by_region.values():
+    nuclei = nucleus_names()  # what is read first
+    for of in (by_region[index] for index in sorted(by_region, key=lambda index: index not in nuclei)):
         shown = [of[name] for name in names if name in of]
         pairs = [(one.mean, one.sd) for one in shown if one.mean is not None and one.sd is not None]
         if len(pairs) == len(names):

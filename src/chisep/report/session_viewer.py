@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
+from chisep.regions.cit168 import nucleus_names
 from chisep.report.figures.style import (
     PPB,
     R2PRIME_WINDOW_HZ,
@@ -61,6 +62,7 @@ def session_scan(name: str, images: SessionImages, region_names: Mapping[int, st
         },
         labels=images.labels,
         region_names=region_names,
+        nuclei=nucleus_names(),
     )
 
 

@@ -298,10 +298,14 @@ def render(report: SubjectReport) -> str:
     report
         Content of the page.
     """
+    # Above a viewer, tables come first: they say what to look for in it.
+    first = [panel for panel in report.panels if panel.table and report.viewer]
+    rest = [panel for panel in report.panels if panel not in first]
     return rendered(
         "subject.html.j2",
         report=report,
-        panels=sorted(report.panels, key=lambda panel: panel.technical),
+        tables=first,
+        panels=sorted(rest, key=lambda panel: panel.technical),
         region_table=region_table(report.regions),
         parameters={
             stage: list(_leaves(values, "" if isinstance(values, Mapping) else stage))

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,8 @@ class ViewerScan:
         Region of every voxel, 0 outside; None without regions.
     region_names
         Label → name.
+    nuclei
+        Labels that can be outlined apart from the others.
     """
 
     name: str
@@ -121,6 +123,7 @@ class ViewerScan:
     masks: Mapping[str, MaskArray] = field(default_factory=dict)
     labels: LabelArray | None = None
     region_names: Mapping[int, str] = field(default_factory=dict)
+    nuclei: Collection[int] = ()
 
     def __post_init__(self) -> None:
         if not self.maps:
@@ -335,7 +338,8 @@ def _encode_places(frame: _Frame, scan: ViewerScan) -> dict[str, tuple[str, dict
         numbers = np.where(labels == 0, 0, np.searchsorted(known, labels) + 1)
         content, coding = _deflate(numbers.astype(np.int16))
         names = [scan.region_names.get(int(label), f"region {label}") for label in known]
-        places["regions"] = (content, {"names": ["", *names], **coding})
+        nuclei = [number for number, label in enumerate(known.tolist(), start=1) if label in scan.nuclei]
+        places["regions"] = (content, {"names": ["", *names], "nuclei": nuclei, **coding})
     return places
 
 

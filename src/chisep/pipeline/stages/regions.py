@@ -168,15 +168,30 @@ def _atlas_by_best_contrast(
 
     R2* of two echoes may be too noisy for a registration.
     """
-    masks = files.array("mask") > 0, trusted_mask(files)
-    volumes = files.array(context.chi_key), *masks, files.grid
     found = None
     if context.fits_r2star:
-        found = atlas_on_scan(atlas, files.array("r2star"), *volumes)
+        found = registered_atlas(context, atlas, files, with_r2star=True)
         if found.overlap >= _POOR_ATLAS or len(context.session.megre.te_s) > FEWEST_ECHOES:
             return found, False
-    alone = atlas_on_scan(atlas, None, *volumes)
+    alone = registered_atlas(context, atlas, files, with_r2star=False)
     return (alone, True) if found is None or alone.overlap > found.overlap else (found, False)
+
+
+def registered_atlas(
+    context: SessionContext, atlas: LabelImage, files: StageFiles, *, with_r2star: bool
+) -> AtlasLabels:
+    """Atlas registered to the χ of a session, and to its R2*; the stages of one run register once."""
+    found = atlas_on_scan(
+        atlas,
+        files.array("r2star") if with_r2star else None,
+        files.array(context.chi_key),
+        files.array("mask") > 0,
+        trusted_mask(files),
+        files.grid,
+        context.to_mni.get(with_r2star),
+    )
+    context.to_mni[with_r2star] = found.to_mni
+    return found
 
 
 def trusted_mask(files: StageFiles) -> NDArray[np.bool_]:

@@ -148,12 +148,12 @@ def _summary(
     return [
         ("Field strength", f"{context.b0_t:g} T"),
         ("Voxel", " × ".join(f"{edge:.3g}" for edge in grid.voxel_mm) + " mm"),
-        ("B0 direction (voxel axes)", ", ".join(f"{b:.3f}" for b in grid.b0_direction)),
+        ("B0 direction (voxel axes)", ", ".join(f"{b:z.3f}" for b in grid.b0_direction)),
         ("Gradient echoes", ", ".join(f"{1000 * t:.3g}" for t in megre.te_s) + " ms"),
         *_method_lines(context, files, qsm_facts),
         ("Brain within the reliable mask", f"{millilitre:.0f} ml"),
         *(
-            (f"Mean {name} there", f"{1000 * volume[inside].mean():.1f} ppb")
+            (f"Mean {name} in the reliable mask", f"{1000 * volume[inside].mean():.1f} ppb")
             for name, volume in (("χ_pos", images.chi_pos_ppm), ("χ_neg", images.chi_neg_ppm))
             if volume is not None
         ),

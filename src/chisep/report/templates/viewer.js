@@ -63,7 +63,9 @@
         if (scan !== this.scan) return;
         this.readOut();
         if (this.overlay === key || this.overlay === `map:${key}`) this.draw();
+        if (key === "regions" && this.overlay.startsWith("outlines:")) this.draw();
       }
+      if (!this.root.dataset.allMaps) this.root.dataset.allMaps = performance.now().toFixed(0);
       this.root.dataset.loaded = scan.name;
     }
 
@@ -88,6 +90,10 @@
       const [kind, ...rest] = this.overlay.split(":");
       const key = rest.join(":");
       if (kind === "regions") return { kind, opacity: this.opacity };
+      if (kind === "outlines") {
+        const numbers = key === "nuclei" ? new Set(this.scan.regions.nuclei) : null;
+        return { kind, numbers, opacity: this.opacity };
+      }
       if (kind === "mask") return { kind, number: Number(key), opacity: this.opacity };
       const map = this.scan.byKey.get(key);
       if (!map) return null;
@@ -198,7 +204,10 @@
       this.toggleButton.textContent = this.isBefore ? "After (b)" : "Before (b)";
       this.toggleButton.title = "Switch between both maps";
       const masks = this.scan.masks ? this.scan.masks.names.map((name, i) => option(`mask:${i}`, name)) : [];
-      const regions = this.scan.regions ? [option("regions", "regions")] : [];
+      const nuclei = this.scan.regions && this.scan.regions.nuclei.length
+        ? [option("outlines:nuclei", "outlines of nuclei")] : [];
+      const regions = this.scan.regions
+        ? [...nuclei, option("outlines:regions", "outlines of regions"), option("regions", "regions")] : [];
       this.overlayList.replaceChildren(option("", "none"), ...regions, ...masks, ...grouped(this.scan.maps, "map:"));
       this.overlayList.value = this.overlay;
       if (this.overlayList.value !== this.overlay) this.overlayList.value = this.overlay = "";

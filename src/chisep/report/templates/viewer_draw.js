@@ -141,8 +141,47 @@ const chisepDraw = (() => {
     pen.imageSmoothingEnabled = smooth;
     pen.imageSmoothingQuality = "high";
     pen.drawImage(source, place.left, place.top, place.width, place.height);
+    if (view.overlay && view.overlay.kind === "outlines") drawOutlines(pen, scan, of, cross, place, view.overlay);
     if (crosshair) drawCrosshair(pen, scan, of, cross, place, wide, tall);
     drawMarks(pen, of, scan, cross, place, wide, tall);
+  }
+
+  /** Outlines of regions, drawn between voxels, so that they cover none. */
+  function drawOutlines(pen, scan, of, cross, place, overlay) {
+    const labels = scan.places.regions;
+    if (!labels) return;
+    const [nh, nv] = [scan.shape[of.h], scan.shape[of.v]];
+    const [dx, dy] = [place.width / nh, place.height / nv];
+    const voxel = [...cross];
+    const label = (h, v) => {
+      if (h < 0 || v < 0 || h >= nh || v >= nv) return 0;
+      [voxel[of.h], voxel[of.v]] = [h, v];
+      const number = labels[scan.index(voxel)];
+      return overlay.numbers && !overlay.numbers.has(number) ? 0 : number;
+    };
+    const paths = new Map();
+    const line = (number, x0, y0, x1, y1) => {
+      if (!paths.has(number)) paths.set(number, new Path2D());
+      paths.get(number).moveTo(x0, y0);
+      paths.get(number).lineTo(x1, y1);
+    };
+    for (let v = -1; v < nv; v++) {
+      const [above, below] = [place.top + (nv - 1 - v) * dy, place.top + (nv - v) * dy];
+      for (let h = -1; h < nh; h++) {
+        const [left, right] = [place.left + (nh - 1 - h) * dx, place.left + (nh - h) * dx];
+        const here = label(h, v);
+        const [beside, over] = [label(h + 1, v), label(h, v + 1)];
+        if (beside !== here) line(here || beside, left, above, left, below);
+        if (over !== here) line(here || over, left, above, right, above);
+      }
+    }
+    pen.lineWidth = 1.5;
+    pen.globalAlpha = Math.min(1, 2 * overlay.opacity);
+    for (const [number, path] of paths) {
+      pen.strokeStyle = `rgb(${regionColour(number).map(Math.round).join(",")})`;
+      pen.stroke(path);
+    }
+    pen.globalAlpha = 1;
   }
 
   function drawCrosshair(pen, scan, of, cross, place, wide, tall) {
