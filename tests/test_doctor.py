@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -35,9 +36,16 @@ def test_changed_weights_are_a_fault(monkeypatch, capsys):
 
 def test_too_little_of_everything_is_a_notice(monkeypatch):
     monkeypatch.setattr(chisep.doctor, "SESSION_GB", 1e9)
-    monkeypatch.setattr(chisep.doctor, "_LEAST_DISK_GB", 1e9)
+    monkeypatch.setattr(chisep.doctor, "_LEAST_SESSIONS", 1e12)
     found = levels()
     assert found["memory"] == found["disk"] == "notice"
+
+
+def test_what_a_session_takes_is_what_was_measured():
+    results = Path(__file__).parents[1] / "benchmarks/results"
+    planning, session = (json.loads((results / f"{n}.json").read_text()) for n in ("planning", "session"))
+    assert pytest.approx(planning["session"]["bytes"] / 1e9, abs=0.005) == chisep.doctor._RESULTS_GB
+    assert session["peak_gb"] < chisep.doctor.SESSION_GB < 1.5 * session["peak_gb"]
 
 
 def test_no_gpu_where_one_is_asked_for(monkeypatch):

@@ -2,8 +2,8 @@
 
     python tools/screens.py OUT [--group OUT] [--comparison PAGE] [--to FOLDER]
 
-OUT is a dataset of `chisep run`; its first report is shown. --group is one with `group.html`, --comparison the
-page of `chisep demo`. Pictures go to docs/img. Needs Chromium and playwright (extra dev).
+OUT is a dataset of `chisep run`; its first report is shown. --group is one with `group.html`, --comparison
+the page of `chisep demo`. Pictures go to docs/img. Needs Chromium and playwright (extra dev).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ IMAGES = Path(__file__).parents[1] / "docs" / "img"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # No GPU, no WebGL: as on a remote desktop.
 OPTIONS = ("--disable-gpu", "--disable-3d-apis", "--force-color-profile=srgb")
-WIDTH, HEIGHT = 1180, 1000
+WIDTH, HEIGHT = 1280, 1000
 QUALITY = 88
-_NIGRA = (21013, 21014, 21017, 21018)
+_NIGRA = (21014, 21018)
 _ZOOM_STEPS = 3
 
 
@@ -60,7 +60,7 @@ def move_to(page: Page, world_mm: np.ndarray) -> None:
 
 
 def of_report(page: Page, out: Path, to: Path) -> None:
-    """Checks, viewer, regions, and the midbrain with its nuclei outlined."""
+    """Show checks, viewer, regions, and the midbrain with its nuclei outlined."""
     report = next(path for path in sorted(out.glob("sub-*.html")))
     opened(page, report)
     shot(page, "#quality", to / "checks.webp")
@@ -73,6 +73,7 @@ def of_report(page: Page, out: Path, to: Path) -> None:
     move_to(page, nib.affines.apply_affine(image.affine, nigra.mean(0)))
     page.locator("[data-control=overlay]").select_option("outlines:nuclei")
     page.locator("[data-control=opacity]").fill("0.5")
+    page.locator("[data-control=window]").select_option("[0,200]")
     page.locator(".viewer-stage").focus()
     for key in ("x", *["+"] * _ZOOM_STEPS):
         page.keyboard.press(key)
@@ -81,14 +82,14 @@ def of_report(page: Page, out: Path, to: Path) -> None:
 
 
 def of_group(page: Page, out: Path, to: Path) -> None:
-    """Sessions and distributions of the group page."""
+    """Show sessions and distributions of the group page."""
     opened(page, out / "group.html")
     shot(page, "#sessions", to / "group.webp", tallest=620)
     shot(page, "#panel-1", to / "group-regions.webp", tallest=620)
 
 
 def of_comparison(page: Page, path: Path, to: Path) -> None:
-    """Scores, and the error of a method in the viewer."""
+    """Show scores, and the error of a method in the viewer."""
     opened(page, path)
     shot(page, "#table-1", to / "scores.webp")
     options = page.locator("[data-control=map] option").evaluate_all("all => all.map(one => one.value)")

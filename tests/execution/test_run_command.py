@@ -134,6 +134,13 @@ def test_figures_of_the_report_are_files(ran):
 
 
 class TestTimeLeft:
+    def test_the_table_is_what_was_measured(self):
+        path = Path(__file__).parents[2] / "benchmarks/results/session-one-thread.json"
+        stages = json.loads(path.read_text())["stages"]
+        assert list(TYPICAL_SECONDS) == list(stages)
+        for stage, seconds in TYPICAL_SECONDS.items():
+            assert seconds == pytest.approx(stages[stage]["processor_s"], abs=0.06)
+
     def test_from_the_stages_before(self):
         """A machine of half the speed, in its first session."""
         left = TimeLeft()

@@ -61,7 +61,7 @@ def test_nuclei_of_a_session(raw_gradient_echo, tmp_path, registered):
     for name in names.values():
         one = values[name, "r2star_hz"]
         assert (one.voxels, one.coverage, one.rim_part) == (1, 1.0, 0.0)
-    assert "Left globus pallidus externus" in (out / "sub-01.html").read_text()
+    assert "left globus pallidus externus" in (out / "sub-01.html").read_text()
     (without,) = run(quick(raw_gradient_echo, out, nuclei=False))
     assert "nuclei" not in without.skipped
     rows = read_values(out / ANAT / "sub-01_regions.tsv")

@@ -43,18 +43,19 @@ Watch = Callable[[Update], None]
 """Called at every change and every second, from another thread than the caller's."""
 
 TYPICAL_SECONDS: Mapping[str, float] = {
-    "mask": 7.0,
-    "field": 15.0,
-    "registration": 15.0,
-    "relaxometry": 21.0,
-    "background": 10.0,
-    "separation": 61.0,
-    "labels": 15.0,
-    "nuclei": 25.0,
-    "regions": 3.0,
-    "report": 8.0,
+    "mask": 4.1,
+    "field": 7.0,
+    "registration": 7.1,
+    "relaxometry": 11.7,
+    "background": 13.9,
+    "separation": 6.8,
+    "labels": 5.3,
+    "nuclei": 6.8,
+    "qsm": 0.1,
+    "regions": 3.6,
+    "report": 7.9,
 }
-"""Seconds of each stage at 1 mm on two cores (`benchmarks/results/session.json`), in order."""
+"""Processor seconds of each stage at 1 mm with one thread (`benchmarks/results/session-one-thread.json`)."""
 
 _SHORTEST_S = 0.5
 """Stages below it were up to date, or tell nothing of the speed of the machine."""

@@ -39,7 +39,7 @@ class Nucleus:
 
     def names(self) -> dict[int, str]:
         """Label on a scan → name, side first."""
-        sides = zip(self.numbers, ("Left", "Right"), strict=True)
+        sides = zip(self.numbers, ("left", "right"), strict=True)
         return {FIRST_LABEL + number: f"{side} {self.name}" for number, side in sides}
 
 

@@ -14,7 +14,9 @@ from chisep.types import Affine
 _FIRST_SCORE = 3
 """Columns before the scores: method, map, inputs."""
 _LOWER_IS_BETTER = "NRMSE"
-_SWITCH = "Switch to the truth and back (key b): nuclei, white matter and cortex should keep their brightness."
+_SWITCH = (
+    "Switch to the truth and back (key b): nuclei, white matter and cortex should keep their brightness."
+)
 _MOST_VOXELS_OF_ALL = 60_000_000
 """Voxels of all stored maps together."""
 

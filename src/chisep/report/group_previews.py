@@ -32,7 +32,7 @@ _MAPS = {
 _STEP_PPB = 2.0
 _MOST_VOXELS, _FEWEST_VOXELS = 2_500_000, 60_000
 _MOST_PAGE_VOXELS = 5_000_000
-"""Voxels of one scan, and of all scans of the page: about 10 MB."""
+"""Voxels of one scan, and of all scans of the page, which take up to 12 MB."""
 _AXIAL, _HEIGHT = 2, 96
 _GREYS = 48
 
@@ -92,7 +92,9 @@ def _scan(out: Path, name: str) -> ViewerScan | None:
         labels = (
             np.rint(nifti.load(path("labels")).data).astype(np.int32) if is_file(path("labels")) else None
         )
-        nuclei = np.rint(nifti.load(path("nuclei")).data).astype(np.int32) if is_file(path("nuclei")) else None
+        nuclei = (
+            np.rint(nifti.load(path("nuclei")).data).astype(np.int32) if is_file(path("nuclei")) else None
+        )
         values = read_values(path("region_values")) if is_file(path("region_values")) else []
     except InputError:  # the session's own line tells what is wrong with it
         return None
