@@ -1,11 +1,11 @@
-"""Bytes of a report, seconds to make it, and seconds until Chromium shows its first slice and has all maps.
+"""Bytes of a report, and seconds until Chromium shows its first slice and has all maps.
 
     python benchmarks/viewer.py OUT [--repeats 5]
 
-OUT is a dataset of `chisep run`, made on the same machine; its first report is opened from the disk by
-headless Chromium without a GPU, each time in a new browser. Times count from the start of the navigation; the
-least of the repeats is taken, since other work on the machine only adds to it. Seconds and memory of the
-stage `report` come from its record. Results go to benchmarks/results/viewer.json.
+OUT is a dataset of `chisep run`; its first report is opened from the disk by headless Chromium without a GPU,
+each time in a new browser. Times count from the start of the navigation; the least of the repeats is taken,
+since other work on the machine only adds to it. Results go to benchmarks/results/viewer.json. The time to
+make the report is that of the stage `report` in benchmarks/session.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     report = next(path for path in sorted(given.out.glob("sub-*.html")))
-    record = json.loads((given.out / ".chisep" / report.stem / "report.json").read_text(encoding="utf-8"))
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         raise SystemExit(f"no Chromium: install one of {', '.join(PROGRAMS)}")
@@ -59,8 +58,6 @@ def main() -> None:
         "processor": platform.machine(),
         "repeats": given.repeats,
         "bytes": report.stat().st_size,
-        "seconds_to_make": record["seconds"],
-        "peak_memory_gb": record["peak_memory_gb"],
         "seconds_to_first_slice": round(min(first), 2),
         "seconds_to_all_maps": round(min(every), 2),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import SimpleITK
 from chisep.io import nifti
 from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
-from chisep.pipeline.stages import nuclei
+from chisep.pipeline.stages import nuclei, regions
 from chisep.preprocessing.mask import MaskConfig
 from chisep.regions.atlas import AtlasLabels
 from chisep.regions.cit168 import FIRST_LABEL, nucleus_names
@@ -32,7 +33,7 @@ def registered(monkeypatch):
     """A scan whose registration is known: it has its own tests. Voxels of 6 mm count as fine enough."""
     monkeypatch.setattr(nuclei, "COARSEST_MM", 6.0)
 
-    def whole(_atlas, _r2star, _chi, brain, _known, _grid):
+    def whole(_atlas, _r2star, _chi, brain, _known, _grid, _to_mni):
         return AtlasLabels(brain.astype(np.int32), 0.95, SimpleITK.AffineTransform(3))
 
     def outlined(r2star_hz, chi_ppm, brain, chi_known, grid, to_mni, config):
@@ -44,8 +45,24 @@ def registered(monkeypatch):
         labels[middle], labels[middle[0] + 1, middle[1], middle[2]] = FIRST_LABEL + 9, FIRST_LABEL + 16
         return labels
 
-    monkeypatch.setattr(nuclei, "atlas_on_scan", whole)
+    monkeypatch.setattr(regions, "atlas_on_scan", whole)
     monkeypatch.setattr(nuclei, "nuclei_on_scan", outlined)
+
+
+def test_the_stages_of_a_run_register_the_atlas_once(monkeypatch):
+    given, found = [], SimpleITK.AffineTransform(3)
+
+    def whole(_atlas, r2star, *_maps_and_grid):
+        *_, to_mni = _maps_and_grid
+        given.append((r2star is not None, to_mni))
+        return AtlasLabels(np.zeros((2, 2, 2), np.int32), 0.95, found)
+
+    monkeypatch.setattr(regions, "atlas_on_scan", whole)
+    context = SimpleNamespace(to_mni={}, chi_key="chi")
+    files = SimpleNamespace(array=lambda _key: np.ones((2, 2, 2)), grid=None)
+    for with_r2star in (True, True, False):
+        regions.registered_atlas(context, None, files, with_r2star=with_r2star)
+    assert given == [(True, None), (True, found), (False, None)]
 
 
 def test_nuclei_of_a_session(raw_gradient_echo, tmp_path, registered):
