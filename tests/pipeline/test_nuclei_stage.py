@@ -74,12 +74,13 @@ def test_nuclei_of_a_session(raw_gradient_echo, tmp_path, registered):
     names = read_names(image.with_suffix("").with_suffix(".tsv"))
     assert set(np.unique(labels[labels > 0]).astype(int)) == set(names) == {21009, 21016}
     assert names.items() <= nucleus_names().items()
-    values = {(one.name, one.map): one for one in read_values(out / ANAT / "sub-01_regions.tsv")}
-    for name in names.values():
-        one = values[name, "r2star_hz"]
+    values = {(one.index, one.map): one for one in read_values(out / ANAT / "sub-01_regions.tsv")}
+    for index, name in names.items():
+        one = values[index, "r2star_hz"]
+        assert one.name == name
         assert (one.voxels, one.coverage, one.rim_part) == (1, 1.0, 0.0)
     assert "left globus pallidus externus" in (out / "sub-01.html").read_text()
     (without,) = run(quick(raw_gradient_echo, out, nuclei=False))
     assert "nuclei" not in without.skipped
     rows = read_values(out / ANAT / "sub-01_regions.tsv")
-    assert not any(one.name in names.values() for one in rows)
+    assert not any(one.index in names for one in rows)
