@@ -3,9 +3,9 @@
     python benchmarks/viewer.py OUT [--repeats 5]
 
 OUT is a dataset of `chisep run`; its first report is opened from the disk by headless Chromium without a GPU,
-each time in a new browser. Times count from the start of the navigation; the least of the repeats is taken,
-since other work on the machine only adds to it. Results go to benchmarks/results/viewer.json. The time to
-make the report is that of the stage `report` in benchmarks/session.py.
+each time in a new browser. Times count from the start of the navigation; medians are taken. Results go to
+benchmarks/results/viewer.json. The time to make the report is that of the stage `report` in
+benchmarks/session.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 from pathlib import Path
 
 from playwright.sync_api import Playwright, sync_playwright
@@ -40,7 +41,7 @@ def opened(driver: Playwright, program: str, report: Path) -> tuple[str, float, 
 
 
 def main() -> None:
-    """Open the report some times, and write the least times."""
+    """Open the report some times, and write the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
@@ -58,8 +59,8 @@ def main() -> None:
         "processor": platform.machine(),
         "repeats": given.repeats,
         "bytes": report.stat().st_size,
-        "seconds_to_first_slice": round(min(first), 2),
-        "seconds_to_all_maps": round(min(every), 2),
+        "seconds_to_first_slice": round(statistics.median(first), 2),
+        "seconds_to_all_maps": round(statistics.median(every), 2),
     }
     text = json.dumps(found, indent=2) + "\n"
     (RESULTS / "viewer.json").write_text(text, encoding="utf-8")
