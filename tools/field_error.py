@@ -63,6 +63,7 @@ def sample_of(scan: str, method: str) -> Sample:
     mask = torch.from_numpy(nifti.load(made / "sub-01_desc-eroded_mask.nii.gz").data > 0)
     local = remove_background(total, mask, grid, BackgroundConfig(method), sigma_ppm=noise)  # type: ignore[arg-type]
     field = local.local_field_ppm
+    typical = robust_sd(field[local.mask])
     depth, disagreement = error_terms(method, field, local.mask, grid, total, known=mask)
     brain = torch.from_numpy(nifti.load(true / "sub-01_desc-brain_mask.nii.gz").data > 0)
     extracted = torch.from_numpy(nifti.load(made / "sub-01_desc-brain_mask.nii.gz").data > 0)
@@ -79,8 +80,8 @@ def sample_of(scan: str, method: str) -> Sample:
         values(depth),
         values(depth_mm(brain, grid)),
         values(disagreement, 1000),
-        values(missing_brain(mask, extracted, grid)),
-        1000 * robust_sd(field[local.mask]),
+        values(missing_brain(mask, extracted, grid, typical), 1000),
+        1000 * typical,
     )
 
 

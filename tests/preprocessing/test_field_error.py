@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chisep.preprocessing.background import BackgroundConfig, LocalField, reliable_mask, remove_background
+from chisep.preprocessing.field_error import chi_of_holes
 from chisep.preprocessing.morphology import depth_mm
 from tests.preprocessing.test_background import METHODS, OUTSIDE, textured
 from tests.preprocessing.test_vsharp import GRIDS, ball, field_of_sphere
@@ -63,6 +64,31 @@ def test_sigma_is_larger_where_the_field_at_the_edge_is_wrong():
     near = mask & ball(GRID, 10.0, centre)
     far = mask & ~ball(GRID, 25.0, centre)
     assert float((after / before)[near].median()) > 2 * float((after / before)[far].median())
+
+
+def test_a_hole_with_a_large_r2star_makes_sigma_larger_around_it():
+    """Iron whose signal is lost: R2' says its susceptibility. Near the surface R2* is that of air as well."""
+    brain, hole = ball(GRID, 25), ball(GRID, 4)
+    surface = brain & ball(GRID, 3, (0.0, 0.0, 23.0))
+    known = brain & ~hole & ~surface
+    r2star = 20.0 * brain
+    r2star[hole], r2star[surface] = 90.0, 90.0
+    chi = chi_of_holes(known, brain, GRID, r2star, 7.0)
+    torch.testing.assert_close(chi[hole], torch.full_like(chi[hole], 70 * 6 / 7 / (114 * 7 / 3)))
+    assert not chi[~hole].any()
+    field = textured(GRID, brain)
+    without, with_iron = (
+        remove_background(field, known, GRID, brain=brain, hole_chi_ppm=of_hole) for of_hole in (None, chi)
+    )
+    torch.testing.assert_close(with_iron.local_field_ppm, without.local_field_ppm)
+    ratio = with_iron.sigma_ppm / without.sigma_ppm
+    near, far = known & ball(GRID, 8), known & ~ball(GRID, 20)
+    assert float(ratio[near].median()) > 1.25 > 1.1 > float(ratio[far].median())
+
+
+def test_without_r2star_no_hole_is_a_strong_source():
+    brain = ball(GRID, 25)
+    assert not chi_of_holes(brain & ~ball(GRID, 4), brain, GRID, torch.zeros(GRID.shape), 3.0).any()
 
 
 def test_error_over_sigma_is_near_one_on_a_head(head):

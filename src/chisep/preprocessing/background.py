@@ -87,6 +87,7 @@ def remove_background(
     *,
     sigma_ppm: Volume | None = None,
     brain: MaskVolume | None = None,
+    hole_chi_ppm: Volume | None = None,
 ) -> LocalField:
     """Background field removal: remove the field of sources outside the brain.
 
@@ -106,6 +107,8 @@ def remove_background(
     brain
         Brain mask, shape (i, j, k): the field of its part outside `mask` is removed, which is a part of the
         local field's error. As `mask` where None.
+    hole_chi_ppm
+        χ of strong sources in this part, shape (i, j, k), as `field_error.chi_of_holes` estimates it.
 
     Returns
     -------
@@ -140,5 +143,6 @@ def remove_background(
         noise,
         known=mask,
         brain=brain,
+        hole_chi_ppm=hole_chi_ppm,
     )
     return replace(local, sigma_ppm=sigma)

@@ -212,7 +212,7 @@ def coarse_error(error: FieldError, grid: Grid) -> CoarseError:
         error and susceptibility cannot be told apart its power is extrapolated by |k|^-3.
     """
     spectra = error.spectra
-    if spectra is None or spectra.coarseness <= 1:
+    if spectra is None or spectra.coarseness <= 1 or spectra.first >= _SHELLS // 2:
         return CoarseError(1.0, None)
     white = spectra.white_power
     excess = (spectra.error[:, 0] / white - 1).clamp_min(0)[spectra.first : _SHELLS // 2]

@@ -15,7 +15,7 @@ from chisep.pipeline.files import StageFiles
 from chisep.preprocessing.background import local_field_checks, reliable_mask, remove_background
 from chisep.preprocessing.extent import thin_slab
 from chisep.preprocessing.field import total_field
-from chisep.preprocessing.field_error import ERROR_LAWS
+from chisep.preprocessing.field_error import ERROR_LAWS, chi_of_holes
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import quality_mask
@@ -126,7 +126,9 @@ def background_stage(context: SessionContext) -> Stage:
         grid = adult_grid(own.grid, scale)
         warnings = thin_slab(brain, own.grid, scale)
         facts: dict[str, Any] = {}
-        tissue = brain
+        tissue, of_holes = brain, None
+        if context.fits_r2star:
+            of_holes = chi_of_holes(known, brain, grid, own.load("r2star"), context.b0_t)
         if finds_sinuses:
             blood = venous_sinuses(total, known, grid, own.load("r2star"), context.b0_t)
             known, tissue = known & ~blood, brain & ~blood
@@ -139,6 +141,7 @@ def background_stage(context: SessionContext) -> Stage:
             adult_lengths(config, scale),
             sigma_ppm=own.load("field_sigma"),
             brain=tissue,
+            hole_chi_ppm=of_holes,
         )
         checks = local_field_checks(local, brain)
         poor = judged(context, checks, "local field")
@@ -173,7 +176,7 @@ def background_stage(context: SessionContext) -> Stage:
         "local field after background removal with its error, the mask in which it is known, and the mask "
         "in which maps can be trusted",
         files.paths(
-            "total_field", "field_sigma", "phase_mask", "mask", *(["r2star"] if finds_sinuses else [])
+            "total_field", "field_sigma", "phase_mask", "mask", *(["r2star"] if context.fits_r2star else [])
         ),
         files.paths("local_field", "local_field_sigma", "eroded_mask", "reliable_mask"),
         {
