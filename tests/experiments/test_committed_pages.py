@@ -45,7 +45,7 @@ PAGES = {
     "beyond/beyond": _beyond,
     "beyond/ablations": _network_ablations,
     "orientations/orientations": orientations.page,
-    "orientations/1.5mm/orientations": orientations.page,
+    "orientations-1.5mm/orientations": orientations.page,
     "preprocessing": lambda found: preprocessing.page(found["Rows"]),
     "qsm-ci/qsm-ci": qsm_ci.page,
     "regions/regions": nuclei.page,
