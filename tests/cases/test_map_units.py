@@ -177,6 +177,71 @@ def test_stating_the_unit_insists(maps):
         qsm(scaled(maps["field"], HZ), maps["mask"], options=InversionOptions(method="tkd", units="ppm"))
 
 
+def test_names_of_units_are_exact(maps):
+    """A capital letter must not make a field in Hz one in rad/s."""
+    for kind in (SeparationOptions, InversionOptions):
+        with pytest.raises(InputError, match=r"--units: found 'Hz'.*small letters"):
+            kind(units="Hz", b0=B0_T)
+
+
+def test_a_field_larger_than_r2prime_allows_is_warned_of(maps):
+    with pytest.warns(ChisepWarning, match="sources that make this R2' have at most"):
+        separated(maps, field=scaled(maps["field"], 4))
+
+
+def test_a_field_four_times_too_large_is_warned_of_without_r2prime(maps):
+    with pytest.warns(ChisepWarning, match=r"χ is typically .* is the field in ppm"):
+        qsm(scaled(maps["field"], 4), maps["mask"], options=InversionOptions(method="tkd"))
+
+
+def test_a_time_in_seconds_is_no_r2prime(maps):
+    with pytest.warns(ChisepWarning, match="not a time"):
+        separated(maps, r2prime=inverse(maps["r2prime"], 1))
+
+
+def test_an_inverted_mask_is_refused(maps):
+    data, affine = _read(maps["mask"])
+    inverted = nifti.save(maps["mask"].with_name("inverted.nii.gz"), 1 - data, affine)
+    with pytest.raises(InputError, match=r"mask.*swap 0 and 1"):
+        separated(maps, mask=inverted)
+    with pytest.raises(InputError, match=r"mask.*swap 0 and 1"):
+        qsm(maps["field"], inverted, options=InversionOptions(method="tkd"))
+
+
+def with_magnitude(maps, change):
+    data, affine = _read(maps["mask"])
+    path = nifti.save(maps["mask"].with_name("magnitude.nii.gz"), change(data), affine)
+    return qsm(maps["field"], maps["mask"], magnitude=path, options=InversionOptions(method="tkd"))
+
+
+def test_a_phase_image_is_no_magnitude(maps):
+    noise = np.random.default_rng(0).uniform(-3, 3, _read(maps["mask"])[0].shape).astype(np.float32)
+    with pytest.raises(InputError, match=r"magnitude.*phase image"):
+        with_magnitude(maps, lambda mask: noise)
+
+
+def test_a_mask_where_the_magnitude_is_dark_is_warned_of(maps):
+    with pytest.warns(ChisepWarning, match="do mask and magnitude belong together"):
+        with_magnitude(maps, lambda mask: np.where(mask > 0, 1.0, 9.0).astype(np.float32))
+    with_magnitude(maps, lambda mask: np.where(mask > 0, 9.0, 1.0).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("sigma", "words"), [(1.0, "in the unit of the field"), (0.0, "no voxel of the field")]
+)
+def test_sigma_that_cannot_be_that_of_the_field_is_warned_of(maps, sigma, words):
+    data, affine = _read(maps["mask"])
+    path = nifti.save(maps["mask"].with_name("sigma.nii.gz"), sigma * data, affine)
+    with pytest.warns(ChisepWarning, match=words):
+        qsm(maps["field"], maps["mask"], field_sigma=path, options=InversionOptions(method="tkd"))
+
+
+@pytest.mark.parametrize("d_r", [11.0, 0.114e6])
+def test_d_r_in_another_unit_is_warned_of(maps, d_r):
+    with pytest.warns(ChisepWarning, match="is it in 1/s/ppm"):
+        separate(maps["field"], maps["r2prime"], maps["mask"], qsm=maps["chi"], options=options(dr=(d_r,)))
+
+
 def arguments(maps, out: Path, *more: str) -> list[str]:
     named = [w for key in ("field", "r2prime", "mask") for w in (f"--{key}", str(maps[key]))]
     return [

@@ -15,7 +15,8 @@ import torch
 from chisep import methods
 from chisep.api.field_strength import field_strength, stated_field_strength
 from chisep.api.images import ImageLike, Images
-from chisep.api.units import FieldUnits, check_units, field_in_ppm
+from chisep.api.map_checks import check_maps, check_relaxivity, check_susceptibility
+from chisep.api.units import FieldUnits, check_field_units, check_units, field_in_ppm
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import bids
 from chisep.methods.scan_relaxivity import relaxivity_from
@@ -60,6 +61,7 @@ class InversionOptions:
 
     def __post_init__(self) -> None:
         _check_b0(self.b0)
+        check_field_units(self.units)
         if isinstance(self.reference, Path) and not self.reference.is_file():
             raise InputError(
                 "--reference",
@@ -102,6 +104,7 @@ class SeparationOptions:
         methods.find(self.method, "sources")
         methods.config_for(self.method, self.network)
         _check_b0(self.b0)
+        check_field_units(self.units)
         check_dr(self.dr)
 
 
@@ -242,6 +245,7 @@ def _relaxivity(maps: Maps, options: SeparationOptions, b0_t: float) -> ChosenRe
         show_warnings(chosen.warnings)
         return chosen
     known = relaxivity(options.dr, b0_t)
+    show_warnings(check_relaxivity(known, b0_t))
     return ChosenRelaxivity(known, {"D_r_pos": known.pos_hz_per_ppm, "D_r_neg": known.neg_hz_per_ppm})
 
 
@@ -253,6 +257,7 @@ def _checked(
     show_warnings(images.notes(b0_given=options.b0_dir is not None))
     show_warnings(thin_slab(maps.mask, maps.grid, length_scale(maps.mask, maps.grid)))
     show_warnings(check_units(maps, b0_t, stated=options.units is not None))
+    show_warnings(check_maps(maps, b0_t))
     return maps
 
 
@@ -339,6 +344,7 @@ def referenced_qsm(
     config = methods.config_for(options.method, options.network)
     found = methods.invert(maps, options.method, config, device=options.device, progress=_named(progress))
     chi, facts = found.chi_ppm, no_reference_facts()
+    show_warnings(check_susceptibility(chi, maps.mask))
     if options.reference != "none":
         region, name = maps.mask, "brain: the mask"
         if isinstance(options.reference, Path):

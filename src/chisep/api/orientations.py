@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +15,7 @@ import chisep
 from chisep.api.field_strength import stated_field_strength
 from chisep.api.images import ImageLike, Images
 from chisep.api.maps import IterationProgress, check_results, show_warnings
-from chisep.api.units import FieldUnits, check_units, field_in_ppm
+from chisep.api.units import FieldUnits, check_field_units, check_units, field_in_ppm
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.io.files import output_directory, write_json
@@ -42,13 +42,7 @@ class CosmosOptions:
     """Settings of the solver."""
 
     def __post_init__(self) -> None:
-        if self.units is not None and self.units not in get_args(FieldUnits):
-            raise InputError(
-                "units",
-                found=str(self.units),
-                expected=f"a unit of fields: {', '.join(get_args(FieldUnits))}",
-                fix="Correct the option.",
-            )
+        check_field_units(self.units)
 
 
 def cosmos(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from chisep.types import Maps
 
 FieldUnits = Literal["ppm", "ppb", "hz", "rad/s"]
 """Units that a field map may have."""
-_LARGEST_FIELD_PPM, _LARGE_FIELD_PPM, _SMALL_FIELD_PPM = 0.2, 0.05, 0.0005
+_LARGEST_FIELD_PPM, _LARGE_FIELD_PPM, _SMALL_FIELD_PPM = 0.2, 0.03, 0.0005
 _STRAY_FIELD_PPM = 5.0
 """A single voxel beyond this spoils a dipole inversion; no tissue has it."""
 _USUAL_FIELD = "0.003 to 0.02"
@@ -52,6 +52,23 @@ class _Rate:
 
 _R2PRIME = _Rate("R2'", 0.1, 0.2, 12.0, 30.0)
 _R2STAR = _Rate("R2*", 0.5, 4.0, 36.0, 44.0)
+
+
+def check_field_units(units: str | None) -> None:
+    """Check the name of a unit of fields.
+
+    Raises
+    ------
+    InputError
+        If it is unknown; capitals count.
+    """
+    if units is not None and units not in get_args(FieldUnits):
+        raise InputError(
+            "--units",
+            found=f"{units!r}",
+            expected=f"a unit of fields: {', '.join(get_args(FieldUnits))}",
+            fix="Correct the option; the names are in small letters.",
+        )
 
 
 def ppm_per_unit(units: FieldUnits, b0_t: float | None) -> float:
@@ -136,7 +153,7 @@ def check_units(maps: Maps, b0_t: float | None, *, stated: bool, needs_local_fie
 
 
 def _field(maps: Maps, b0_t: float | None) -> Iterator[InputError | str]:
-    size = _spread(maps.field_ppm[maps.mask])
+    size = clipped_spread(maps.field_ppm[maps.mask])
     if size > _LARGEST_FIELD_PPM:
         yield InputError(
             "field map",
@@ -186,7 +203,7 @@ _WRITTEN = {"hz": "Hz", "rad/s": "rad/s", "ppb": "ppb"}
 
 
 def _chi(maps: Maps) -> Iterator[InputError]:
-    if maps.chi_ppm is not None and (size := _spread(maps.chi_ppm[maps.mask])) > _LARGEST_CHI_PPM:
+    if maps.chi_ppm is not None and (size := clipped_spread(maps.chi_ppm[maps.mask])) > _LARGEST_CHI_PPM:
         yield InputError(
             "susceptibility map",
             found=f"values of typically {size:.3g} (robust RMS in the mask)",
@@ -240,7 +257,7 @@ def _rate(limits: _Rate, values: Tensor, low: float, high: float) -> Iterator[In
         )
 
 
-def _spread(values: Tensor) -> float:
+def clipped_spread(values: Tensor) -> float:
     """Root mean square about the median, of values that are clipped where the largest 5 % begin."""
     distance = (values - values.median()).abs()
     return float(

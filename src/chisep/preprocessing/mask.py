@@ -30,6 +30,8 @@ _DARK_CLASS = 0.3
 """Below this ratio of Otsu's two class means, the darker class is air and not tissue."""
 _TISSUE_FRACTION = 0.3
 """Signal that counts as tissue, relative to the median, in a volume without air."""
+_LEAST_OUTSIDE = 0.05
+"""Part of the volume outside a mask with all corners in it, from which on that is a brain cut out."""
 _LEAST_ML, _LEAST_VOXELS = 1.0, 1000
 """A mask that a user gives has this volume, or for a small animal this many voxels."""
 _Image = Float[np.ndarray, "i j k"]
@@ -201,6 +203,17 @@ def quality_mask(
     return torch.from_numpy(kept).to(mask.device)
 
 
+def is_inverted(mask: MaskVolume) -> bool:
+    """Whether a mask has all corners of the volume inside, and a brain outside; shape (i, j, k)."""
+    corners = mask[:: _last(mask, 0), :: _last(mask, 1), :: _last(mask, 2)]
+    return bool(corners.all()) and float((~mask).float().mean()) > _LEAST_OUTSIDE
+
+
+def _last(mask: MaskVolume, axis: int) -> int:
+    """Step from the first to the last index."""
+    return max(1, mask.shape[axis] - 1)
+
+
 def checked_mask(mask: Tensor, grid: Grid, source: str) -> MaskVolume:
     """Check a given mask.
 
@@ -233,6 +246,8 @@ def checked_mask(mask: Tensor, grid: Grid, source: str) -> MaskVolume:
         found = f"{len(values)} different values from {float(values[0]):g} to {float(values[-1]):g}"
     elif ml < _LEAST_ML and int(inside.sum()) < _LEAST_VOXELS:
         found = f"{ml:.3g} ml"
+    elif is_inverted(inside):
+        found = "a mask with all corners of the volume inside and other voxels outside, as if inverted"
     if found:
         raise InputError(
             source,
