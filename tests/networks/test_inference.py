@@ -18,21 +18,21 @@ from chisep import methods
 from chisep.errors import InputError
 from chisep.io.weights import load_weights, save_weights
 from chisep.methods import METHODS
-from chisep.networks.config import INITIAL, MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
+from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig, build
 from chisep.networks.inference import (
     NetworkOptions,
     has_fast_bfloat16,
     intermediate_estimates,
     measured_channels,
 )
-from chisep.networks.initial_estimate import ITERATIONS
+from chisep.networks.refinement import refined_chi as refined_chi_of
+from chisep.networks.refinement import refined_sources
 from chisep.networks.unet import UNetConfig
 from chisep.networks.unrolled_gradient import UnrolledGradientConfig
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.networks.weights import find_weights, fuse, load, without_norms
 from chisep.physics.dipole import Dipole
 from chisep.physics.separation import Separation
-from chisep.solvers import iterative, tv
 from chisep.types import Grid, Relaxivity
 from tests.solvers.head import make_head
 
@@ -58,25 +58,11 @@ CONFIGS = {
     "unrolled-qsm": NetworkConfig(
         ("field", "field_sigma"), ("chi",), UNET, proximal=UnrolledProximalConfig(passes=2)
     ),
-    "unrolled-initial": NetworkConfig(
-        (*MEASURED_ROWS, *NOISE.values(), *(INITIAL[source] for source in SOURCES)),
-        SOURCES,
-        UNET,
-        proximal=UnrolledProximalConfig(passes=2),
-    ),
-    "unrolled-qsm-initial": NetworkConfig(
-        ("field", "field_sigma", INITIAL["chi"]), ("chi",), UNET, proximal=UnrolledProximalConfig(passes=2)
-    ),
 }
-WITH_INITIAL = {"unrolled": "unrolled-initial", "unrolled-qsm": "unrolled-qsm-initial"}
-"""Networks of two methods that have an initial estimate as input."""
-ITERATES = {"unrolled-thesis": 3, **dict.fromkeys((*WITH_INITIAL, *WITH_INITIAL.values()), 3)}
+ITERATES = {"unrolled-thesis": 3, "unrolled": 3, "unrolled-qsm": 3}
 FACTORS = {"chi_pos": [[0.01, 1.5], [0.02, 3.0]], "chi_neg": 1.25, "chi": 2.0}
 """From scales to standard deviations."""
-OF_METHOD = {
-    **{name: name for name in CONFIGS if name not in ("r2s", *WITH_INITIAL.values())},
-    "chi-sepnet-r2s": "chi-sepnet-r2p",
-}
+OF_METHOD = {**{name: name for name in CONFIGS if name != "r2s"}, "chi-sepnet-r2s": "chi-sepnet-r2p"}
 """Weights of every network method."""
 MAPS = make_head((15, 18, 13)).maps(Relaxivity(114.0, 91.2), field_noise_ppm=1e-3)
 MAPS = replace(MAPS, r2star_hz=(MAPS.r2prime_hz + 15.0) * MAPS.mask)
@@ -105,7 +91,7 @@ def options(folder: Path, name: str, **changes) -> NetworkOptions:
         weights=str(folder / f"{OF_METHOD[name]}.safetensors"),
         chi_weights=str(folder / "qsmnet.safetensors"),
         rate_weights=str(folder / "r2s.safetensors"),
-        **{"precision": "single", **changes},
+        **{"precision": "single", "refinement": 0, **changes},
     )
 
 
@@ -118,8 +104,7 @@ def channels(seed: int = 0) -> dict[str, torch.Tensor]:
     sigmas = {
         name: 0.002 + 0.001 * torch.rand(MAPS.mask.shape, generator=generator) for name in NOISE.values()
     }
-    initial = {INITIAL[name]: found[name] + 0.01 for name in INITIAL}
-    return found | sigmas | initial
+    return found | sigmas
 
 
 class TestIterates:
@@ -282,26 +267,25 @@ class TestMethods:
         chi = methods.invert(noisy, "unrolled-qsm", options(folder, "unrolled-qsm"))
         assert (chi.chi_sigma_ppm[noisy.mask] > 0).all()
 
-    @pytest.mark.parametrize("name", WITH_INITIAL)
-    def test_initial_estimate_is_that_of_the_solver_with_the_noise_maps(self, folder, name):
-        """D_r and the unit of R2' drop out; magnitude and a given χ map have no part in it."""
-        noisy = replace(MAPS, field_sigma_ppm=1e-3, r2prime_sigma_hz=1.0 + MAPS.r2prime_hz / 20)
-        trained = load(folder / f"{WITH_INITIAL[name]}.safetensors")
+    def test_the_estimate_is_the_prior_of_a_solver(self, folder):
+        """A magnitude and a χ map, which the network does not read, have no part in it."""
+        field_sigma = 1e-3 * MAPS.mask
+        rate_sigma = (1.0 + MAPS.r2prime_hz / 20) * MAPS.mask
+        noisy = replace(MAPS, field_sigma_ppm=field_sigma, r2prime_sigma_hz=rate_sigma)
         more = replace(noisy, magnitude=noisy.r2star_hz, chi_ppm=noisy.field_ppm)
-        found = measured_channels(more, trained.config.inputs, NetworkOptions())
-        if name == "unrolled":
-            by_solver = iterative.solve(noisy, iterative.IterativeConfig(iterations=ITERATIONS))
-            expected = {"chi_pos": by_solver.chi_pos_ppm, "chi_neg": by_solver.chi_neg_ppm}
-        else:
-            expected = {"chi": tv.solve(noisy, tv.TvConfig(iterations=ITERATIONS)).chi_ppm}
-        for output, volume in expected.items():
-            assert volume.any()
-            torch.testing.assert_close(found[INITIAL[output]], volume, rtol=1e-3, atol=1e-6)
-        weights = NetworkOptions(str(folder / f"{WITH_INITIAL[name]}.safetensors"), precision="single")
-        if name == "unrolled":
-            assert methods.separate(noisy, name, weights).chi_pos_sigma_ppm is not None
-        else:
-            assert methods.invert(noisy, name, weights).chi_sigma_ppm is not None
+        estimate = methods.separate(noisy, "unrolled", options(folder, "unrolled"))
+        refined = methods.separate(more, "unrolled", options(folder, "unrolled", refinement=3))
+        wanted = refined_sources(noisy, estimate, 3, None)
+        assert torch.equal(refined.chi_pos_ppm, wanted.chi_pos_ppm)
+        assert not torch.equal(refined.chi_pos_ppm, estimate.chi_pos_ppm)
+        assert torch.equal(refined.chi_neg_sigma_ppm, estimate.chi_neg_sigma_ppm)
+        assert not refined.convergence.warnings
+        chi = methods.invert(noisy, "unrolled-qsm", options(folder, "unrolled-qsm"))
+        refined_chi = methods.invert(more, "unrolled-qsm", options(folder, "unrolled-qsm", refinement=3))
+        assert torch.equal(refined_chi.chi_ppm, refined_chi_of(noisy, chi, 3, None).chi_ppm)
+        assert torch.equal(refined_chi.chi_sigma_ppm, chi.chi_sigma_ppm)
+        with pytest.raises(InputError, match="refinement: found -1"):
+            NetworkOptions(refinement=-1)
 
     def test_unrolled_takes_sources_where_the_field_is_lost(self, folder):
         inner = torch.zeros_like(MAPS.mask)

@@ -27,12 +27,11 @@ SIGMA = torch.tensor([0.008, 0.001], dtype=torch.float64).reshape(2, 1, 1, 1) * 
 Y = torch.cat((ROWS, SIGMA), dim=1)
 
 
-def make(*, noise: bool = True, initial: bool = False, **options) -> UnrolledProximal:
+def make(*, noise: bool = True, **options) -> UnrolledProximal:
     torch.manual_seed(1)
     config = UnrolledProximalConfig(**{"uncertainty": False, **options})
     mean, sd = (0.05, 0.0, 0.03, 0.02), (0.03, 0.01, 0.03, 0.02)
-    unet = UNetConfig((2, 3), "instance")
-    return UnrolledProximal(unet, config, mean, sd, noise=noise, initial=initial).double().eval()
+    return UnrolledProximal(UNetConfig((2, 3), "instance"), config, mean, sd, noise=noise).double().eval()
 
 
 def silent(network: UnrolledProximal) -> UnrolledProximal:
@@ -51,19 +50,6 @@ def test_without_priors_every_pass_comes_nearer_to_the_measurements():
     network = silent(make(passes=4, last_steps=0))
     found = [misfit(x) for x in network.intermediate_estimates(Y, MASK, PHI)]
     assert all(later < 0.9 * earlier for earlier, later in pairwise(found))
-
-
-def test_true_initial_estimates_stay_as_they_are():
-    """The rows are free of noise, so no DC step changes the truth."""
-    network = silent(make(initial=True))
-    torch.testing.assert_close(network(torch.cat((Y, X), 1), MASK, PHI), X, rtol=0, atol=1e-6)
-    assert not torch.allclose(network(torch.cat((Y, 0 * X), 1), MASK, PHI), X, rtol=0, atol=1e-3)
-
-
-def test_u_nets_see_the_initial_estimate():
-    network = make(initial=True, data_steps=False, last_steps=0, passes=1)
-    first, other = (network(torch.cat((Y, x), 1), MASK, PHI) - x for x in (X, 0.5 * X))
-    assert not torch.allclose(first, other, rtol=0, atol=1e-4)
 
 
 def test_last_steps_come_nearer_to_the_measurements():

@@ -56,18 +56,6 @@ def test_terms_are_what_they_say(name):
     assert terms()[name].tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_terms_are_root_mean_squares_of_channels_if_so_wanted():
-    """But for the gradient."""
-    found = terms(config=LossConfig(rms=True))
-    for number in range(3):
-        error = (PREDICTED - LABEL)[number].numpy()[:, MASK[number, 0].numpy()]
-        of_channels = np.sqrt(np.square(error).mean(1)).mean() / UNIT_PPM
-        of_chi = np.sqrt(np.square(error[0] - error[1]).mean()) / UNIT_PPM
-        assert float(found["label"][number]) == pytest.approx(of_channels, rel=1e-6)
-        assert float(found["chi"][number]) == pytest.approx(of_chi, rel=1e-6)
-    torch.testing.assert_close(found["gradient"], terms()["gradient"])
-
-
 def test_is_0_for_the_label_itself():
     assert not any(term.any() for term in terms(predicted=LABEL).values())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.networks.config import INITIAL, MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
+from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
@@ -170,27 +170,6 @@ def test_a_chi_map_is_made_for_networks_that_take_one():
     qsm, *_ = crops(replace(EXACT, standard_share=1.0), network)[0].inputs
     pos, neg = crops(replace(EXACT, standard_share=1.0), network)[0].targets
     assert torch.corrcoef(torch.stack(((pos - neg).flatten(), qsm.flatten())))[0, 1] > 0.5
-
-
-@pytest.mark.parametrize("outputs", [SOURCES, ("chi",)])
-def test_initial_estimates_are_made_for_networks_that_take_them(outputs):
-    rows = MEASURED_ROWS if outputs == SOURCES else ("field",)
-    inputs = (*rows, *(NOISE[row] for row in rows), *(INITIAL[name] for name in outputs))
-    network = NetworkConfig(inputs, outputs, proximal=UnrolledProximalConfig())
-    example = crops(replace(EXACT, standard_share=1.0), network)[0]
-    for estimate, truth in zip(example.inputs[-len(outputs) :], example.targets, strict=True):
-        inside = torch.stack((estimate, truth))[:, example.mask[0]]
-        assert torch.corrcoef(inside)[0, 1] > 0.7
-
-
-def test_initial_estimates_without_a_field_are_0():
-    outputs, inputs = ("chi",), ("field", "field_sigma", INITIAL["chi"])
-    network = NetworkConfig(inputs, outputs, proximal=UnrolledProximalConfig())
-    no_field = replace(EXACT, erosion_mm=1e4, standard_share=1.0)
-    made = [crops(no_field, network)[number] for number in range(6)]
-    lost = [example.inputs[2] for example in made if not example.inputs[1].any()]
-    assert lost
-    assert not any(estimate.any() for estimate in lost)
 
 
 def test_coarse_voxels_average_the_head():

@@ -235,23 +235,6 @@ class TestStart:
         with pytest.raises(InputError, match="a training with other start"):
             train(config(straight, dataset, tiny("thesis-unrolled", epochs=EPOCHS), start=start))
 
-    def test_an_initial_estimate_may_be_a_new_input(self, dataset, tmp_path):
-        """Its weights are 0 at first: the U-nets are the same function."""
-        still = OptimiserConfig(learning_rate=1e-12, alpha_learning_rate=1e-12)
-        wide = tiny("unrolled", epochs=1, optimiser=still)
-        narrow_network = replace(wide.network, inputs=wide.network.inputs[:-2])
-        train(config(tmp_path / "first", dataset, replace(wide, network=narrow_network)))
-        start = tmp_path / "first" / "weights.safetensors"
-        train(config(tmp_path / "second", dataset, wide, start=str(start)))
-        before, after = (tensors(tmp_path / name) for name in ("first", "second"))
-        for name, tensor in before.items():
-            same = after[name][:, : tensor.shape[1]] if name.endswith("down.0.0.weight") else after[name]
-            if "running" not in name and "num_batches" not in name:
-                torch.testing.assert_close(same, tensor, rtol=0, atol=1e-5)
-        added = after["unets.0.down.0.0.weight"][:, before["unets.0.down.0.0.weight"].shape[1] :]
-        assert added.shape[1] == 2
-        assert float(added.abs().max()) < 1e-5
-
     def test_other_networks_are_refused(self, straight, dataset, tmp_path):
         wider = replace(tiny("thesis-unrolled").network, unet=UNetConfig((4, 12)))
         for other in (tiny(), tiny("thesis-unrolled", network=wider)):

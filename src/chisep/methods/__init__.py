@@ -2,7 +2,14 @@
 
 from chisep.methods.registry import DEFAULTS, METHODS, Method, MethodsConfig, Target, find, settings
 from chisep.methods.solve import check_device, invert, separate
-from chisep.methods.weights_used import NOT_TRAINED, config_for, range_warnings, tells_sigma, weights_used
+from chisep.methods.weights_used import (
+    NOT_TRAINED,
+    config_for,
+    range_warnings,
+    refinement,
+    tells_sigma,
+    weights_used,
+)
 
 __all__ = [
     "DEFAULTS",
@@ -16,6 +23,7 @@ __all__ = [
     "find",
     "invert",
     "range_warnings",
+    "refinement",
     "separate",
     "settings",
     "tells_sigma",

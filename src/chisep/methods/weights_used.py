@@ -86,6 +86,22 @@ def weight_files(name: str, options: NetworkOptions, *, chi_given: bool) -> list
     return files
 
 
+def refinement(name: str, options: NetworkOptions) -> int:
+    """Count the iterations of the solver that refines the estimate of a method; 0 without a refinement.
+
+    Parameters
+    ----------
+    name
+        Of the method.
+    options
+        Weights and iterations that were chosen.
+    """
+    if config_for(name, options) is None:
+        return 0
+    proximal = network_weights.description_of(options.weights or METHODS[name].weights[0]).config.proximal
+    return options.refinement if proximal is not None and proximal.uncertainty else 0
+
+
 def range_warnings(name: str, maps: Maps, options: NetworkOptions) -> list[str]:
     """Warn of a network that is applied to a scan outside of the range of its training.
 

@@ -14,22 +14,10 @@ from chisep.networks.unrolled_gradient import UnrolledGradient, UnrolledGradient
 from chisep.networks.unrolled_proximal import WHOLE_PADDING, UnrolledProximal, UnrolledProximalConfig
 
 Channel = Literal[
-    "field",
-    "qsm",
-    "r2prime",
-    "r2star",
-    "field_sigma",
-    "r2prime_sigma",
-    "initial_chi",
-    "initial_chi_pos",
-    "initial_chi_neg",
-    "chi",
-    "chi_pos",
-    "chi_neg",
+    "field", "qsm", "r2prime", "r2star", "field_sigma", "r2prime_sigma", "chi", "chi_pos", "chi_neg"
 ]
 """Input and output maps, all in ppm: local field; χ of a QSM method; R2'/D_r,pos; R2*/D_r,pos; noise maps of
-field and R2'/D_r,pos (SD, 0 in voxels without a measurement); the initial estimates of χ, χ_pos and χ_neg by
-a classical solver; χ; χ_pos; χ_neg."""
+field and R2'/D_r,pos (SD, 0 in voxels without a measurement); χ; χ_pos; χ_neg."""
 Statistics = Mapping[str, tuple[float, float]]
 """Mean and standard deviation in ppm of each channel in the brains of the training data."""
 Network = SinglePass | UnrolledGradient | UnrolledProximal
@@ -40,12 +28,6 @@ MEASURED_ROWS: tuple[Channel, Channel] = ("r2prime", "field")
 """Rows of Φ without a χ map, for the unrolled proximal network."""
 NOISE: Mapping[Channel, Channel] = {"r2prime": "r2prime_sigma", "field": "field_sigma"}
 """Noise map of each input map."""
-INITIAL: Mapping[Channel, Channel] = {
-    "chi": "initial_chi",
-    "chi_pos": "initial_chi_pos",
-    "chi_neg": "initial_chi_neg",
-}
-"""Initial estimate of each output."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class NetworkConfig:
     input for the B0 direction."""
 
     def __post_init__(self) -> None:
-        known = {*get_args(Channel)} - (set() if self.proximal else {*NOISE.values(), *INITIAL.values()})
+        known = {*get_args(Channel)} - (set() if self.proximal else {*NOISE.values()})
         unknown = {*self.inputs, *self.outputs} - known
         empty = not self.inputs or not self.outputs
         allowed = self._channels_of_physics()
@@ -91,9 +73,11 @@ class NetworkConfig:
                 (MEASURED_ROWS, SOURCES),
                 (("field",), ("chi",)),
             ]
-            with_noise = [(known + tuple(NOISE[row] for row in known), sources) for known, sources in rows]
-            with_initial = [(some + tuple(INITIAL[x] for x in out), out) for some, out in with_noise]
-            return [*rows, *with_noise, *with_initial]
+            return [
+                (some, sources)
+                for known, sources in rows
+                for some in (known, known + tuple(NOISE[row] for row in known))
+            ]
         return [] if self.unrolled is None else [(PHI_ROWS, SOURCES)]
 
     def padding(self, *, whole: bool) -> float:
@@ -107,8 +91,7 @@ class NetworkConfig:
         """Channels whose statistics the network needs."""
         if self.unrolled is not None:
             return self.outputs
-        unscaled = {*NOISE.values(), *INITIAL.values()}
-        return tuple(name for name in self.inputs if name not in unscaled) + self.outputs
+        return tuple(name for name in self.inputs if name not in NOISE.values()) + self.outputs
 
 
 def build(config: NetworkConfig, statistics: Statistics) -> Network:
@@ -150,8 +133,7 @@ def build(config: NetworkConfig, statistics: Statistics) -> Network:
 
     if config.proximal is not None:
         noise = not {*NOISE.values()}.isdisjoint(config.inputs)
-        initial = not {*INITIAL.values()}.isdisjoint(config.inputs)
-        return UnrolledProximal(config.unet, config.proximal, *of(scaled), noise=noise, initial=initial)
+        return UnrolledProximal(config.unet, config.proximal, *of(scaled), noise=noise)
     if config.unrolled is not None:
         return UnrolledGradient(config.unet, config.unrolled, *of(config.outputs))
     return SinglePass(config.unet, *of(config.inputs), *of(config.outputs))

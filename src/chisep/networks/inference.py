@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.networks.brain_box import BrainBox
-from chisep.networks.config import INITIAL, NOISE, SOURCES, Channel, NetworkConfig
+from chisep.networks.config import NOISE, SOURCES, Channel, NetworkConfig
 from chisep.networks.single_pass import SinglePass
 from chisep.networks.uncertainty import Factors, chi_sigma, factor_at, noise_level, noise_of
 from chisep.networks.weights import LoadedNetwork, fuse, load
@@ -106,6 +106,15 @@ class NetworkOptions:
     """Weights of the network from R2* to R2', if the method uses one."""
     precision: Precision = "auto"
     """Of convolutions; auto: bfloat16 where the hardware has it."""
+    refinement: int = 30
+    """Iterations of a classical solver that start from the estimate of a network with predicted uncertainty
+    and have it as their prior; 0 for the estimate of the network."""
+
+    def __post_init__(self) -> None:
+        if self.refinement < 0:
+            raise InputError(
+                "refinement", found=f"{self.refinement}", expected="0 or more", fix="The default is 30."
+            )
 
 
 def invert(
@@ -129,11 +138,15 @@ def invert(
     InputError
         If the weights cannot be read, or belong to another kind of network.
     """
-    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma", INITIAL["chi"]})
-    made, sigmas = _applied(trained, maps, options)
-    if progress is not None:
-        progress("network", 1, 1)
-    return Susceptibility(made[0], chi_sigma_ppm=sigmas.get("chi"))
+    trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
+    made, sigmas, measured = _applied(trained, maps, options)
+    estimate = Susceptibility(made[0], chi_sigma_ppm=sigmas.get("chi"))
+    if not sigmas or not options.refinement:
+        _done(progress)
+        return estimate
+    from chisep.networks.refinement import refined_chi  # listing methods imports no solver
+
+    return refined_chi(_with_noise(maps, measured), estimate, options.refinement, progress)
 
 
 def separate(
@@ -153,26 +166,52 @@ def separate(
     InputError
         If the weights cannot be read or are not for χ-separation, or a map that they need is missing.
     """
-    known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values(), *INITIAL.values()}
+    known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values()}
     trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
-    made, sigmas = _applied(trained, maps, options)
-    if progress is not None:
-        progress("network", 1, 1)
+    made, sigmas, measured = _applied(trained, maps, options)
     pos, neg = made.clamp_min(0)
     if not sigmas:
+        _done(progress)
         return Sources(pos, neg)
     of_pos, of_neg = sigmas["chi_pos"], sigmas["chi_neg"]
-    return Sources(
+    estimate = Sources(
         pos,
         neg,
         chi_pos_sigma_ppm=of_pos,
         chi_neg_sigma_ppm=of_neg,
         chi_sigma_ppm=chi_sigma(of_pos, of_neg),
     )
+    if not options.refinement or maps.r2prime_hz is None:
+        _done(progress)
+        return estimate
+    from chisep.networks.refinement import refined_sources  # listing methods imports no solver
+
+    return refined_sources(_with_noise(maps, measured), estimate, options.refinement, progress)
 
 
-def _applied(trained: LoadedNetwork, maps: Maps, options: NetworkOptions) -> tuple[Tensor, dict[str, Volume]]:
-    """Apply a network; return its result, (output, i, j, k), and standard deviations by output.
+def _done(progress: Progress | None) -> None:
+    if progress is not None:
+        progress("network", 1, 1)
+
+
+def _with_noise(maps: Maps, measured: Mapping[Channel, Volume]) -> Maps:
+    """Return the maps that a network reads, with its noise maps."""
+    of_rate = None
+    if maps.relaxivity is not None and "r2prime_sigma" in measured:
+        of_rate = measured["r2prime_sigma"] * maps.relaxivity.pos_hz_per_ppm
+    return replace(
+        maps,
+        chi_ppm=None,
+        magnitude=None,
+        field_sigma_ppm=measured.get("field_sigma", maps.field_sigma_ppm),
+        r2prime_sigma_hz=maps.r2prime_sigma_hz if of_rate is None else of_rate,
+    )
+
+
+def _applied(
+    trained: LoadedNetwork, maps: Maps, options: NetworkOptions
+) -> tuple[Tensor, dict[str, Volume], dict[Channel, Volume]]:
+    """Apply a network; return its result, (output, i, j, k), standard deviations by output, and its inputs.
 
     There are no standard deviations if the network has no predicted uncertainty.
     """
@@ -194,7 +233,7 @@ def _applied(trained: LoadedNetwork, maps: Maps, options: NetworkOptions) -> tup
         for number, name in enumerate(outputs)
         if made.shape[0] > len(outputs)
     }
-    return made[: len(outputs)], sigmas
+    return made[: len(outputs)], sigmas, channels
 
 
 def uses_noise_maps(config: NetworkConfig) -> bool:
@@ -252,12 +291,6 @@ def measured_channels(
             maps.sources_mask,
             nonnegative=bool((channels["r2prime"] >= 0).all()),
         )
-    outputs: tuple[Channel, ...] = tuple(x for x, initial in INITIAL.items() if initial in inputs)
-    if outputs and {"field_sigma", *(NOISE if outputs == SOURCES else ())} <= channels.keys():
-        from chisep.networks.initial_estimate import initial_estimate  # listing methods imports no solver
-
-        ratio = 1.0 if maps.relaxivity is None else maps.relaxivity.ratio
-        channels |= initial_estimate(channels, maps.mask, maps.sources_mask, maps.grid, ratio, outputs)
     missing = [name for name in inputs if name not in channels]
     if missing:
         raise InputError(

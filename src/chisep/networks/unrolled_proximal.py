@@ -113,9 +113,6 @@ class UnrolledProximal(nn.Module):
         the field to χ.
     noise
         Whether noise maps of the rows are inputs: they weight the rows, and the U-nets see them.
-    initial
-        Whether an initial estimate of the sources is an input. It takes the place of the first DC step, and
-        all U-nets see it. Only with `noise`.
 
     Attributes
     ----------
@@ -134,14 +131,13 @@ class UnrolledProximal(nn.Module):
         sd_ppm: Sequence[float],
         *,
         noise: bool = True,
-        initial: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.noise, self.initial = config, noise, initial
+        self.config, self.noise = config, noise
         # As many sources as rows: χ_pos and χ_neg from R2' and field, or χ from the field.
         rows = self.row_count = len(mean_ppm) // 2
         self.rows, self.scale = Scale(mean_ppm[:rows], sd_ppm[:rows]), Scale(mean_ppm[rows:], sd_ppm[rows:])
-        inputs = (2 + noise + initial) * rows + (config.inverse_steps > 0)
+        inputs = (3 if noise else 2) * rows + (config.inverse_steps > 0)
         count, each = (1, config.passes) if config.tied else (config.passes, 1)
         outputs = 2 * rows if config.uncertainty else rows
         self.unets = nn.ModuleList([UNet(inputs, outputs, unet, each) for _ in range(count)])
@@ -167,8 +163,7 @@ class UnrolledProximal(nn.Module):
         ----------
         y_ppm
             The rows [R2'/D_r,pos, field] or [field], then, with `noise`, their standard deviations, 0 where
-            nothing was measured, then, with `initial`, an estimate of the sources; shape (batch, channel, i,
-            j, k).
+            nothing was measured; shape (batch, channel, i, j, k).
         mask
             Voxels that may have sources, bool, shape (batch, 1, i, j, k).
         phi
@@ -182,7 +177,7 @@ class UnrolledProximal(nn.Module):
             Laplace distribution.
         """
         count = self.row_count
-        measured = mask & (y_ppm[:, count : 2 * count] > 0) if self.noise else mask
+        measured = mask & (y_ppm[:, count:] > 0) if self.noise else mask
         rows = y_ppm[:, :count] * measured
         sd = self._errors_ppm(y_ppm, measured)
         # The prior's variance over that of the noise.
@@ -193,14 +188,10 @@ class UnrolledProximal(nn.Module):
         if self.noise:
             unet_inputs.append((sd * (1000 / self.config.prior_ppb)).log() * mask)
         z = self.scale.undo(torch.zeros_like(rows), mask)
-        if self.initial:
-            z = y_ppm[:, 2 * count :] * mask
-            unet_inputs.append(self.scale(z, mask))
         estimates: list[Tensor] = []
         log_scale: Tensor | None = None
         for number in range(self.config.passes):
-            # A classical solver has made the initial estimate consistent with the data.
-            if self.config.data_steps and not (self.initial and number == 0):
+            if self.config.data_steps:
                 z = self._dc_step(rows, z, weights, log_scale, number, phi) * mask
             x = self.scale(z, mask)
             tied = self.config.tied
@@ -224,8 +215,7 @@ class UnrolledProximal(nn.Module):
         beyond = self.log_errors.exp().reshape(-1, 1, 1, 1)
         if not self.noise:
             return beyond.expand_as(y_ppm[:, : self.row_count])
-        sd = y_ppm[:, self.row_count : 2 * self.row_count]
-        return torch.where(measured, torch.hypot(sd, beyond), UNKNOWN_PPM)
+        return torch.where(measured, torch.hypot(y_ppm[:, self.row_count :], beyond), UNKNOWN_PPM)
 
     def _dc_step(
         self,

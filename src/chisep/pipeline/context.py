@@ -155,10 +155,15 @@ class SessionContext:
         return {"Assumptions": texts} if texts else {}
 
     def weight_parameters(self, stage: str) -> dict[str, Any]:
-        """Weights and precision of `qsm` (dipole inversion) or `separation`; nothing for a solver."""
+        """Weights, precision, refinement of `qsm` (inversion) or `separation`; nothing for a solver."""
         if not self.weights[stage]:
             return {}
-        return {"Weights": self.weights[stage], "Precision": self.config.network.precision}
+        config = self.config
+        inverts = stage == "qsm"
+        method = config.inversion if inverts else config.method
+        iterations = methods.refinement(method, config.inversion_network if inverts else config.network)
+        refinement = {"Refinement": iterations} if iterations else {}
+        return {"Weights": self.weights[stage], "Precision": config.network.precision} | refinement
 
 
 def judged(context: SessionContext, checks: Sequence[Check], what: str) -> list[str]:

@@ -527,8 +527,11 @@ def _settings(session: SessionFacts, stage: str, is_own: bool) -> str:
         if name.split(".")[0] not in _NOT_SETTINGS
     }
     if session.parameters(stage).get("Weights"):
-        precision = session.said(stage, "Precision")
-        return f"precision of its convolutions: {precision}"
+        said = f"precision of its convolutions: {session.said(stage, 'Precision')}"
+        iterations = session.parameters(stage).get("Refinement")
+        solver = "total variation" if stage == "qsm" else "iterative χ-separation"
+        refined = f"; its estimate is the prior of {iterations} iterations of {solver}"
+        return said + (refined if iterations else "")
     if found:
         return ", ".join(f"{name.replace('_', ' ')} {text or 'automatic'}" for name, text in found.items())
     version = session.records[stage].version

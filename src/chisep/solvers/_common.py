@@ -13,6 +13,7 @@ from chisep.errors import InputError
 from chisep.physics.operators import Gradient
 from chisep.types import Convergence, Grid, MaskVolume, Relaxivity, Volume
 
+LEAST_PRIOR_SIGMA_PPM = 1e-3
 _LEAST_RELATIVE_NOISE, _LEAST_NOISE_PPM = 1e-3, 1e-6
 
 

@@ -17,8 +17,6 @@ from chisep.physics.dipole import Dipole
 UNIT_PPM = 0.03
 """Unit of the losses: about the SD of χ_pos and χ_neg in a brain."""
 _SMALLEST_SCALE_PPM = 1e-5
-_SMALLEST_SQUARE = 1e-12
-"""Added to a mean square in ppm² before its root is taken, whose slope is infinite at 0."""
 _SMALLEST_LOSS = 1e-3
 """Added to the loss of a volume before a power of it is taken, whose slope is infinite at 0."""
 
@@ -42,15 +40,12 @@ class LossConfig:
     uncertainty: float | None = None
     """Negative log-likelihood of the predicted uncertainty (Laplace distribution); only for networks that
     predict it. The term has no gradient with respect to the sources."""
-    rms: bool = False
-    """Whether terms without a gradient are root mean squares of each channel instead of means of |…|: strong
-    sources, of which there are few, count as in NRMSE."""
     power: float = 1.0
     """Exponent of the sum of the other terms of each volume. Below 1, scans of little noise, whose errors are
     small, count more."""
 
     def __post_init__(self) -> None:
-        weights = [weight or 0.0 for name, weight in vars(self).items() if name not in ("power", "rms")]
+        weights = [weight or 0.0 for name, weight in vars(self).items() if name != "power"]
         valid = all(0 <= weight < math.inf for weight in weights) and any(weights)
         if not valid or not 0 < self.power <= 1:
             raise InputError(
@@ -92,27 +87,27 @@ def loss_terms(
     error = (predicted_ppm - label_ppm) * mask
     terms = {}
     if config.label:
-        terms["label"] = label_loss(predicted_ppm, label_ppm, mask, rms=config.rms)
+        terms["label"] = label_loss(predicted_ppm, label_ppm, mask)
     if config.gradient:
         terms["gradient"] = _gradient(error, mask)
     if outputs == SOURCES:
         chi = error[:, :1] - error[:, 1:]
         if config.chi:
-            terms["chi"] = _size(chi, mask, rms=config.rms)
+            terms["chi"] = _mean(chi, mask)
         if config.r2prime:
-            terms["r2prime"] = _size(error.sum(1, keepdim=True), mask, rms=config.rms)
+            terms["r2prime"] = _mean(error.sum(1, keepdim=True), mask)
     elif outputs == ("chi",):
         chi = error
     else:
         return terms
     if config.field:
-        terms["field"] = _size(dipole.apply(chi.squeeze(1)).unsqueeze(1) * mask, mask, rms=config.rms)
+        terms["field"] = _mean(dipole.apply(chi.squeeze(1)).unsqueeze(1) * mask, mask)
     return terms
 
 
-def label_loss(predicted_ppm: Tensor, label_ppm: Tensor, mask: Tensor, *, rms: bool = False) -> Tensor:
-    """Compute the label term; arguments as of `loss_terms` and `LossConfig`."""
-    return _size((predicted_ppm - label_ppm) * mask, mask, rms=rms)
+def label_loss(predicted_ppm: Tensor, label_ppm: Tensor, mask: Tensor) -> Tensor:
+    """Compute the label term; arguments as of `loss_terms`."""
+    return _mean((predicted_ppm - label_ppm) * mask, mask)
 
 
 def laplace_loss(predicted_ppm: Tensor, scale_ppm: Tensor, label_ppm: Tensor, mask: Tensor) -> Tensor:
@@ -143,13 +138,8 @@ def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
     return (errors + (config.uncertainty or 0) * terms.get("uncertainty", nothing)).mean()
 
 
-def _size(error: Tensor, mask: Tensor, *, rms: bool) -> Tensor:
-    """Mean of |error| over the brain and the channels, or the mean of the channels' root mean squares."""
-    if not rms:
-        return _over_brain(error.abs(), mask) / UNIT_PPM
-    voxels = mask.flatten(1).sum(1).clamp_min(1).unsqueeze(1)
-    square = error.square().flatten(2).sum(2) / voxels
-    return (square + _SMALLEST_SQUARE).sqrt().mean(1) / UNIT_PPM
+def _mean(error: Tensor, mask: Tensor) -> Tensor:
+    return _over_brain(error.abs(), mask) / UNIT_PPM
 
 
 def _over_brain(each: Tensor, mask: Tensor) -> Tensor:
@@ -165,5 +155,5 @@ def _gradient(error: Tensor, mask: Tensor) -> Tensor:
         n = error.shape[axis]
         pairs = mask.narrow(axis, 1, n - 1) & mask.narrow(axis, 0, n - 1)
         difference = (error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1)) * pairs
-        total = total + _size(difference, pairs, rms=False)
+        total = total + _mean(difference, pairs)
     return total / 3

@@ -94,8 +94,7 @@ class TrainingModule(pl.LightningModule):
             last[:, :count], batch.targets, batch.mask, self.config.outputs, dipole, self.loss_config
         )
         if self.loss_config.passes and earlier:
-            rms = self.loss_config.rms
-            losses = [label_loss(x, batch.targets, batch.mask, rms=rms) for x in earlier]
+            losses = [label_loss(x, batch.targets, batch.mask) for x in earlier]
             terms["passes"] = torch.stack(losses).mean(0)
         if self.loss_config.uncertainty and last.shape[1] > count:
             terms["uncertainty"] = laplace_loss(last[:, :count], last[:, count:], batch.targets, batch.mask)

@@ -20,8 +20,7 @@ from torch.nn import functional
 from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.networks.brain_box import BrainBox
-from chisep.networks.config import INITIAL, Channel, NetworkConfig
-from chisep.networks.initial_estimate import initial_estimate
+from chisep.networks.config import NetworkConfig
 from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz, r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
@@ -353,7 +352,7 @@ def _simulated(
             for sigma in (field_sigma, r2prime_sigma)
         )
     assumed_hz_per_ppm = protocol.assumed.pos_hz_per_ppm
-    channels: dict[Channel, Volume] = {
+    channels = {
         "field": field * valid,
         "field_sigma": field_sigma * valid,
         "r2prime": r2prime * mask / assumed_hz_per_ppm,
@@ -365,9 +364,6 @@ def _simulated(
     if "qsm" in network.inputs and bool(valid.any()):
         maps = Maps(field_ppm=channels["field"], mask=valid, grid=grid)
         channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig(alpha=0.01)).chi_ppm
-    if not {*INITIAL.values()}.isdisjoint(network.inputs):
-        measured = {name: channels[name] for name in network.inputs if name in channels}
-        channels |= initial_estimate(measured, valid, mask, grid, protocol.assumed.ratio, network.outputs)
     nothing = torch.zeros(mask.shape)
     return Example(
         torch.stack([channels.get(name, nothing) for name in network.inputs]),

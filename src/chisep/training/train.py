@@ -13,7 +13,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from chisep.io.files import make_directory
-from chisep.networks.config import Statistics
+from chisep.networks.config import Network, Statistics
+from chisep.networks.unrolled_proximal import UnrolledProximal
 from chisep.networks.weights import LoadedNetwork
 from chisep.progress import Progress
 from chisep.training.callbacks import LAST, ProgressBar, TimeLimit, checkpoints, quiet, weight_average
@@ -111,6 +112,7 @@ def train(
     module = TrainingModule(recipe.network, channel_statistics, recipe.loss, recipe.optimiser)
     if start is not None:
         module.network.load_state_dict(start.network.state_dict())
+        _reset_learned_errors(module.network, start)
     best, last = checkpoints(out)
     callbacks: list[pl.Callback] = [best, last]
     if recipe.optimiser.average_steps:
@@ -130,6 +132,14 @@ def train(
     return TrainingResult(
         export(config, channel_statistics, best_loss, calibration, scans), done, best_loss, seconds
     )
+
+
+def _reset_learned_errors(network: Network, start: LoadedNetwork) -> None:
+    """Reset errors beyond the noise that the starting weights learned and this training keeps constant."""
+    if not isinstance(network, UnrolledProximal) or not isinstance(start.network, UnrolledProximal):
+        return
+    if start.network.config.learned_errors and not network.config.learned_errors:
+        network.reset_errors()
 
 
 def _statistics(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from chisep.networks.config import INITIAL, MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
+from chisep.networks.config import MEASURED_ROWS, NOISE, PHI_ROWS, SOURCES, NetworkConfig
 from chisep.networks.unrolled_gradient import UnrolledGradientConfig
 from chisep.networks.unrolled_proximal import UnrolledProximalConfig
 from chisep.training.data import CropConfig
@@ -22,9 +22,9 @@ _PROTOCOL = ProtocolConfig(
     rim_ppb=8.0,
     structured_ppb=8.0,
     structured_share=0.7,
-    stated_share=1.0,
-    shift_voxels=0.35,
-    r2_error=0.04,
+    stated_share=0.7,
+    shift_voxels=0.25,
+    r2_error=0.03,
     gre_only_share=0.15,
     denoised_share=0.5,
     clipped_share=0.2,
@@ -32,7 +32,7 @@ _PROTOCOL = ProtocolConfig(
     clean_snr=3000.0,
     violated_share=0.3,
     sigma_error=0.2,
-    contrast=ContrastConfig(share=0.5, labels_share=0.35),
+    contrast=ContrastConfig(share=0.6, labels_share=0.2),
 )
 """Errors as large as the pipeline leaves them, with their size in the noise maps; random contrasts."""
 _FIELD_PROTOCOL = replace(
@@ -44,7 +44,7 @@ _FIELD_PROTOCOL = replace(
     contrast=ContrastConfig(share=0.9, flat_share=0.7, labels_share=0.25),
 )
 """For χ of the field alone: the field of scans has errors of several ppb, and σ is estimated."""
-_LOSS = LossConfig(passes=0.5, uncertainty=0.1, power=0.6, rms=True)
+_LOSS = LossConfig(passes=0.5, uncertainty=0.1, power=0.6)
 
 RECIPES = {
     "thesis-unrolled": Recipe(
@@ -55,13 +55,13 @@ RECIPES = {
     ),
     "unrolled": Recipe(
         NetworkConfig(
-            WITH_NOISE + tuple(INITIAL[source] for source in SOURCES),
+            WITH_NOISE,
             SOURCES,
             proximal=UnrolledProximalConfig(
                 inverse_steps=2,
                 widest=30.0,
-                cg_iterations=2,
-                last_cg_iterations=4,
+                cg_iterations=3,
+                last_cg_iterations=6,
                 learned_errors=False,
                 r2prime_error_ppb=2.0,
                 field_error_ppb=0.6,
@@ -91,11 +91,11 @@ RECIPES = {
     ),
     "unrolled-qsm": Recipe(
         NetworkConfig(
-            ("field", "field_sigma", INITIAL["chi"]),
+            ("field", "field_sigma"),
             ("chi",),
             proximal=UnrolledProximalConfig(
-                cg_iterations=2,
-                last_cg_iterations=4,
+                cg_iterations=3,
+                last_cg_iterations=5,
                 learned_errors=False,
                 field_error_ppb=0.6,
                 data_weight=0.2,

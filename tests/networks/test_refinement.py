@@ -1,0 +1,76 @@
+"""Refinement of a network's estimate: whom to believe, the network or the maps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chisep.networks.refinement import refined_chi, refined_sources
+from chisep.solvers import iterative
+from chisep.types import Relaxivity, Sources, Susceptibility
+from tests.solvers.head import make_head
+
+HEAD = make_head((24, 26, 22))
+INSIDE = HEAD.mask
+ONES = torch.ones(HEAD.grid.shape) * INSIDE
+CLEAN = HEAD.maps(Relaxivity(114.0, 91.2), field_noise_ppm=1e-3, r2prime_noise_ppm=5e-3)
+MAPS = replace(CLEAN, field_sigma_ppm=1e-3 * ONES, r2prime_sigma_hz=114 * 5e-3 * ONES)
+SIGMA = 5e-3 * ONES
+WAVE = torch.sin(torch.arange(24.0) / 3)[:, None, None] * ONES
+"""Alike in neighbouring voxels."""
+
+
+def estimate(off_ppm: float) -> Sources:
+    """True sources, both wrong by the same wave."""
+    off = off_ppm * WAVE
+    truth = (HEAD.chi_pos_ppm, HEAD.chi_neg_ppm)
+    return Sources(*(x + off for x in truth), chi_pos_sigma_ppm=SIGMA, chi_neg_sigma_ppm=SIGMA)
+
+
+def error_ppm(made: Sources) -> float:
+    return float((made.chi_pos_ppm - HEAD.chi_pos_ppm)[INSIDE].square().mean().sqrt())
+
+
+def test_an_estimate_that_fits_is_the_prior_as_it_is():
+    given = estimate(0.0)
+    wanted = iterative.solve(MAPS, iterative.IterativeConfig(iterations=20), prior=given)
+    made = refined_sources(MAPS, given, 20, None)
+    torch.testing.assert_close(made.chi_pos_ppm, wanted.chi_pos_ppm, rtol=0, atol=2e-4)
+    assert torch.equal(made.chi_pos_sigma_ppm, SIGMA)
+
+
+def test_an_estimate_that_misses_r2prime_counts_less_than_it_says():
+    given = estimate(0.03)
+    made = refined_sources(MAPS, given, 60, None)
+    as_stated = iterative.solve(MAPS, iterative.IterativeConfig(iterations=60), prior=given)
+    assert error_ppm(made) < 0.7 * error_ppm(as_stated)
+    assert error_ppm(made) < 0.4 * error_ppm(given)
+
+
+def test_an_error_that_the_noise_map_does_not_state_is_not_explained_by_sources():
+    """The estimate is right; the field has a smooth error ten times its noise."""
+    wrong = replace(MAPS, field_ppm=MAPS.field_ppm + 0.01 * WAVE)
+    given = estimate(0.0)
+    made = refined_sources(wrong, given, 20, None)
+    as_stated = iterative.solve(wrong, iterative.IterativeConfig(iterations=20), prior=given)
+    assert error_ppm(made) < 0.7 * error_ppm(as_stated)
+
+
+@pytest.mark.parametrize("edge", [3, 4])
+def test_thin_volumes_are_refined_too(edge):
+    thin = make_head((16, 18, edge))
+    maps = thin.maps(Relaxivity(114.0, 114.0), field_noise_ppm=1e-3)
+    sigma = 5e-3 * torch.ones(thin.grid.shape)
+    maps = replace(maps, field_sigma_ppm=1e-3 * sigma / 5e-3, r2prime_sigma_hz=sigma / 5e-3)
+    given = Sources(thin.chi_pos_ppm, thin.chi_neg_ppm, chi_pos_sigma_ppm=sigma, chi_neg_sigma_ppm=sigma)
+    assert torch.isfinite(refined_sources(maps, given, 3, None).chi_pos_ppm).all()
+
+
+def test_chi_keeps_its_uncertainty():
+    chi = HEAD.chi_ppm * INSIDE
+    made = refined_chi(MAPS, Susceptibility(chi, chi_sigma_ppm=SIGMA), 20, None)
+    assert torch.equal(made.chi_sigma_ppm, SIGMA)
+    assert not torch.equal(made.chi_ppm, chi)
+    assert float((made.chi_ppm - chi)[INSIDE].square().mean().sqrt()) < 0.01
