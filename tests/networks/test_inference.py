@@ -269,9 +269,11 @@ class TestMethods:
 
     def test_the_estimate_is_the_prior_of_a_solver(self, folder):
         """A magnitude and a χ map, which the network does not read, have no part in it."""
+        torch.manual_seed(0)
         field_sigma = 1e-3 * MAPS.mask
         rate_sigma = (1.0 + MAPS.r2prime_hz / 20) * MAPS.mask
-        noisy = replace(MAPS, field_sigma_ppm=field_sigma, r2prime_sigma_hz=rate_sigma)
+        rate = MAPS.r2prime_hz + rate_sigma * torch.randn(rate_sigma.shape)
+        noisy = replace(MAPS, r2prime_hz=rate, field_sigma_ppm=field_sigma, r2prime_sigma_hz=rate_sigma)
         more = replace(noisy, magnitude=noisy.r2star_hz, chi_ppm=noisy.field_ppm)
         estimate = methods.separate(noisy, "unrolled", options(folder, "unrolled"))
         refined = methods.separate(more, "unrolled", options(folder, "unrolled", refinement=3))

@@ -58,12 +58,22 @@ def test_an_error_that_the_noise_map_does_not_state_is_not_explained_by_sources(
     assert error_ppm(made) < 0.7 * error_ppm(as_stated)
 
 
+def test_r2prime_without_a_spin_echo_leaves_the_estimate():
+    """Its error is one of R2, alike in whole regions, which σ states."""
+    pseudo = replace(MAPS, r2prime_sigma_hz=4 * MAPS.r2prime_sigma_hz)
+    given = estimate(0.01)
+    seen = []
+    made = refined_sources(pseudo, given, 20, lambda *done: seen.append(done))
+    assert made is given
+    assert seen == [("network", 1, 1)]
+
+
 @pytest.mark.parametrize("edge", [3, 4])
 def test_thin_volumes_are_refined_too(edge):
     thin = make_head((16, 18, edge))
-    maps = thin.maps(Relaxivity(114.0, 114.0), field_noise_ppm=1e-3)
+    maps = thin.maps(Relaxivity(114.0, 114.0), field_noise_ppm=1e-3, r2prime_noise_ppm=5e-3)
     sigma = 5e-3 * torch.ones(thin.grid.shape)
-    maps = replace(maps, field_sigma_ppm=1e-3 * sigma / 5e-3, r2prime_sigma_hz=sigma / 5e-3)
+    maps = replace(maps, field_sigma_ppm=0.2 * sigma, r2prime_sigma_hz=114 * sigma)
     given = Sources(thin.chi_pos_ppm, thin.chi_neg_ppm, chi_pos_sigma_ppm=sigma, chi_neg_sigma_ppm=sigma)
     assert torch.isfinite(refined_sources(maps, given, 3, None).chi_pos_ppm).all()
 

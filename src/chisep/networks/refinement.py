@@ -17,6 +17,7 @@ from torch.nn import functional
 from chisep.physics.dipole import Dipole
 from chisep.progress import Progress
 from chisep.solvers import iterative, tv
+from chisep.solvers.noise import noise_sigma
 from chisep.types import Maps, MaskVolume, Sources, Susceptibility, Volume
 
 _NEIGHBOURS = 5
@@ -27,6 +28,8 @@ _USUAL_MISFIT = 0.26
 _MEAN_SQUARE_DIPOLE = 4 / 45
 """Mean of D² over all directions."""
 _LEAST_VARIANCE = 1e-12
+_LEAST_WHITE = 0.5
+"""Least white part of the variance of R2'. In a simulated session it is 0.79 with, 0.27 without spin echo."""
 
 
 def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Progress | None) -> Sources:
@@ -46,8 +49,13 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
     Returns
     -------
     Sources
-        With the standard deviations of the network.
+        With the standard deviations of the network. It is the estimate itself where the error of R2' is
+        mostly alike over large regions, as without a spin echo: to the solver it would be white noise.
     """
+    if _has_coarse_error(maps):
+        if progress is not None:
+            progress("network", 1, 1)
+        return estimate
     prior = estimate
     sigmas = (estimate.chi_pos_sigma_ppm, estimate.chi_neg_sigma_ppm)
     if sigmas[0] is not None and sigmas[1] is not None and min(maps.grid.shape) >= _NEIGHBOURS:
@@ -67,6 +75,17 @@ def refined_chi(
     """Estimate χ by total variation with a network's estimate as prior; arguments as of `refined_sources`."""
     made = tv.solve(maps, tv.TvConfig(iterations=iterations), progress, prior=estimate)
     return replace(estimate, chi_ppm=made.chi_ppm)
+
+
+def _has_coarse_error(maps: Maps) -> bool:
+    """Whether less than half of the stated variance of R2' shows from voxel to voxel."""
+    rate, known = maps.r2prime_hz, maps.sources_mask
+    if rate is None or not bool(known.any()):
+        return True
+    sigma = _volume(maps.r2prime_sigma_hz, rate)
+    fine = noise_sigma(rate * known, known, nonnegative=bool((rate[known] >= 0).all()))
+    # It is 0 where the mask is too small for an estimate.
+    return 0 < fine**2 < _LEAST_WHITE * float(sigma[known].median()) ** 2
 
 
 @dataclass(frozen=True, eq=False)
