@@ -52,7 +52,7 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
         With the standard deviations of the network. It is the estimate itself where the error of R2' is
         mostly alike over large regions, as without a spin echo: to the solver it would be white noise.
     """
-    if _has_coarse_error(maps):
+    if _has_coarse_error(maps, estimate):
         if progress is not None:
             progress("network", 1, 1)
         return estimate
@@ -77,15 +77,16 @@ def refined_chi(
     return replace(estimate, chi_ppm=made.chi_ppm)
 
 
-def _has_coarse_error(maps: Maps) -> bool:
-    """Whether less than half of the stated variance of R2' shows from voxel to voxel."""
-    rate, known = maps.r2prime_hz, maps.sources_mask
-    if rate is None or not bool(known.any()):
+def _has_coarse_error(maps: Maps, estimate: Sources) -> bool:
+    """Whether R2' has an error that does not show from voxel to voxel, larger than the estimate's."""
+    rate, known, sigma_pos = maps.r2prime_hz, maps.sources_mask, estimate.chi_pos_sigma_ppm
+    if rate is None or maps.relaxivity is None or sigma_pos is None or not bool(known.any()):
         return True
-    sigma = _volume(maps.r2prime_sigma_hz, rate)
+    variance = float(_volume(maps.r2prime_sigma_hz, rate)[known].median()) ** 2
     fine = noise_sigma(rate * known, known, nonnegative=bool((rate[known] >= 0).all()))
+    own = (maps.relaxivity.pos_hz_per_ppm * float(sigma_pos[known].median())) ** 2
     # It is 0 where the mask is too small for an estimate.
-    return 0 < fine**2 < _LEAST_WHITE * float(sigma[known].median()) ** 2
+    return 0 < fine**2 < _LEAST_WHITE * variance and variance > own
 
 
 @dataclass(frozen=True, eq=False)
