@@ -173,7 +173,10 @@ def test_chi_in_ppb_is_refused(maps):
 
 def test_stating_the_unit_insists(maps):
     """A stated unit makes of every refusal a warning, for what is right and unlike a brain."""
-    with pytest.warns(ChisepWarning, match="field map: values of typically"):
+    with (
+        pytest.warns(ChisepWarning, match="field map: values of typically"),
+        pytest.warns(ChisepWarning, match="χ is typically"),
+    ):
         qsm(scaled(maps["field"], HZ), maps["mask"], options=InversionOptions(method="tkd", units="ppm"))
 
 
