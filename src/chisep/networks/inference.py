@@ -106,14 +106,14 @@ class NetworkOptions:
     """Weights of the network from R2* to R2', if the method uses one."""
     precision: Precision = "auto"
     """Of convolutions; auto: bfloat16 where the hardware has it."""
-    refinement: int = 30
-    """Iterations of a classical solver that start from the estimate of a network with predicted uncertainty
-    and have it as their prior; 0 for the estimate of the network."""
+    refinement: int = 60
+    """Maximum number of iterations of a classical solver that start from the estimate of a network with
+    predicted uncertainty and have it as their prior; 0 for the estimate of the network."""
 
     def __post_init__(self) -> None:
         if self.refinement < 0:
             raise InputError(
-                "refinement", found=f"{self.refinement}", expected="0 or more", fix="The default is 30."
+                "refinement", found=f"{self.refinement}", expected="0 or more", fix="The default is 60."
             )
 
 

@@ -20,6 +20,9 @@ from chisep.solvers import iterative, tv
 from chisep.solvers.noise import noise_sigma
 from chisep.types import Maps, MaskVolume, Sources, Susceptibility, Volume
 
+_TOLERANCE = 2e-3
+"""Relative change at which `iterative` stops: after 15 iterations where the network is right, after 40 to 60
+where it is not."""
 _NEIGHBOURS = 5
 """Edge in voxels of the neighbourhoods over which a misfit is averaged: their means hardly have noise."""
 _USUAL_MISFIT = 0.26
@@ -42,7 +45,7 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
     estimate
         Of the network, with its standard deviations.
     iterations
-        Of the solver.
+        Largest number of iterations of the solver.
     progress
         Called after every iteration.
 
@@ -63,7 +66,7 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
         wider = math.sqrt(known.excess)
         prior = replace(estimate, chi_pos_sigma_ppm=wider * sigmas[0], chi_neg_sigma_ppm=wider * sigmas[1])
         maps = replace(maps, field_sigma_ppm=known.field_sigma_ppm)
-    config = iterative.IterativeConfig(iterations=iterations)
+    config = iterative.IterativeConfig(iterations=iterations, tolerance=_TOLERANCE)
     made = iterative.solve(maps, config, progress, prior=prior)
     # It starts near its end: whether it has converged is of no interest.
     return replace(estimate, chi_pos_ppm=made.chi_pos_ppm, chi_neg_ppm=made.chi_neg_ppm)

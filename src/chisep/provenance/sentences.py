@@ -530,7 +530,7 @@ def _settings(session: SessionFacts, stage: str, is_own: bool) -> str:
         said = f"precision of its convolutions: {session.said(stage, 'Precision')}"
         iterations = session.parameters(stage).get("Refinement")
         solver = "total variation" if stage == "qsm" else "iterative χ-separation"
-        refined = f"; its estimate is the prior of {iterations} iterations of {solver}"
+        refined = f"; its estimate is the prior of up to {iterations} iterations of {solver}"
         return said + (refined if iterations else "")
     if found:
         return ", ".join(f"{name.replace('_', ' ')} {text or 'automatic'}" for name, text in found.items())
