@@ -17,8 +17,6 @@ from chisep.metrics import nrmse_percent
 def small(folder, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ChisepWarning)
-        # Voxels of 6 mm: the solver of `--all` needs more iterations than it has.
-        warnings.filterwarnings("ignore", "iterative stopped after", ChisepWarning)
         return demo(DemoConfig(folder, voxel_mm=6.0, **options), paint_mm=4.0)
 
 
