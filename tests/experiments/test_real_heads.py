@@ -32,7 +32,7 @@ def test_the_default_network_beats_the_closed_form_and_its_intervals_hold(shared
 def test_a_row_of_the_table_of_the_thesis_can_be_derived_again(shared_labels, tmp_path):
     """The committed table is what this code and the shipped weights measure.
 
-    One value differed by 0.12 % on another machine.
+    One value differs from the table by 0.12 %; the cause is not known.
     """
     labels = tuple(shared_labels / f"head-{head}_dseg.nii.gz" for head in HEADS)
     case = with_qsmnet(first_scan(ThesisConfig(out=tmp_path, labels=labels), TEST[0]), None)
