@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from chisep import cli
+from chisep.cli.memory import START_GB
 from chisep.errors import InputError
 from chisep.io import bids, discovery, nifti
 from chisep.io.discovery import Selection, discover
@@ -64,6 +65,18 @@ def rename(image: Path, old: str, new: str, *, keep: bool = False) -> Path:
         if not keep:
             a.unlink()
     return target
+
+
+def bids_check_within(limit_gb: float, root: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command with a limit of its address space."""
+    script = f"ulimit -v {int(limit_gb * 1e9 / 1024)}; exec {sys.executable} -m chisep.cli bids-check {root}"
+    return subprocess.run(
+        ["/bin/bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
 
 
 def edit(image: Path, **facts) -> None:
@@ -595,13 +608,18 @@ class TestPlaces:
             os.close(written)
             assert (done.returncode, done.stderr) == (141, "")
 
-    @pytest.mark.parametrize("megabytes", [300, 600])
-    def test_a_memory_limit_that_lets_nothing_start(self, root, megabytes):
-        script = f"ulimit -v {megabytes}000; exec {sys.executable} -m chisep.cli bids-check {root}"
-        done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, check=False)
+    @pytest.mark.parametrize("limit_gb", [0.3, 0.6, 0.99 * START_GB])
+    def test_a_memory_limit_that_lets_nothing_start(self, root, limit_gb):
+        done = bids_check_within(limit_gb, root)
         assert done.returncode == 1
-        assert done.stderr.startswith("chisep: error: too little memory")
-        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith(
+            f"chisep: error: too little memory: found a limit of {limit_gb:.2f} GB (ulimit -v); expected"
+        )
+        assert done.stderr.count("\n") == 1
+
+    def test_the_least_memory_with_which_it_starts(self, root):
+        done = bids_check_within(1.001 * START_GB, root)
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_no_loopback(self, root):
         """`unshare -n`: workers could not be reached."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import chisep
 from chisep.cli.arguments import parse
+from chisep.cli.memory import lack_of_memory, out_of_memory
 from chisep.cli.terminal import (
     Ended,
     print_table,
@@ -87,6 +88,9 @@ def _main(arguments: list[str]) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         return _fail(f"no command {arguments[0]!r}; there are: {', '.join(COMMANDS)}", status=2)
+    lack = lack_of_memory()
+    if lack is not None:
+        return _fail(lack)
     set_up_logging()
     try:
         return command.run(arguments[1:])
@@ -95,24 +99,15 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (MemoryError, ImportError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        message = out_of_memory(error)
+        if message is None:
             raise
-        return _fail(
-            f"too little memory: found a process that may not take more ({error or 'MemoryError'}); expected "
-            "1 GB to start, and about 4 GB for a session at 1 mm. Raise the limit (ulimit -v unlimited), or "
-            "take a machine with more memory."
-        )
+        return _fail(message)
     except OSError as error:  # a failing disk or network, without a message of chisep
         return _fail(f"the system refused: {error}")
     except KeyboardInterrupt as stop:
         said, status = ("ended", 143) if isinstance(stop, Ended) else ("interrupted", 130)
         return _fail(f"{said}; what was finished is kept, the same command goes on from there", status)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short, as where a limit (ulimit -v) does not let libraries be loaded."""
-    words = ("failed to map segment", "allocate memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _fail(message: str, status: int = 1) -> int:
