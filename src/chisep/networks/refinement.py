@@ -8,18 +8,21 @@ their noise, and the network's estimate with its predicted uncertainty are one m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from chisep.networks.brain_box import BrainBox
 from chisep.physics.dipole import Dipole
 from chisep.progress import Progress
 from chisep.solvers import iterative, tv
 from chisep.solvers.noise import noise_sigma
 from chisep.types import Maps, MaskVolume, Sources, Susceptibility, Volume
 
+_Record = TypeVar("_Record", Maps, Sources, Susceptibility)
 _TOLERANCE = 2e-3
 """Relative change at which `iterative` stops: after 15 iterations where the network is right, after 40 to 60
 where it is not."""
@@ -59,6 +62,9 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
         if progress is not None:
             progress("network", 1, 1)
         return estimate
+    # The volume around the brain would double memory and time.
+    box = BrainBox(maps.sources_mask, maps.grid)
+    whole, estimate, maps = estimate, _cropped(estimate, box), _cropped(maps, box, grid=box.grid)
     prior = estimate
     sigmas = (estimate.chi_pos_sigma_ppm, estimate.chi_neg_sigma_ppm)
     if sigmas[0] is not None and sigmas[1] is not None and min(maps.grid.shape) >= _NEIGHBOURS:
@@ -69,15 +75,25 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
     config = iterative.IterativeConfig(iterations=iterations, tolerance=_TOLERANCE)
     made = iterative.solve(maps, config, progress, prior=prior)
     # It starts near its end: whether it has converged is of no interest.
-    return replace(estimate, chi_pos_ppm=made.chi_pos_ppm, chi_neg_ppm=made.chi_neg_ppm)
+    pos, neg = box.restore(torch.stack((made.chi_pos_ppm, made.chi_neg_ppm)))
+    return replace(whole, chi_pos_ppm=pos, chi_neg_ppm=neg)
 
 
 def refined_chi(
     maps: Maps, estimate: Susceptibility, iterations: int, progress: Progress | None
 ) -> Susceptibility:
     """Estimate χ by total variation with a network's estimate as prior; arguments as of `refined_sources`."""
-    made = tv.solve(maps, tv.TvConfig(iterations=iterations), progress, prior=estimate)
-    return replace(estimate, chi_ppm=made.chi_ppm)
+    box = BrainBox(maps.sources_mask, maps.grid)
+    small = _cropped(maps, box, grid=box.grid)
+    made = tv.solve(small, tv.TvConfig(iterations=iterations), progress, prior=_cropped(estimate, box))
+    return replace(estimate, chi_ppm=box.restore(made.chi_ppm[None])[0])
+
+
+def _cropped(record: _Record, box: BrainBox, **changes: Any) -> _Record:
+    """Crop every volume of a record to the brain."""
+    values = ((field.name, getattr(record, field.name)) for field in fields(record))
+    volumes = {name: box.cut(value) for name, value in values if isinstance(value, Tensor)}
+    return replace(record, **volumes, **changes)
 
 
 def _has_coarse_error(maps: Maps, estimate: Sources) -> bool:
@@ -145,7 +161,10 @@ def _mean_squares(
 ) -> tuple[float, float]:
     """Mean square in ppm² of a residual's local means, less that of white noise; mean of a variance."""
     stack = torch.stack((known.to(residual), residual * known, sigma.square() * known, variance * known))
-    whole, missed, noise, stated = functional.avg_pool3d(stack[None], _NEIGHBOURS, 1)[0]
+    # Axis by axis, 15 sums a voxel instead of 125.
+    for window in ((_NEIGHBOURS, 1, 1), (1, _NEIGHBOURS, 1), (1, 1, _NEIGHBOURS)):
+        stack = functional.avg_pool3d(stack, window, 1)
+    whole, missed, noise, stated = stack
     inner = whole > 1 - 0.5 / _NEIGHBOURS**3
     if not bool(inner.any()):
         return 0.0, 0.0
