@@ -238,3 +238,39 @@ class Sources:
     def chi_ppm(self) -> Volume:
         """Total susceptibility χ_pos − χ_neg in ppm."""
         return self.chi_pos_ppm - self.chi_neg_ppm
+
+
+def required(volume: Volume | None, name: str) -> Volume:
+    """Return a map that a solver requires.
+
+    Raises
+    ------
+    InputError
+        If it is None.
+    """
+    if volume is None:
+        raise InputError(
+            name,
+            found="no such map",
+            expected=f"a {name} map on the grid of the field",
+            fix="Give the map, or choose a method that does not need it.",
+        )
+    return volume
+
+
+def required_relaxivity(relaxivity: Relaxivity | None) -> Relaxivity:
+    """Return the D_r that every method reading R2' needs.
+
+    Raises
+    ------
+    InputError
+        If it is None.
+    """
+    if relaxivity is None:
+        raise InputError(
+            "D_r",
+            found="no relaxivity",
+            expected="D_r of both sources in 1/s/ppm",
+            fix="Give D_r (114 at 3 T, growing with B0).",
+        )
+    return relaxivity

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chisep.errors import InputError
 from chisep.physics.operators import Gradient
-from chisep.types import Convergence, Grid, MaskVolume, Relaxivity, Volume
+from chisep.types import Convergence, Grid, MaskVolume, Volume
 
 LEAST_PRIOR_SIGMA_PPM = 1e-3
 _LEAST_RELATIVE_NOISE, _LEAST_NOISE_PPM = 1e-3, 1e-6
@@ -66,42 +66,6 @@ class PaddedBox:
         volume = box.new_zeros(self._shape)
         volume[self._source] = box[self._target]
         return volume
-
-
-def required(volume: Volume | None, name: str) -> Volume:
-    """Return a map that a solver requires.
-
-    Raises
-    ------
-    InputError
-        If it is None.
-    """
-    if volume is None:
-        raise InputError(
-            name,
-            found="no such map",
-            expected=f"a {name} map on the grid of the field",
-            fix="Give the map, or choose a method that does not need it.",
-        )
-    return volume
-
-
-def required_relaxivity(relaxivity: Relaxivity | None) -> Relaxivity:
-    """Return the D_r that every method reading R2' needs.
-
-    Raises
-    ------
-    InputError
-        If it is None.
-    """
-    if relaxivity is None:
-        raise InputError(
-            "D_r",
-            found="no relaxivity",
-            expected="D_r of both sources in 1/s/ppm",
-            fix="Give D_r (114 at 3 T, growing with B0).",
-        )
-    return relaxivity
 
 
 def edge_mask(mask: MaskVolume, gradient: Gradient, magnitude: Volume | None, edge_fraction: float) -> Tensor:

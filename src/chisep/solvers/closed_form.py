@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from chisep.progress import Progress
 from chisep.solvers import tikhonov
-from chisep.solvers._common import check, required, required_relaxivity
-from chisep.types import Convergence, Maps, Sources
+from chisep.solvers._common import check
+from chisep.types import Convergence, Maps, Sources, required, required_relaxivity
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,29 @@ def coarse_error(error: FieldError, grid: Grid) -> CoarseError:
     return CoarseError(white_part, torch.from_numpy(power).mul_(beyond).mul_(_COARSE_SHARE))
 
 
+def random_error_ppm(error: FieldError, maps: Maps, generator: torch.Generator) -> Volume:
+    """Draw an error of the field: Gaussian, with its spectrum and its σ by voxel; shape (i, j, k), 0 outside.
+
+    Parameters
+    ----------
+    error
+        Of the field.
+    maps
+        Of the field.
+    generator
+        On the CPU, so that a seed gives the same error on every device.
+    """
+    padded = PaddedBox(maps.mask, maps.grid, padding=0.1)
+    shape = padded.periodic_grid.shape
+    drawn = torch.randn(shape, generator=generator)
+    power = coarse_error(error, padded.periodic_grid).power
+    if power is not None:
+        amplitude = power.div(_COARSE_SHARE).add_(1).sqrt_().to(drawn)
+        drawn = of_half_spectrum(half_spectrum(drawn, shape).mul_(amplitude), shape, shape)
+    volume = padded.restore(padded.box(drawn)).to(maps.field_ppm)
+    return volume.div_(volume[maps.mask].std()).mul_(error.sigma_ppm).mul_(maps.mask)
+
+
 def gradient_scale_ppm(error: FieldError, over_rms: float) -> float | None:
     """Scale of |∇χ| for the weight of total variation, in ppm along the shortest edge of a voxel.
 

@@ -34,12 +34,10 @@ from chisep.solvers._common import (
     edge_mask,
     ended,
     least_noise_ppm,
-    required,
-    required_relaxivity,
 )
 from chisep.solvers.field_error import FieldError, coarse_error, field_error, gradient_scale_ppm
 from chisep.solvers.noise import known_noise, noise_sigma
-from chisep.types import Maps, Sources
+from chisep.types import Maps, Sources, required, required_relaxivity
 
 # On a digital phantom (1.5 mm, SNR 100) sixty iterations with it converge further than two hundred with five
 # times as much.

@@ -30,13 +30,12 @@ from chisep.solvers._common import (
     edge_mask,
     ended,
     least_noise_ppm,
-    required,
 )
 from chisep.solvers.field_error import coarse_error, field_error, gradient_scale_ppm
 from chisep.solvers.noise import known_noise
 from chisep.solvers.tikhonov import TikhonovConfig
 from chisep.solvers.tikhonov import solve as solve_tikhonov
-from chisep.types import Maps, Susceptibility
+from chisep.types import Maps, Susceptibility, required
 
 # With a smaller one the iteration is unstable for strong smoothing.
 _PENALTY_FIELD = 0.05
