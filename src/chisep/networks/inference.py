@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from chisep.errors import InputError
+from chisep.memory import release_memory
 from chisep.networks.brain_box import BrainBox
 from chisep.networks.config import NOISE, SOURCES, Channel, NetworkConfig
 from chisep.networks.single_pass import SinglePass
@@ -106,14 +107,14 @@ class NetworkOptions:
     """Weights of the network from R2* to R2', if the method uses one."""
     precision: Precision = "auto"
     """Of convolutions; auto: bfloat16 where the hardware has it."""
-    refinement: int = 60
+    refinement: int = 120
     """Maximum number of iterations of a classical solver that start from the estimate of a network with
     predicted uncertainty and have it as their prior; 0 for the estimate of the network."""
 
     def __post_init__(self) -> None:
         if self.refinement < 0:
             raise InputError(
-                "refinement", found=f"{self.refinement}", expected="0 or more", fix="The default is 60."
+                "refinement", found=f"{self.refinement}", expected="0 or more", fix="The default is 120."
             )
 
 
@@ -225,6 +226,7 @@ def _applied(
         precision=options.precision,
         last_only=True,
     )[-1]
+    release_memory()  # of the layers; a solver may follow
     outputs, noise = trained.config.outputs, noise_of(trained.config)
     factors: Mapping[str, Factors] = trained.header.get("sigma_factors", {})
     level = math.inf if noise is None else noise_level(channels[noise][maps.mask])

@@ -64,10 +64,11 @@ def dipole_kernel(
         k.append(k_axis.reshape(view).to(device, dtype))
         cross.append(odd_part.mul(b).reshape(view).to(device, dtype))
     square = (k[0] ** 2 + k[1] ** 2) + k[2] ** 2
-    along = sum((ka * b) ** 2 for ka, b in zip(k, b0_direction, strict=True))
-    along = along + 2 * (cross[0] * cross[1] + cross[2] * (cross[0] + cross[1]))
     square[0, 0, 0] = 1.0
-    kernel = 1.0 / 3.0 - along / square
+    x, y, z = ((ka * b) ** 2 for ka, b in zip(k, b0_direction, strict=True))
+    kernel = cross[2] * (cross[0] + cross[1])
+    kernel.add_(cross[0] * cross[1]).mul_(2).add_(x + y).add_(z)  # (k·b̂)²
+    kernel.div_(square).neg_().add_(1.0 / 3.0)
     kernel[0, 0, 0] = 0.0
     return kernel
 

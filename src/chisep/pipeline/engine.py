@@ -27,6 +27,7 @@ from chisep.errors import InputError
 from chisep.io import bids
 from chisep.io.files import Checksums, checksum, output_gone, remove_leftovers, write_json
 from chisep.io.paths import require_inside
+from chisep.memory import release_memory
 from chisep.pipeline.outputs import UNITS
 from chisep.provenance.records import Record, read_record, record_path
 
@@ -206,6 +207,7 @@ class StageCache:
             remove_leftovers(require_inside(self.out, path))
         inputs = self._inputs(stage)
         start = time.perf_counter()
+        release_memory()
         _forget_peak_memory()
         result = stage.work(DeclaredFiles(stage.name, stage.inputs, stage.outputs))
         record = Record(
