@@ -1,6 +1,6 @@
 """What many subjects would take, derived from what one session and a small cohort were measured to take.
 
-    python benchmarks/planning.py RAW DERIVATIVES [--subjects 10000] [--workers 1 10 100 …]
+    python benchmarks/planning.py FOLDER [--subjects 10000] [--workers 1 10 100 …]
 
 Reads benchmarks/results/session.json (seconds and memory of a session), benchmarks/results/cohort.json (what
 the engine adds), and counts files, bytes and records of the datasets of that session, which
@@ -37,8 +37,7 @@ OPERATIONS_PER_READ = 3
 def main() -> None:
     """Derive and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("raw", type=Path)
-    parser.add_argument("derivatives", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--subjects", type=int, default=10_000)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--results", type=Path, default=RESULTS / "planning.json")
@@ -46,9 +45,8 @@ def main() -> None:
     arguments = parser.parse_args()
     one = measured("session.json", "benchmarks/session.py")
     cohort = measured("cohort.json", "benchmarks/cohort.py")
-    found = plan(
-        one, cohort, counted(arguments.derivatives, arguments.raw), arguments.subjects, arguments.workers
-    )
+    session = counted(arguments.folder / "derivatives", arguments.folder / "bids")
+    found = plan(one, cohort, session, arguments.subjects, arguments.workers)
     arguments.results.write_text(json.dumps(found, indent=2) + "\n")
     arguments.tables.write_text("\n".join(tables(found)) + "\n")
     print(json.dumps(found, indent=2))
@@ -173,6 +171,13 @@ def tables(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"Derived for {found['subjects']:,} subjects by `benchmarks/planning.py`, not measured."
     yield ""
+    hundred = next((row for row in found["clusters"] if row["workers"] == 100), None)
+    if hundred is not None:
+        yield (
+            f"In short: a hundred workers with {one['threads']} cores each finish in {hundred['hours']:.1f} "
+            f"hours and read {hundred['read_mb_per_s'] / 1000:.1f} GB/s."
+        )
+        yield ""
     yield f"| a session of {shape} voxels | |"
     yield "|---|---|"
     yield f"| time on {one['threads']} threads | {one['seconds']:.0f} s |"

@@ -11,6 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from chisep import cli
+from chisep.cli.completion import completion_script
 from chisep.simulation.dataset import SimulateConfig, simulate
 from tests.docs.pages import ROOT, RUN, blocks, commands, is_installable, run_page
 from tests.io.test_dicom import write_series
@@ -119,6 +121,22 @@ def test_other_pages_promise_nothing():
         page for page in (ROOT / "docs").rglob("*.md") if page not in RUN and "_build" not in page.parts
     ]
     assert [str(page) for page in others if blocks(page, "sh")] == []
+
+
+@pytest.mark.slow
+def test_every_option_that_a_page_names_exists():
+    """Also in text, and in commands that are shown only."""
+    script = completion_script("bash", {name: command.summary for name, command in cli.COMMANDS.items()})
+    known = set(re.findall(r"--[a-z][\w.-]*", script)) | {"--help", "--version"}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/tutorials").glob("*.md")]
+    named = {
+        (page.name, option)
+        for page in pages
+        for command in re.findall(r"\bchisep (?:[^`\n\\]|\\\n)*", page.read_text(encoding="utf-8"))
+        for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", command)
+    }
+    assert len(named) > 50
+    assert sorted((page, option) for page, option in named if option not in known) == []
 
 
 def test_extraction_of_commands():
