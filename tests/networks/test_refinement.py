@@ -45,7 +45,7 @@ def test_an_estimate_that_fits_is_the_prior_as_it_is():
     wanted = iterative.solve(MAPS, iterative.IterativeConfig(iterations=20), prior=prior)
     made = refined_sources(MAPS, given, 20, None)
     # The free-space dipole of a small box differs a little from that of the whole grid.
-    torch.testing.assert_close(made.chi_pos_ppm, wanted.chi_pos_ppm, rtol=0, atol=1e-3)
+    torch.testing.assert_close(made.chi_pos_ppm, wanted.chi_pos_ppm, rtol=0, atol=2e-3)
     assert torch.equal(made.chi_pos_sigma_ppm, SIGMA)
 
 

@@ -23,9 +23,9 @@ from chisep.progress import Progress
 from chisep.solvers._common import PaddedBox, relative_change
 from chisep.types import Grid
 
-PENALTY_VOXEL = 2e-3
+PENALTY_VOXEL = 8e-3
 """Penalty of the voxelwise split, relative to the weight of the field."""
-PENALTY_TV = 5e-4
+PENALTY_TV = 2e-3
 """Penalty of the split differences, relative to the weight of the field."""
 _RELAXATION = 1.7
 _FEWEST_ITERATIONS = 10
