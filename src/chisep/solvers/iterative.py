@@ -44,8 +44,8 @@ _PENALTY_FIELD = 0.04
 instead of 26.0/29.8 % on a phantom with structured errors of the field."""
 _PENALTY_CLEAN_FIELD = 0.01
 """The same where the noise of the field is below `_CLEAN` of its root mean square: a small penalty resolves
-modes near the cone, where D is 0, which a clean field determines. Without noise 120 iterations from the estimate
-of a network reach 3.6/4.4 % with it, 4.4/5.2 with the larger one."""
+modes near the cone, where D is 0, which a clean field determines. Without noise 120 iterations from the
+estimate of a network reach 3.6/4.4 % with it, 4.4/5.2 with the larger one."""
 _CLEAN = 0.02
 _SCALE_OVER_RMS = 0.25
 """Scale of the gradients of both sources over the root mean square of |∇χ|; 0.2 to 0.7 differ little."""
