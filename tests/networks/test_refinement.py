@@ -46,7 +46,8 @@ def test_an_estimate_that_fits_is_the_prior_as_it_is():
     made = refined_sources(MAPS, given, 20, None)
     # The free-space dipole of a small box differs a little from that of the whole grid.
     torch.testing.assert_close(made.chi_pos_ppm, wanted.chi_pos_ppm, rtol=0, atol=2e-3)
-    assert torch.equal(made.chi_pos_sigma_ppm, SIGMA)
+    torch.testing.assert_close(made.chi_pos_sigma_ppm, 0.9 * SIGMA)
+    assert made.convergence.warnings == ()
 
 
 def test_an_estimate_that_misses_r2prime_counts_less_than_it_says():
@@ -68,6 +69,7 @@ def test_sigma_is_that_of_the_solver_where_the_estimate_is_wrong():
         error = (value - truth).abs()
         assert float((error <= 1.645 * sigma)[INSIDE].float().mean()) > 0.85
         assert float(sigma[INSIDE].square().mean() / error[INSIDE].square().mean()) < 9
+    assert "tissue is unlike theirs" in made.convergence.warnings[0]
     again = refined_sources(MAPS, estimate(0.03), 120, None)
     assert torch.equal(again.chi_neg_sigma_ppm, made.chi_neg_sigma_ppm)
 
