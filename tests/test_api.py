@@ -235,6 +235,7 @@ class TestNetworks:
         )
         assert 0 < np.abs(single - low).max() < 0.1
 
+    @pytest.mark.filterwarnings("ignore:the estimate of the network misses R2'")  # of random weights
     def test_noise_in_and_uncertainty_out(self, maps, files, options, tmp_path):
         command = [
             "separate",
@@ -263,6 +264,7 @@ class TestNetworks:
         solver = separate(files["field"], files["r2prime"], files["mask"], options=iterative)
         assert solver.paramagnetic_sigma is None
 
+    @pytest.mark.filterwarnings("ignore:the estimate of the network misses R2'")  # of random weights
     def test_r2star_will_do_for_a_method_that_knows_what_that_costs(self, files, options):
         wanted = SeparationOptions("unrolled", b0=3.0, network=options["unrolled"])
         with pytest.warns(ChisepWarning, match=r"pseudo-R2 of 12.7 1/s"):
