@@ -53,5 +53,9 @@ def test_adaptation_fits_the_fields_that_it_sees():
     for row in found["Orientations"]:
         assert row["Loss"][-1] < row["Loss"][0]
         assert row["FieldAfter"] < row["FieldBefore"]
+    change = found["Change"]["field"]
+    assert change["low"] < change["mean"] < change["high"]
+    assert change["mean"] < 0
     again = adapted_errors(Scans(["a", "b"], maps[:2], small.mask), true, AdaptationConfig())
     assert again["Orientations"][0]["FieldBefore"] == again["Orientations"][0]["FieldAfter"]
+    assert again["Change"]["field"] == {"mean": 0, "low": None, "high": None}

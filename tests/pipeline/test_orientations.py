@@ -101,6 +101,27 @@ def test_different_field_strengths_are_refused(tmp_path):
     assert "MagneticFieldStrength 7.0" in str(group.error)
 
 
+def test_different_field_strengths_are_refused_beside_a_spin_echo(tmp_path):
+    root = tmp_path / "bids"
+    write_scan(root, "sub-01_acq-ori1")
+    write_scan(root, "sub-01_acq-ori2", facts={"MagneticFieldStrength": 7.0})
+    write_scan(root, "sub-01_acq-ori1", "MESE", echoes=(0.015, 0.03, 0.045))
+    (group,) = groups(root)
+    assert "found MagneticFieldStrength 7.0; expected 3.0" in str(group.error)
+
+
+def test_two_spin_echoes_belong_to_their_orientations(tmp_path):
+    root = tmp_path / "bids"
+    for number in (1, 2, 3):
+        write_scan(root, f"sub-01_acq-ori{number}")
+    for number in (2, 3):
+        write_scan(root, f"sub-01_acq-ori{number}", "MESE", echoes=(0.015, 0.03, 0.045))
+    (group,) = groups(root)
+    assert group.error is None
+    found = [(session.name, session.mese is not None) for session in group.sessions]
+    assert found == [("sub-01_acq-ori2", True), ("sub-01_acq-ori1", False), ("sub-01_acq-ori3", False)]
+
+
 def test_scans_that_differ_in_two_entities_need_a_choice(tmp_path):
     root = tmp_path / "bids"
     for session in ("a", "b"):
@@ -188,6 +209,12 @@ def test_raw_scans_become_labels(raw, processed):
             assert metrics.nrmse_percent(made, read(truth / f"sub-01_desc-{desc}_Chimap.nii.gz"), inside) < 60
     page = (out / "sub-01_orientations.html").read_text()
     assert "Condition number" in page
+    assert "deep in the brain" in page
+    facts = json.loads((labels / "sub-01_desc-cosmos_Chimap.json").read_text())
+    csf = read(labels / "sub-01_desc-csf_mask.nii.gz") > 0
+    assert facts["CsfMl"] == pytest.approx(csf.sum() * 0.064, rel=0.1)
+    assert 0 < facts["CsfDeepMl"] < facts["CsfMl"]
+    assert not (csf & ~common).any()
     assert "sub-01_acq-ori4" in page
     assert result.report == out / "sub-01_orientations.html"
 
@@ -247,6 +274,12 @@ def test_without_a_spin_echo_and_with_a_flipped_scan_there_is_chi_alone(raw, pro
     assert "sub-01_acq-ori3 is left out: its left and right are exchanged" in said
     assert "no spin echo (MESE)" in said
     assert "left out" in (changed / "sub-01_orientations.html").read_text()
+    # Nothing of the run before is left for networks to train on.
+    assert sorted(path.name for path in (changed / "derivatives/labels/sub-01/anat").glob("*.nii.gz")) == [
+        f"sub-01_desc-{desc}.nii.gz" for desc in ("brain_mask", "cosmos_Chimap", "csf_mask")
+    ]
+    assert not list((changed / "derivatives").rglob("*acq-ori3*"))
+    assert not list((changed / "derivatives/iterative").rglob("*.nii.gz"))
 
 
 @pytest.mark.slow

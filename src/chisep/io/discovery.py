@@ -47,11 +47,15 @@ class Selection:
         Labels with or without `ses-`; empty means all.
     filters
         Entities that images must have.
+    shared_spin_echo
+        Whether a gradient echo takes the only spin echo of its session even if that has the labels of another
+        gradient echo.
     """
 
     participants: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     filters: Filters = field(default_factory=Filters)
+    shared_spin_echo: bool = True
 
 
 @dataclass(frozen=True)
@@ -249,7 +253,9 @@ def _of_participant(
     images = _images(root / folder, selection)
     lent = _lent_phases(images)
     found = [
-        DiscoveredSession(_name_of(folder, unit)) if names_only else _read(root, folder, unit, images)
+        DiscoveredSession(_name_of(folder, unit))
+        if names_only
+        else _read(root, folder, unit, images, shared_spin_echo=selection.shared_spin_echo)
         for unit, suffix in sorted(images.series)
         if suffix == "MEGRE" and unit not in lent
     ]
@@ -257,7 +263,9 @@ def _of_participant(
     return found or [DiscoveredSession(_shown(folder), error=_no_session(root / folder, images, selection))]
 
 
-def _read(root: Path, folder: str, unit: _Unit, images: _Images) -> DiscoveredSession:
+def _read(
+    root: Path, folder: str, unit: _Unit, images: _Images, *, shared_spin_echo: bool
+) -> DiscoveredSession:
     """Read one session."""
     subject = folder.removeprefix("sub-")
     labels = {key: value for key, value in unit if value}
@@ -268,7 +276,7 @@ def _read(root: Path, folder: str, unit: _Unit, images: _Images) -> DiscoveredSe
             raise _unusable_name(own[0])
         phase = _phase_of_other_reconstruction(unit, images)
         megre = read_series(root, "MEGRE", [*own, *phase])
-        partner = _partner(images, unit)
+        partner = _partner(images, unit, shared=shared_spin_echo)
         mese = read_series(root, "MESE", partner) if partner else None
         _check_field_strength(megre, mese)
         notes = [*megre.notes, *(f"spin echo: {note}" for note in (mese.notes if mese else ()))]
@@ -436,14 +444,19 @@ def _unusable_name(image: Path) -> InputError:
     )
 
 
-def _partner(images: _Images, unit: _Unit) -> Sequence[Path]:
-    """Spin-echo images for a gradient-echo unit: of the same unit, else the only ones of the same session."""
+def _partner(images: _Images, unit: _Unit, *, shared: bool) -> Sequence[Path]:
+    """Spin-echo images for a gradient-echo unit: of the same unit, else the only ones of the same session.
+
+    Unless `shared`, those of the unit of another gradient echo do not count.
+    """
     if exact := images.series.get((unit, "MESE")):
         return exact
     others = [
         files
         for (other, suffix), files in images.series.items()
-        if suffix == "MESE" and _label(other, "ses") == _label(unit, "ses")
+        if suffix == "MESE"
+        and _label(other, "ses") == _label(unit, "ses")
+        and (shared or (other, "MEGRE") not in images.series)
     ]
     if len(others) > 1:
         raise InputError(

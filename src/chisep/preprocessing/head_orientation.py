@@ -149,7 +149,7 @@ def to_reference(
         The map, 0 where it is not known, and where it is known, shape reference.shape. Beyond its mask the
         map is continued by the nearest known value first, so that the edge does not ring.
     """
-    filled = _continued(volume.cpu().numpy(), mask.cpu().numpy())
+    filled = continued(volume.cpu().numpy(), mask.cpu().numpy())
     affine = scan.matrix()
     found = resample_to(
         torch.from_numpy(filled)[None],
@@ -191,8 +191,14 @@ def angle_deg(transform: Affine) -> float:
     return float(np.degrees(Rotation.from_matrix(transform[:3, :3]).magnitude()))
 
 
-def _continued(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Continue a map beyond its mask by the nearest value, within a few voxels; 0 farther away."""
+def continued(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Continue a map beyond its mask by the nearest value, within a few voxels; 0 farther away.
+
+    Parameters
+    ----------
+    volume, mask
+        The map and where it is known, of one shape.
+    """
     if mask.all() or not mask.any():
         return np.ascontiguousarray(volume)
     near = ndimage.binary_dilation(mask, iterations=_CONTINUED_VOXELS)

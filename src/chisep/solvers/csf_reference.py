@@ -45,20 +45,20 @@ class CsfReference:
     ----------
     chi_ppm
         χ in ppm, 0 outside the support, shape (i, j, k).
-    csf_ml
-        Volume of the CSF.
+    csf
+        Voxels of CSF that were found, shape (i, j, k).
     order
         2 or 0, as of `CsfConfig`; −1 if nothing was subtracted.
     removed_ppm
-        RMS in the support of what was subtracted.
+        What was subtracted, 0 outside the support, shape (i, j, k).
     warnings
         Why less was determined than was asked for.
     """
 
     chi_ppm: Volume
-    csf_ml: float
+    csf: MaskVolume
     order: int
-    removed_ppm: float
+    removed_ppm: Volume
     warnings: tuple[str, ...] = ()
 
 
@@ -100,26 +100,25 @@ def relative_to_csf(
     """
     csf = mask & (r2star_hz > 0) & (r2star_hz < config.max_r2star_hz)
     ml = float(csf.sum()) * math.prod(grid.voxel_mm) / 1000
-    if config.order < 0:
-        return CsfReference(chi_ppm, ml, -1, 0.0)
-    if ml < _LEAST_ML:
-        text = (
+    order, warnings = config.order, list[str]()
+    if order >= 0 and ml < _LEAST_ML:
+        order = -1
+        warnings.append(
             f"{ml:.2g} ml of CSF (R2* below {config.max_r2star_hz:g} 1/s), expected {_LEAST_ML:g} or more: "
             "the zero of χ is not set"
         )
-        return CsfReference(chi_ppm, ml, -1, 0.0, (text,))
+    removed = torch.zeros_like(chi_ppm)
+    if order < 0:
+        return CsfReference(chi_ppm, csf, order, removed, tuple(warnings))
     terms = _terms(support, grid)
-    in_csf, chi_csf = terms[csf[support]], chi_ppm[csf].double()
-    order, warnings = config.order, list[str]()
+    in_csf = terms[csf[support]]
     if order > 0 and float(torch.linalg.cond(in_csf)) > _ILL_CONDITIONED:
         order = 0
         warnings.append("CSF was found in one part of the brain only: it sets the zero of χ, no slow change")
     columns = terms.shape[1] if order else 1
-    factors = _robust_fit(in_csf[:, :columns], chi_csf)
-    polynomial = torch.zeros_like(chi_ppm)
-    polynomial[support] = (terms[:, :columns] @ factors).to(chi_ppm)
-    rms = float(polynomial[support].square().mean().sqrt())
-    return CsfReference((chi_ppm - polynomial) * support, ml, order, rms, tuple(warnings))
+    factors = _robust_fit(in_csf[:, :columns], chi_ppm[csf].double())
+    removed[support] = (terms[:, :columns] @ factors).to(chi_ppm)
+    return CsfReference((chi_ppm - removed) * support, csf, order, removed, tuple(warnings))
 
 
 def _terms(support: MaskVolume, grid: Grid) -> Tensor:

@@ -1,6 +1,6 @@
 """COSMOS with the spherical mean value filter in its forward model, and the zero of χ in CSF.
 
-    min  Σ_n ‖W_n S_n (D_n χ − f_n)‖²   over χ that is 0 outside the support
+    min  Σ_n ‖W_n S_n (D_n χ − f_n)‖² + λ ‖∇χ‖²   over χ that is 0 outside the support
 
 S_n is the filter of V-SHARP in the mask of field n (`chisep.physics.spherical_mean`). Background removal
 takes the part of a local field that is harmonic in the mask for background, so the local field is too weak.
@@ -19,7 +19,7 @@ from torch import Tensor
 from chisep.errors import InputError
 from chisep.physics.cg import CgState, Operator, cg
 from chisep.physics.dipole import Dipole
-from chisep.physics.operators import LinearOperator
+from chisep.physics.operators import Gradient, LinearOperator
 from chisep.physics.spherical_mean import (
     SphericalMeanFilter,
     padded_grid,
@@ -41,13 +41,17 @@ _DAMPING = 0.004
 class FilteredConfig:
     """Settings of COSMOS with filtered fields."""
 
-    iterations: int = 14
-    """Iterations, which start at the χ of COSMOS; 0 keeps that χ. More of them amplify noise."""
+    iterations: int = 40
+    """Iterations, which start at the χ of COSMOS; 0 keeps that χ."""
+    smoothness: float = 5e-4
+    """Weight λ of ‖∇χ‖² within the support, relative to one orientation's field term: with less, iterations
+    amplify noise."""
     max_radius_mm: float = 12.0
     """Radius of the largest sphere of the filter."""
 
     def __post_init__(self) -> None:
         check("iterations", self.iterations, low=-1)
+        check("smoothness", self.smoothness, low=0.0)
         check("max_radius_mm", self.max_radius_mm, low=0.0)
 
 
@@ -94,7 +98,7 @@ class FilteredDipoles(LinearOperator):
                 fix="Check the masks, or do without filtered fields (iterations of 0).",
             )
         padded = padded_grid(reaches.shape[1:], grid, 2 * radii[-1])
-        self.support = support
+        self.support, self.voxel_mm = support, grid.voxel_mm
         self.filters: list[SphericalMeanFilter] = []
         for reach, weight in zip(reaches, weights, strict=True):
             shared = self.filters[0].kernels if self.filters else None
@@ -147,9 +151,14 @@ class FilteredDipoles(LinearOperator):
             total = total + one.gram_spectrum(one.spectrum(field)).mul_(kernel)
         return self.filters[0].volume(total) * self.support
 
-    def closed_form(self, tikhonov: float) -> Operator:
-        """Approximate inverse of the gram plus ε: division in k-space as deep in the masks."""
+    def closed_form(self, tikhonov: float, smoothness: float = 0.0) -> Operator:
+        """Approximate inverse of the gram plus ε and λ∇ᵀ∇: division in k-space as deep in the masks."""
         first, divisor = self.filters[0], self._symbol + tikhonov
+        if smoothness:
+            symbol = Gradient(self.voxel_mm).symbol(
+                first.padded_shape, dtype=divisor.dtype, device=divisor.device
+            )
+            divisor += smoothness * symbol
 
         def divide(right: Tensor) -> Tensor:
             return first.volume(first.spectrum(right).div_(divisor)) * self.support
@@ -219,7 +228,7 @@ def filtered_cosmos(
     Returns
     -------
     Susceptibility
-        χ in ppm. Stopping early is intended, so there is no warning of it.
+        χ in ppm. Stopping early is intended: it suppresses noise, and there is no warning of it.
 
     Raises
     ------
@@ -246,12 +255,20 @@ def filtered_cosmos(
         if progress is not None:
             progress("filtered fields", state.iteration, config.iterations)
 
+    gradient = Gradient(grid.voxel_mm)
+    # Differences within the support only: χ may jump at its edge.
+    inside = (gradient.apply(operator.support.to(chi_ppm)) == 0) & operator.support
+
+    def gram(chi: Volume) -> Volume:
+        smooth = gradient.adjoint(gradient.apply(chi).mul_(inside))
+        return operator.gram(chi).add_(smooth, alpha=config.smoothness)
+
     chi = cg(
-        operator.gram,
+        gram,
         operator.back([padded.cut(field) for field in fields_ppm]),
         iterations=config.iterations,
         initial=padded.cut(chi_ppm * support),
-        preconditioner=operator.closed_form(0.0),
+        preconditioner=operator.closed_form(0.0, config.smoothness),
         callback=record,
     )
     return Susceptibility(padded.restore(chi), Convergence(len(changes), True, tuple(changes)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from chisep import metrics
@@ -53,8 +54,9 @@ def adapted_errors(
     Returns
     -------
     dict
-        Errors in % of the field that was left out and of the sources, before and after; the mean over the
-        orientations that the network saw.
+        Errors in % of the field that was left out and of the sources, before and after: the mean over the
+        orientations that the network saw. `Change`: after minus before, mean over the orientations that were
+        left out with its 95 % t-interval where there are two or more.
     """
     rows: list[dict[str, Any]] = []
     count = min(config.adaptation_left_out, len(scans.names))
@@ -77,7 +79,23 @@ def adapted_errors(
                 "Loss": [round(loss, 4) for loss in losses],
             }
         )
-    return {"Method": METHOD, "Steps": config.adaptation_steps, "Orientations": rows}
+    changes = {
+        "field": [row["FieldAfter"] - row["FieldBefore"] for row in rows],
+        **{key: [row["After"][key] - row["Before"][key] for row in rows] for key in ("chi_pos", "chi_neg")},
+    }
+    return {
+        "Method": METHOD,
+        "Steps": config.adaptation_steps,
+        "Orientations": rows,
+        "Change": {key: _with_interval(values) for key, values in changes.items()},
+    }
+
+
+def _with_interval(values: Sequence[float]) -> dict[str, float | None]:
+    mean, low, high = sum(values) / len(values), None, None
+    if len(values) > 1:
+        low, high = (float(x) for x in stats.ttest_1samp(values, 0).confidence_interval())
+    return {key: x if x is None else round(x, 3) for key, x in (("mean", mean), ("low", low), ("high", high))}
 
 
 class _Batch:

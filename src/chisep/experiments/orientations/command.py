@@ -41,6 +41,8 @@ class OrientationsExperimentConfig:
     """Seed of head, motion and noise."""
     methods: tuple[str, ...] = (COSMOS, "unrolled", "tikhonov")
     """Methods whose leave-one-orientation-out error is measured, by name; none for no such measurement."""
+    error_budget: bool = True
+    """Switch the causes of errors of χ off in turn."""
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     """Fine-tuning of a shipped network on the other orientations, without labels."""
 
@@ -95,6 +97,8 @@ def orientations(config: OrientationsExperimentConfig, progress: Progress | None
     step("comparison", 2)
     comparison = Comparison(config)
     found = comparison.measured()
+    if config.error_budget:
+        found["ErrorBudget"] = comparison.budget()
     found["Interpolation"] = comparison.interpolation()
     step("orientations left out", 3)
     scans = read_scans(config.processing.out, SUBJECT)

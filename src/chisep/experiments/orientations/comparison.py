@@ -11,20 +11,21 @@ import numpy as np
 import torch
 
 from chisep import metrics
+from chisep.experiments.orientations.budget import error_budget, interpolated_there_and_back
 from chisep.experiments.orientations.interpolation import interpolation_losses
 from chisep.io import bids, nifti
 from chisep.physics.spherical_mean import reach_mm
-from chisep.pipeline.orientations.chi import OrientedFields, chi_of_orientations
+from chisep.pipeline.orientations.chi import OrientedFields, cosmos_of, refined
 from chisep.pipeline.orientations.joint import ITERATIVE, LABELS
 from chisep.pipeline.orientations.scans import MAPS
-from chisep.preprocessing.head_orientation import angle_deg, b0_in_reference, to_reference
+from chisep.preprocessing.head_orientation import angle_deg, b0_in_reference, continued, to_reference
 from chisep.preprocessing.morphology import depth_mm
 from chisep.report import figures
 from chisep.simulation.dataset import TRUTH, acquired
 from chisep.solvers.cosmos import CosmosConfig, cosmos, nonnegative_sources, spread_deg
 from chisep.solvers.csf_reference import CsfConfig
 from chisep.solvers.filtered_cosmos import FilteredConfig, FilteredDipoles
-from chisep.types import Affine, Grid, Volume
+from chisep.types import Affine, Grid, Susceptibility, Volume
 
 if TYPE_CHECKING:
     from chisep.experiments.orientations.command import OrientationsExperimentConfig
@@ -55,10 +56,11 @@ class Comparison:
         """All errors."""
         inputs, options = self._aligned(), self.config.processing
         alone, no_zero = FilteredConfig(iterations=0), CsfConfig(order=-1)
+        first = cosmos_of(inputs, options.cosmos)
         rows = {
-            "COSMOS of the local fields alone": self._made(inputs, alone, no_zero),
-            "and the zero of χ in CSF": self._made(inputs, alone, options.csf),
-            "filtered fields instead": self._made(inputs, options.filtered, no_zero),
+            "COSMOS of the local fields alone": self._refined(first, inputs, alone, no_zero),
+            "and the zero of χ in CSF": self._refined(first, inputs, alone, options.csf),
+            "filtered fields instead": self._refined(first, inputs, options.filtered, no_zero),
             _FOUND: self._labels(LABELS, "cosmos"),
             _TRUE_MOTION: self._made(self._with_true_motion(), options.filtered, options.csf),
             "iterative χ-separation of all orientations": self._labels(ITERATIVE, "total"),
@@ -76,6 +78,31 @@ class Comparison:
             "NrmsePercent": errors,
             "LabelsOverTrueMotion": {key: round(found[key] / perfect[key], 4) for key in _SOURCES},
         }
+
+    def budget(self) -> dict[str, Any]:
+        """Errors (NRMSE in %) of χ and its sources with causes of an error switched off."""
+        inputs, reference = self._aligned(), self._grid(_REFERENCE)
+        path = self._of(self.truth, "xfm", "motion").with_suffix("").with_suffix(".json")
+
+        def there_and_back(field: Volume, number: int) -> Volume:
+            name = self.names[number]
+            if name == _REFERENCE:
+                return field
+            beyond = torch.from_numpy(continued(field.numpy(), self.brain))
+            transform = bids.read_json(acquired(path, name))["FirstToThisWorldMm"]
+            return interpolated_there_and_back(beyond, self._grid(name), reference, transform)
+
+        options = self.config.processing
+        chi = error_budget(
+            inputs,
+            torch.stack([torch.from_numpy(self._true_field(name)) for name in self.names]),
+            torch.from_numpy(self.true["chi"]),
+            there_and_back,
+            options.filtered,
+            options.csf,
+        )
+        r2prime = self._own(_REFERENCE, "R2primemap")
+        return {name: self._errors(self._sources(one, r2prime)) for name, one in chi.items()}
 
     def interpolation(self) -> dict[str, Any]:
         """Measure what interpolation takes from true χ and the true local field of the reference."""
@@ -192,7 +219,12 @@ class Comparison:
         self, inputs: OrientedFields, filtered: FilteredConfig, csf: CsfConfig
     ) -> dict[str, np.ndarray]:
         """χ and labels by the steps of `chisep orientations`."""
-        chi = chi_of_orientations(inputs, self.config.processing.cosmos, filtered, csf).chi_ppm
+        return self._refined(cosmos_of(inputs, self.config.processing.cosmos), inputs, filtered, csf)
+
+    def _refined(
+        self, first: Susceptibility, inputs: OrientedFields, filtered: FilteredConfig, csf: CsfConfig
+    ) -> dict[str, np.ndarray]:
+        chi = refined(first, inputs, filtered, csf).chi_ppm
         return self._sources(chi, self._own(_REFERENCE, "R2primemap"))
 
     def _true_field(self, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 from chisep.experiments.common.texts import markdown
 
 _COLUMNS = {"chi": "χ", "chi_less_mean": "χ less its mean", "chi_pos": "χ_pos", "chi_neg": "χ_neg"}
+_CHANGES = {"field": "field", "chi_pos": "χ_pos", "chi_neg": "χ_neg"}
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -47,6 +48,17 @@ def page(results: Mapping[str, Any]) -> str:
         + ", ".join(f"{key} {ratio:.3f}" for key, ratio in results["LabelsOverTrueMotion"].items())
         + ".\n",
     ]
+    if "ErrorBudget" in results:
+        text += [
+            "## Error budget\n",
+            "NRMSE (%) as above, with causes of errors switched off in turn. Masks, weights and CSF are "
+            "those that were measured. A true field is interpolated as the simulated scanner interpolates "
+            "the head (cubic splines), and then as `chisep orientations` does. Noise is white, of the "
+            "measured σ.\n",
+            _error_table(
+                {"from raw scans": results["NrmsePercent"]["from raw scans"], **results["ErrorBudget"]}
+            ),
+        ]
     if "LeftOut" in results:
         text += [
             "## An orientation that is left out\n",
@@ -157,4 +169,14 @@ def _adaptation(results: Mapping[str, Any]) -> list[str]:
             ),
             rows,
         ),
+        "After minus before, mean over the orientations that were left out with its 95 % t-interval (they "
+        "are of one head, so it says nothing about other heads): "
+        + ", ".join(f"{_CHANGES[key]} {_interval(change)}" for key, change in results["Change"].items())
+        + ".\n",
     ]
+
+
+def _interval(change: Mapping[str, float | None]) -> str:
+    if change["low"] is None:
+        return f"{change['mean']:+.1f}"
+    return f"{change['mean']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]"

@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from chisep.errors import InputError
-from chisep.io.discovery import DiscoveredSession
+from chisep.io.discovery import DiscoveredSession, Selection
 from chisep.io.paths import require_label
 from chisep.pipeline.config import RunConfig, ScanOptions
 from chisep.preprocessing.head_orientation import PoseConfig
@@ -77,6 +77,11 @@ class ScansConfig(RunConfig):
     """Entity that tells the orientations apart."""
     orientation_reference: str = ""
     """Label of the reference."""
+
+    @property
+    def selection(self) -> Selection:
+        """What of the raw dataset is to be used; a labelled spin echo is that of its orientation only."""
+        return replace(super().selection, shared_spin_echo=False)
 
     @property
     def makes_sources(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from chisep.preprocessing.relaxivity import relaxivity
 from chisep.solvers.cosmos import condition_number, nonnegative_sources, spread_deg
 from chisep.solvers.multi_orientation import separate_orientations
 from chisep.solvers.tensor import FEWEST_ORIENTATIONS, tensor
-from chisep.types import Grid, MaskVolume, Relaxivity, Sources
+from chisep.types import Relaxivity, Sources, Volume
 
 LABELS, ITERATIVE, TENSOR = (Path("derivatives", name) for name in ("labels", "iterative", "tensor"))
 """Folders within OUT: χ of COSMOS and its sources, iterative χ-separation, susceptibility tensor."""
@@ -83,6 +83,11 @@ class Orientations:
         """Common mask: brain of the reference in which every field is known."""
         return self.path(LABELS, "mask", "brain")
 
+    @property
+    def csf(self) -> Path:
+        """CSF that sets the zero of χ."""
+        return self.path(LABELS, "mask", "csf")
+
     def sources(self, folder: Path) -> list[Path]:
         """χ_pos and χ_neg of a folder, and χ."""
         descs = ("paramagnetic", "diamagnetic", "cosmos" if folder == LABELS else "total")
@@ -105,7 +110,6 @@ class JointFiles:
     def __init__(self, group: Orientations, declared: DeclaredFiles) -> None:
         self.group, self._declared = group, declared
         self.device = group.config.device
-        self.grid: Grid = group.reference.own.grid
 
     def load(self, path: Path) -> Tensor:
         """Read a map to the device."""
@@ -115,34 +119,21 @@ class JointFiles:
         """Read one map of every orientation, shape (orientation, i, j, k)."""
         return torch.stack([self.load(getattr(scan, name)) for scan in self.group.scans])
 
-    @property
-    def known(self) -> Tensor:
-        """Where each field is known."""
-        return self.stack("known") > 0
-
-    @property
-    def brain(self) -> MaskVolume:
-        """Brain mask of the reference."""
-        return self.load(self.group.reference.own["mask"]) > 0
-
-    @property
-    def b0_directions(self) -> list[tuple[float, ...]]:
-        """Direction of B0 of each orientation, in voxel axes of the reference."""
-        sidecars = [self._declared.read(bids.sidecar_of(scan.field)) for scan in self.group.scans]
-        return [tuple(bids.read_json(path)["B0DirectionVoxelAxes"]) for path in sidecars]
-
-    def oriented(self) -> OrientedFields:
-        """Fields of all orientations in the brain of the reference."""
-        scan, brain = self.group.reference, self.brain
+    def oriented(self, *, with_r2star: bool = True) -> OrientedFields:
+        """Fields of all orientations in the brain of the reference, on the grid of the reference."""
+        reference, scans = self.group.reference, self.group.scans
+        brain = self.load(reference.own["mask"]) > 0
+        sidecars = [self._declared.read(bids.sidecar_of(scan.field)) for scan in scans]
+        grid = reference.own.grid
         return OrientedFields(
             fields_ppm=self.stack("field"),
             sigmas_ppm=self.stack("sigma"),
             noise_ppm=self.stack("noise"),
-            masks=self.known & brain,
-            b0_directions=self.b0_directions,
+            masks=(self.stack("known") > 0) & brain,
+            b0_directions=[tuple(bids.read_json(path)["B0DirectionVoxelAxes"]) for path in sidecars],
             brain=brain,
-            grid=adult_grid(self.grid, length_scale(brain, self.grid)),
-            r2star_hz=self.load(scan.r2star) if scan.has_r2star else None,
+            grid=adult_grid(grid, length_scale(brain, grid)),
+            r2star_hz=self.load(reference.r2star) if with_r2star and reference.has_r2star else None,
         )
 
     def save(self, path: Path, volume: Tensor) -> None:
@@ -157,11 +148,10 @@ def cosmos_stage(group: Orientations) -> Stage:
 
     def work(declared: DeclaredFiles) -> StageResult:
         files = JointFiles(group, declared)
-        fields, known, brain = files.stack("field"), files.known, files.brain
-        b0_directions = files.b0_directions
-        _require_spread(group, b0_directions)
-        common = known.all(0) & brain
-        part = float(common.sum() / brain.sum())
+        inputs = files.oriented()
+        _require_spread(group, inputs.b0_directions)
+        common = inputs.masks.all(0)
+        part = float(common.sum() / inputs.brain.sum())
         if not bool(common.any()):
             raise InputError(
                 str(group.reference.own["mask"]),
@@ -169,37 +159,26 @@ def cosmos_stage(group: Orientations) -> Stage:
                 expected="a common part of all orientations",
                 fix="Leave the orientation with the poorest field out (--bids-filter-file).",
             )
-        found = chi_of_orientations(
-            files.oriented(), group.config.cosmos, group.config.filtered, group.config.csf
-        )
-        chi = found.chi_ppm
-        residuals, of_scans = [], []
-        for scan, field, where, b0 in zip(group.scans, fields, known & brain, b0_directions, strict=True):
-            predicted = Dipole(Grid(files.grid.shape, files.grid.voxel_mm, _three(b0))).apply(chi)
-            residual = (field - predicted) * where
-            residuals.append(residual)
-            of_scans.append(_scan_facts(scan, field, residual, common, b0, b0_directions[0]))
-        files.save(group.chi, chi)
+        options = group.config
+        found = chi_of_orientations(inputs, options.cosmos, options.filtered, options.csf)
+        files.save(group.chi, found.chi_ppm)
         files.save(group.common, common)
-        for scan, residual in zip(group.scans, residuals, strict=True):
-            files.save(scan.residual, residual)
+        files.save(group.csf, found.csf)
         facts = {
-            "SpreadDeg": round(spread_deg(b0_directions), 2),
-            "ConditionNumber": round(condition_number(b0_directions), 3),
+            "SpreadDeg": round(spread_deg(inputs.b0_directions), 2),
+            "ConditionNumber": round(condition_number(inputs.b0_directions), 3),
             "CommonPartOfBrain": round(part, 4),
-            "Orientations": of_scans,
+            "Orientations": _save_residuals(files, inputs, found.chi_ppm),
             **found.facts,
         }
-        few = (
-            [f"all fields are known in {100 * part:.0f} % of the brain only"] if part < _SMALL_COMMON else []
-        )
-        return StageResult(facts, [*found.warnings, *few])
+        few = f"all fields are known in {100 * part:.0f} % of the brain only"
+        return StageResult(facts, [*found.warnings, *([few] if part < _SMALL_COMMON else [])])
 
     return Stage(
         "cosmos",
         "χ by COSMOS of all head orientations, their common mask, and the field that it does not explain",
         group.inputs(with_r2star=True),
-        [group.chi, group.common, *(scan.residual for scan in group.scans)],
+        [group.chi, group.common, group.csf, *(scan.residual for scan in group.scans)],
         {
             **asdict(group.config.cosmos),
             "Filtered": asdict(group.config.filtered),
@@ -210,29 +189,28 @@ def cosmos_stage(group: Orientations) -> Stage:
     )
 
 
-def _three(b0: Sequence[float]) -> tuple[float, float, float]:
-    i, j, k = b0
-    return i, j, k
-
-
-def _scan_facts(
-    scan: ScanFiles,
-    field: Tensor,
-    residual: Tensor,
-    common: MaskVolume,
-    b0: Sequence[float],
-    first: Sequence[float],
-) -> Mapping[str, Any]:
-    """Measure what COSMOS leaves of the field of one orientation."""
-    rms = float(residual[common].square().mean().sqrt())
-    of_field = float(field[common].square().mean().sqrt())
-    return {
-        "Name": scan.name,
-        "TiltDeg": round(spread_deg([b0, first]), 2),
-        "FieldRmsPpb": round(_PPB * of_field, 3),
-        "ResidualRmsPpb": round(_PPB * rms, 3),
-        "ResidualPercent": round(100 * rms / of_field, 2) if of_field else None,
-    }
+def _save_residuals(files: JointFiles, inputs: OrientedFields, chi_ppm: Volume) -> list[dict[str, Any]]:
+    """Write what χ leaves of the field of each orientation, and measure it in the common mask."""
+    common, first = inputs.masks.all(0), inputs.b0_directions[0]
+    facts = []
+    for scan, field, mask, b0 in zip(
+        files.group.scans, inputs.fields_ppm, inputs.masks, inputs.b0_directions, strict=True
+    ):
+        i, j, k = b0
+        predicted = Dipole(replace(inputs.grid, b0_direction=(i, j, k))).apply(chi_ppm)
+        residual = (field - predicted) * mask
+        files.save(scan.residual, residual)
+        rms, of_field = (float(one[common].square().mean().sqrt()) for one in (residual, field))
+        facts.append(
+            {
+                "Name": scan.name,
+                "TiltDeg": round(spread_deg([b0, first]), 2),
+                "FieldRmsPpb": round(_PPB * of_field, 3),
+                "ResidualRmsPpb": round(_PPB * rms, 3),
+                "ResidualPercent": round(100 * rms / of_field, 2) if of_field else None,
+            }
+        )
+    return facts
 
 
 def _require_spread(group: Orientations, b0_directions: Sequence[Sequence[float]]) -> None:
@@ -277,12 +255,12 @@ def separation_stage(group: Orientations, rates: ScanFiles) -> Stage:
     def work(declared: DeclaredFiles) -> StageResult:
         files = JointFiles(group, declared)
         r2prime, sigma = (files.load(path) for path in rates.r2prime)
-        brain = files.brain & (sigma > 0)
+        inputs = files.oriented(with_r2star=False)
+        brain = inputs.brain & (sigma > 0)
         filtered = group.config.filtered if group.config.filtered.iterations else None
-        inputs = files.oriented()
         found = separate_orientations(
             inputs.fields_ppm,
-            files.known & brain,
+            inputs.masks & brain,
             inputs.b0_directions,
             r2prime,
             group.relaxivity,
@@ -300,7 +278,7 @@ def separation_stage(group: Orientations, rates: ScanFiles) -> Stage:
     return Stage(
         "separation",
         "χ_pos, χ_neg (a positive magnitude) and χ by iterative χ-separation of all orientations and R2'",
-        [*group.inputs(with_r2star=True), group.chi, *rates.r2prime],
+        [*group.inputs(), group.chi, *rates.r2prime],
         group.sources(ITERATIVE),
         {
             "R2primeOf": rates.name,
@@ -334,20 +312,19 @@ def tensor_stage(group: Orientations) -> Stage | None:
 
     def work(declared: DeclaredFiles) -> StageResult:
         files = JointFiles(group, declared)
-        brain, b0_directions = files.brain, files.b0_directions
+        inputs = files.oriented(with_r2star=False)
         found = tensor(
-            files.stack("field"),
-            files.known & brain,
-            b0_directions,
-            files.grid,
+            inputs.fields_ppm,
+            inputs.masks,
+            inputs.b0_directions,
+            inputs.grid,
             group.config.tensor,
             chi_ppm=files.load(group.chi),
-            sigmas_ppm=files.stack("sigma"),
-            support=brain,
+            sigmas_ppm=inputs.sigmas_ppm,
+            support=inputs.brain,
         )
-        for path, volume in zip(
-            tensor_paths(group), (found.along(b0_directions[0]), found.mean_ppm), strict=True
-        ):
+        volumes = found.along(inputs.b0_directions[0]), found.mean_ppm
+        for path, volume in zip(tensor_paths(group), volumes, strict=True):
             files.save(path, volume)
         return StageResult(convergence_facts(found.convergence), found.convergence.warnings)
 

@@ -21,6 +21,7 @@ from chisep.pipeline.orientations.joint import (
     cosmos_stage,
     labels_stage,
     separation_stage,
+    tensor_paths,
     tensor_stage,
 )
 from chisep.pipeline.orientations.report import page_of, report_stage
@@ -28,6 +29,7 @@ from chisep.pipeline.orientations.scans import MAPS, ScanFiles, align_stage, pos
 from chisep.pipeline.session import SessionResult
 from chisep.progress import Progress
 from chisep.provenance.records import Record
+from chisep.solvers.tensor import FEWEST_ORIENTATIONS
 
 log = logging.getLogger("chisep")
 
@@ -142,6 +144,7 @@ class _Participant:
         for scan in used:
             self._do(scan.name, align_stage(scan, reference))
         group = Orientations(self.config, self.group.subject, used)
+        self._remove_left_over(group)
         stages = [cosmos_stage(group)]
         if (rates := group.with_r2prime) is not None:
             stages += [labels_stage(group, rates), separation_stage(group, rates)]
@@ -174,6 +177,19 @@ class _Participant:
             )
             for session in sessions
         ]
+
+    def _remove_left_over(self, group: Orientations) -> None:
+        """Remove what an earlier run made and this one does not: networks would train on it."""
+        names = tuple(f"{scan.name}_" for scan in group.scans)
+        maps = (self.config.out / MAPS / self.group.name).rglob("*_*")
+        left_over = [path for path in maps if path.is_file() and not path.name.startswith(names)]
+        if group.with_r2prime is None:
+            left_over += [*group.sources(LABELS)[:2], *group.sources(ITERATIVE)]
+        if len(group.scans) < FEWEST_ORIENTATIONS:
+            left_over += tensor_paths(group)
+        for path in left_over:
+            for file in (path, bids.sidecar_of(path)):
+                file.unlink(missing_ok=True)
 
     def _is_registered(self, scan: ScanFiles, reference: ScanFiles) -> bool:
         facts = self._do(scan.name, pose_stage(self.config, scan, reference)).facts
@@ -211,6 +227,9 @@ class _Plan(_Participant):
         super().__init__(config, group, failed)
         self.reasons: dict[str, str | None] = {}
         self._written = written
+
+    def _remove_left_over(self, group: Orientations) -> None:
+        """Keep all files."""
 
     def _do(self, name: str, stage: Stage) -> Record:
         planner = DryRunPlanner(self.config.bids, self.config.out, name, self._written)

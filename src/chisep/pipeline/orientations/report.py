@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from chisep.report.subject import Panel, SubjectReport, Table, write_report
 
 _PPB = 1000.0
 _RESIDUAL_PPB = (-15.0, 15.0)
+_NONE = "–"
 
 
 def page_of(group: Orientations) -> Path:
@@ -46,14 +48,15 @@ def report_stage(
         For the user.
     """
     parameters = {stage.name: dict(stage.parameters) for stage in stages}
-    table = _table(joint["cosmos"].facts, of_scans)
     cosmos = joint["cosmos"].facts
+    table = _table(group.reference.name, cosmos, of_scans)
     summary = [
         ("Orientations", str(len(group.scans))),
         ("Reference", group.reference.name),
         ("Largest angle between two", f"{cosmos['SpreadDeg']:.1f}°"),
         ("Condition number", f"{cosmos['ConditionNumber']:.2f}"),
         ("All fields known in", f"{100 * cosmos['CommonPartOfBrain']:.0f} % of the brain"),
+        ("Zero of χ", _zero_in_words(cosmos)),
         ("R2'", "not measured" if group.with_r2prime is None else f"of {group.with_r2prime.name}"),
     ]
 
@@ -66,8 +69,10 @@ def report_stage(
             panels=[
                 Panel(
                     "Head orientations",
-                    "Motion from the reference, by registration; what COSMOS does not explain of each field, "
-                    "in the common mask. A field that is explained much worse than others is a poor scan.",
+                    "B0: its angle to that of the reference. Rotation and shift: motion from the reference, "
+                    "by registration, with the part of the contrast that both images share. Known: part of "
+                    "the brain with a field. Residual: what COSMOS does not explain of the field, in the "
+                    "common mask. A field that is explained much worse than others is a poor scan.",
                     table=table,
                 ),
                 *_panels(group, declared),
@@ -88,39 +93,52 @@ def report_stage(
     )
 
 
-def _table(cosmos: Mapping[str, Any], of_scans: Mapping[str, Mapping[str, Record]]) -> Table:
+def _zero_in_words(cosmos: Mapping[str, Any]) -> str:
+    """Say what sets the zero of χ, and what was subtracted."""
+    order = cosmos.get("CsfOrder", -1)
+    if order < 0:
+        return "not set"
+    low, high = cosmos["CsfRemovedRangePpb"]
+    subtracted = f"{low:.1f} to {high:.1f} ppb" if order else f"{cosmos['CsfRemovedMeanPpb']:.1f} ppb"
+    return (
+        f"CSF of {cosmos['CsfMl']:.1f} ml, {cosmos['CsfDeepMl']:.1f} ml of it deep in the brain; "
+        f"{subtracted} subtracted"
+    )
+
+
+def _table(reference: str, cosmos: Mapping[str, Any], of_scans: Mapping[str, Mapping[str, Record]]) -> Table:
     explained = {one["Name"]: one for one in cosmos["Orientations"]}
     rows = []
-    for name, records in of_scans.items():
-        pose = records["pose"].facts if "pose" in records else {}
-        align = records["align"].facts if "align" in records else {}
+    for name in sorted(of_scans, key=lambda name: name != reference):
+        pose, align = (
+            of_scans[name][stage].facts if stage in of_scans[name] else {} for stage in ("pose", "align")
+        )
         found = explained.get(name, {})
+        note = " (reference)" if name == reference else "" if found else " (left out)"
+        residual = _number(found.get("ResidualRmsPpb"))
+        if found.get("ResidualPercent") is not None:
+            residual += f" ({found['ResidualPercent']:.0f} %)"
         rows.append(
             (
-                name,
-                _number(found.get("TiltDeg"), "°"),
-                _number(pose.get("RotationDeg", 0.0 if found else None), "°"),
-                ", ".join(f"{mm:.1f}" for mm in pose.get("ShiftMm", ())) + (" mm" if pose else ""),
-                _number(pose.get("SharedContrast")),
-                _number(_percent(align.get("KnownPartOfBrain")), " %"),
-                _number(align.get("InterpolationNoiseGain")),
-                _number(found.get("ResidualRmsPpb"), " ppb"),
-                _number(found.get("ResidualPercent"), " %"),
+                f"{name}{note}",
+                _number(found.get("TiltDeg")),
+                _number(pose.get("RotationDeg")),
+                _number(math.hypot(*pose["ShiftMm"]) if "ShiftMm" in pose else None),
+                _number(_percent(pose.get("SharedContrast"))),
+                _number(_percent(align.get("KnownPartOfBrain"))),
+                residual,
             )
         )
-    header = (
-        *("scan", "B0 from the reference", "rotation", "shift", "shared contrast"),
-        *("field known", "noise left by interpolation", "residual", "residual of the field"),
-    )
-    return Table(header, tuple(rows))
+    columns = ("scan", "B0 (°)", "rotation (°)", "shift (mm)", "contrast (%)", "known (%)", "residual (ppb)")
+    return Table(columns, tuple(rows))
 
 
 def _percent(part: float | None) -> float | None:
     return None if part is None else 100 * part
 
 
-def _number(value: float | None, unit: str = "") -> str:
-    return "left out" if value is None else f"{value:.2f}{unit}"
+def _number(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.1f}"
 
 
 def _panels(group: Orientations, declared: DeclaredFiles) -> list[Panel]:
@@ -140,6 +158,21 @@ def _panels(group: Orientations, declared: DeclaredFiles) -> list[Panel]:
                 alt="Maps of χ_pos, χ_neg and χ in sagittal, coronal and axial planes.",
             )
         )
+    panels.append(
+        Panel.of_figure(
+            "CSF that sets the zero of χ",
+            "Outlines: voxels of a small R2*, in which χ is 0 on average. They should lie in the ventricles "
+            "and around the brain. Other voxels, such as those of a cyst, make χ wrong: change "
+            "--csf.max-r2star-hz, or set a constant only with --csf.order 0.",
+            figures.planes(
+                [figures.Row("χ by COSMOS", _PPB * read(group.chi), "ppb", (-100.0, 100.0))],
+                affine,
+                mask=mask,
+                overlay=read(group.csf) > 0,
+            ),
+            alt="χ by COSMOS in three planes, with the outline of CSF.",
+        )
+    )
     rows = [figures.Row("χ by COSMOS", _PPB * read(group.chi), "ppb", (-100.0, 100.0))]
     rows += [
         figures.Row(f"Residual of {scan.name}", _PPB * read(scan.residual), "ppb", _RESIDUAL_PPB)

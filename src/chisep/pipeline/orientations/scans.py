@@ -208,9 +208,7 @@ def align_stage(scan: ScanFiles, reference: ScanFiles) -> Stage:
         outputs,
         {
             "Reference": reference.name,
-            "Interpolation": "none"
-            if scan.is_reference
-            else "splines of order 5; linear of standard deviations",
+            "Interpolation": "none" if scan.is_reference else _INTERPOLATION,
             "B0Direction": list(own.grid.b0_direction),
         },
         work,

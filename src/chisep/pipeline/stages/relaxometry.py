@@ -205,11 +205,13 @@ def _relaxation_rates(context: SessionContext, files: StageFiles) -> StageResult
         difference = pseudo_r2prime(of_gre, context.b0_t)
         facts: dict[str, Any] = {}
         of_spin_echo: dict[str, Tensor] = {}
-        pseudo = pseudo_r2_hz(context.b0_t)
-        warnings = [
-            f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
-            "an assumption"
-        ]
+        warnings = list[str]()
+        if context.config.makes_sources:
+            pseudo = pseudo_r2_hz(context.b0_t)
+            warnings.append(
+                f"no spin-echo (MESE) images: R2' is R2* minus a pseudo-R2 of {pseudo:.1f} 1/s everywhere, "
+                "an assumption"
+            )
     else:
         difference, of_spin_echo, facts, warnings = _r2prime(
             context, context.session.mese, of_gre, decay, brain, files
