@@ -18,13 +18,14 @@ from qsm_ci.stages import ARTIFACT_FILE, STAGES
 
 from chisep import cli
 from chisep.api.qsm_ci import QsmCiConfig, command, qsm_ci
+from chisep.api.qsm_ci.dephasing import dephasing_of, equivalent_r2prime
 from chisep.api.qsm_ci.stages import LEAST, whole
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
 from chisep.methods.given_chi import agrees_with_field, field_misfit, with_chi
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import hz_per_ppm
-from chisep.types import Grid, Maps, Sources
+from chisep.types import Grid, Maps, Relaxivity, Sources
 
 SUBMISSIONS = Path(__file__).parents[1] / "qsm-ci"
 SHAPE, VOXEL_MM, B0_T, TE_S = (26, 28, 24), (3.0, 3.0, 3.2), 3.0, (0.004, 0.010, 0.016)
@@ -248,3 +249,58 @@ class TestSubmissions:
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("xsim") == 2
         assert [line.split()[1] for line in done.stdout.splitlines() if "coverage" in line] == ["1.0000"] * 2
+
+
+class TestDephasing:
+    """Which sources dephase, where χ is known."""
+
+    GRID = Grid((48, 48, 48), (2.0, 2.0, 2.0), affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+
+    def _sources(self):
+        """White matter with nuclei that have the atlas's χ_neg; texture in all of it."""
+        rng = np.random.default_rng(0)
+        i, j, k = np.meshgrid(*((np.arange(48) - 23.5) * 2.0,) * 3, indexing="ij")
+        radius = np.sqrt(i**2 + j**2 + k**2)
+        pos, neg = np.full(radius.shape, 0.017), 0.047 + 0.008 * rng.standard_normal(radius.shape)
+        grey = radius < 26
+        iron = radius < 14
+        pos[grey], neg[grey] = 0.06, 0.02
+        pos[iron], neg[iron] = 0.13, 0.012
+        pos *= 1 + 0.1 * rng.standard_normal(radius.shape)
+        mask = radius < 44
+        return tuple(torch.from_numpy((x.clip(0) * mask).astype(np.float32)) for x in (pos, neg)), mask
+
+    @pytest.mark.parametrize("white_only", [True, False])
+    @pytest.mark.parametrize("ratio", [0.82, 2.0])
+    def test_the_model_of_the_scan_is_found_with_its_d_r(self, white_only, ratio):
+        (pos, neg), mask = self._sources()
+        of_neg = torch.where(pos > neg, 0.0, 320.0 * ratio) if white_only else 320.0 * ratio
+        maps = Maps(
+            field_ppm=Dipole(self.GRID).apply(pos - neg),
+            mask=torch.from_numpy(mask),
+            grid=self.GRID,
+            r2prime_hz=320 * pos + of_neg * neg,
+            chi_ppm=pos - neg,
+            b0_t=7.0,
+        )
+        found = dephasing_of(maps, 7.0, chi_is_true=True)
+        assert found.neg_in_diamagnetic_only == white_only
+        assert found.relaxivity.pos_hz_per_ppm == pytest.approx(320, rel=0.15)
+        assert found.relaxivity.neg_hz_per_ppm == pytest.approx(320 * ratio, rel=0.3)
+        rate = found.r2prime_hz(maps)
+        expected = found.relaxivity.pos_hz_per_ppm * pos + found.relaxivity.neg_hz_per_ppm * neg
+        assert float((rate - expected).abs().mean() / expected.mean()) < 0.15
+
+    def test_without_a_known_chi_both_sources_dephase(self):
+        (pos, neg), mask = self._sources()
+        maps = Maps(pos - neg, torch.from_numpy(mask), self.GRID, r2prime_hz=None, b0_t=3.0)
+        found = dephasing_of(maps, 3.0, chi_is_true=False)
+        assert not found.neg_in_diamagnetic_only
+        assert found.source == "default"
+
+    def test_equivalent_r2prime_has_the_same_sources(self):
+        (pos, neg), _ = self._sources()
+        of_pos, of_neg = 200 + 1000 * pos, 300 - 1000 * neg
+        d_r = Relaxivity(320.0, 260.0)
+        rate = equivalent_r2prime(of_pos * pos + of_neg * neg, pos - neg, (of_pos, of_neg), d_r)
+        torch.testing.assert_close(rate, 320 * pos + 260 * neg, rtol=1e-3, atol=1e-3)

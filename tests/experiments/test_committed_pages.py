@@ -9,7 +9,8 @@ import pytest
 
 from chisep.experiments import nuclei, preprocessing, relaxivity, scan_checks
 from chisep.experiments.orientations import page as orientations
-from chisep.experiments.qsm_ci import command as qsm_ci
+from chisep.experiments.qsm_ci import page as qsm_ci
+from chisep.experiments.reproducibility import page as reproducibility
 from chisep.experiments.robustness import ablations as network_ablations
 from chisep.experiments.robustness import results as robustness
 from chisep.experiments.robustness.protocols import BeyondConfig
@@ -49,6 +50,7 @@ PAGES = {
     "preprocessing": lambda found: preprocessing.page(found["Rows"]),
     "qsm-ci/qsm-ci": qsm_ci.page,
     "regions/regions": nuclei.page,
+    "reproducibility/reproducibility": reproducibility.page,
     "relaxivity/relaxivity": relaxivity.page,
     "scan-checks/scan-checks": lambda found: scan_checks.page(found["Sessions"]),
     "thesis/ablations": lambda found: ablations.page(found["Rows"], found["Budget"]),

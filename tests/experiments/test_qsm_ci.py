@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.experiments import reproducibility
-from chisep.experiments.qsm_ci import command, rows, worlds
+from chisep.experiments.qsm_ci import page, rows, special, worlds
 from chisep.experiments.qsm_ci.definitions import DEFINITIONS, GREY, WHITE, definition, tissues_of, tracts_of
+from chisep.experiments.reproducibility import command, scans
+from chisep.experiments.reproducibility import page as reproducibility_page
 from chisep.io.files import write_json
 from chisep.physics.signal import r2prime_of_sources
 from chisep.simulation import labelmap
@@ -104,7 +105,7 @@ class TestWorlds:
     @pytest.mark.parametrize("name", ["mc", "3t-iso"])
     def test_the_null_that_reads_d_r_is_exact(self, made, tmp_path, maker, name):
         world = made(name, maker)
-        cell = rows.Cell(world, "chi-separation", rows.LABEL_NULL)
+        cell = rows.Cell(world, "chi-separation", special.LABEL_NULL)
         scores = rows.row(cell, SUBMISSIONS, tmp_path / "cells")["Scores"]
         for source in ("chi-para", "chi-dia"):
             assert scores[source]["xsim"] > 0.999
@@ -131,7 +132,7 @@ class TestWorlds:
 
 class TestRows:
     def test_a_row_is_kept_until_its_weights_change(self, made, tmp_path, monkeypatch):
-        cell = rows.Cell(made("mc", "chisep"), "chi-separation", rows.NULL)
+        cell = rows.Cell(made("mc", "chisep"), "chi-separation", special.NULL)
         first = rows.row(cell, SUBMISSIONS, tmp_path / "cells")
         monkeypatch.setattr(rows, "_scored", lambda *_: {"Scores": "again"})
         assert rows.row(cell, SUBMISSIONS, tmp_path / "cells") == first
@@ -146,38 +147,51 @@ class TestRows:
 
     def test_every_row_has_its_weights(self, made):
         world = made("mc", "chisep")
-        for method in (rows.DEFAULT, rows.NULL, rows.LABEL_NULL, "iterative", "chi-sepnet-r2p"):
+        for method in (rows.DEFAULT, special.NULL, special.LABEL_NULL, "iterative", "chi-sepnet-r2p"):
             cell = rows.Cell(world, "chi-separation", method)
-            assert bool(rows._weights(cell)) == (method not in (rows.NULL, rows.LABEL_NULL))
+            assert bool(rows._weights(cell)) == (method not in (special.NULL, special.LABEL_NULL))
 
     def test_page_has_a_table_for_each_stage(self):
-        score = {"xsim": 0.5, "nrmse": 50.0, "coverage": 1.0}
+        score = {"xsim": 0.5, "nrmse": 50.0, "mspe": 1.5, "coverage": 1.0}
         found = {
             "Head": "head-11_dseg.nii.gz",
             "VoxelMm": 2.0,
             "Rows": [
                 {
                     **{"World": "mc", "Maker": "chisep", "Stage": "chi-separation", "Method": "default"},
-                    **{"Noisy": False, "Scores": {"chi-para": score, "chi-dia": score}},
+                    **{
+                        "Code": "0123456789abcdef",
+                        "Noisy": False,
+                        "Scores": {"chi-para": score, "chi-dia": score},
+                    },
+                    "Runner": ["valid"],
                     "D_r": {"Source": "scan", "Found": [300.0, 250.0], "True": [320.0, 265.0]},
                 },
                 {
                     **{"World": "7t-field", "Maker": "chisep", "Stage": "dipole", "Method": "tv"},
-                    **{"Noisy": True, "Scores": {"chimap": score | {"hfen": None}}},
+                    **{
+                        "Code": "0123456789abcdef",
+                        "Noisy": True,
+                        "Scores": {"chimap": score | {"hfen": None}},
+                    },
                 },
             ],
         }
-        text = command.page(found)
+        text = page.page(found)
         assert "## chi-separation" in text
-        assert "| mc | chisep | default | 0.500 | 50.0 | 1.000 | 0.500 | 50.0 | 1.000 |" in text
+        assert "| mc | chisep | default | 0.500 | 50.0 | 1.50 | 1.000 | 0.500 | 50.0 | 1.50 | 1.000 |" in text
         assert "300 of 320 (-6 %)" in text
-        assert "| 7t-field | chisep | tv (noisy field) | 0.500 | 50.0 | – | 1.000 |" in text
+        assert "0123456789ab (2 rows)" in text
+        assert "| xSIM ≥ 0.85/0.78 | mc | chisep | 0.500/0.500 | no |" in text
+        assert "| MSPE ≤ 2/2 % | mc | chisep | 1.50/1.50 | yes |" in text
+        assert "| D_r within 15 % | mc | chisep | -6/-6 % | yes |" in text
+        assert "| 7t-field | chisep | tv (noisy field) | 0.500 | 50.0 | – | 1.50 | 1.000 |" in text
 
 
 class TestReproducibility:
     def test_pairs(self):
-        listed = reproducibility.scans()
-        pairs = reproducibility.comparisons(listed)
+        listed = scans.scans()
+        pairs = scans.comparisons(listed)
         assert len(listed) == 15
         assert {name: len(found) for name, found in pairs.items()} == {
             "runs": 15,
@@ -188,16 +202,58 @@ class TestReproducibility:
     def test_agreement(self):
         first = {str(n): {"chi": 10.0 * n} for n in range(8)}
         second = {str(n): {"chi": 11.0 * n + 2} for n in range(8)}
-        found = reproducibility.agreement({"a": first, "b": second}, [("a", "b")], "chi")
-        swapped = reproducibility.agreement({"a": first, "b": second}, [("b", "a")], "chi")
+        found = command.agreement({"a": first, "b": second}, [("a", "b")], "chi")
+        swapped = command.agreement({"a": first, "b": second}, [("b", "a")], "chi")
         assert found["MeanSlopeError"] == pytest.approx(0.1)
         assert swapped["MeanSlopeError"] == pytest.approx(1 - 1 / 1.1)
         assert found["BiasPpb"] == pytest.approx(5.5)
         assert found["LimitsPpb"] == pytest.approx(1.96 * np.std(np.arange(8), ddof=1))
 
-    def test_page(self):
-        row = {"Method": "unrolled", "Comparison": "runs", "Map": "chi_pos", "Pairs": 3}
-        row |= {"MeanSlopeError": 0.0123, "BiasPpb": 0.5, "LimitsPpb": 1.25}
-        text = reproducibility.page({"Head": "packaged head", "VoxelMm": 2.0, "Rows": [row]})
-        assert "| unrolled | runs | χ_pos | 3 | 0.012 | +0.50 | ±1.25 |" in text
+    def _found(self, methods=("unrolled",)):
+        """Results of scans whose region means are those of a phantom times a factor of the protocol."""
+        listed = scans.scans()
+        factors = {"A": 1.0, "B": 1.02, "C": 0.9, "D": 1.0}
+        labels = ("11", "52", "2", "3")
+        of = {
+            scan.name: {
+                label: dict.fromkeys(command.MAPS, 10.0 * (n + 1) * factors[scan.protocol.name])
+                for n, label in enumerate(labels)
+            }
+            for scan in listed
+        }
+        truth = {name: {label: of["A1-run1"][label] for label in labels} for name in of}
+        perfect = {name: truth[name] for name in of if name.endswith("run1")}
+        means = dict.fromkeys(methods, of) | {"truth": truth, "unrolled, true field": perfect}
+        return {
+            **{"Head": "packaged head", "VoxelMm": 2.0, "Code": "0123456789abcdef"},
+            **{"Methods": list(methods), "Rows": command.rows_of(means, listed)},
+            **{"Pairs": command.pairs_of(means, listed), "Means": means},
+        }
+
+    def test_page_has_agreement_pairs_and_budget(self):
+        text = reproducibility_page.page(self._found())
+        assert "| unrolled | runs | χ_pos | 15 | 0.000 | +0.00 | ±0.00 |" in text
         assert "| D | 7 | 1.8 × 1.8 × 1.8 | 4, 9, 14, 19 | 60 |" in text
+        assert "| A–C | χ | 0.900 |" in text
+        assert "- unrolled: no map" in text
+        assert "| unrolled, true field | 0.000 | 0.000 | 0.000 |" in text
+        assert "| truth | 0.000 | 0.000 | 0.000 |" in text
+
+    def test_the_region_that_moves_a_slope_is_named(self):
+        means = {
+            f"{name}1-run1": {str(label): dict.fromkeys(command.MAPS, float(x)) for label, x in regions}
+            for name, regions in (
+                ("A", [(11, 10), (52, 100), (2, 20), (3, 30)]),
+                ("B", [(11, 10), (52, 80), (2, 20), (3, 30)]),
+            )
+        }
+        found = command.pairs_of({"unrolled": means}, scans.scans())
+        assert {(one["Pair"], one["Region"]) for one in found} == {("A–B", 52)}
+        assert found[0]["Slope"] == pytest.approx(0.77, abs=0.02)
+
+    def test_figure_shows_every_pair_of_protocols(self):
+        figure = reproducibility_page.figure(self._found())
+        assert len(figure.axes) == 3
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+            *("A and B", "A and C", "A and D", "B and C", "B and D", "C and D"),
+        ]

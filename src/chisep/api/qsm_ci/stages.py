@@ -10,19 +10,23 @@ import torch
 from scipy import ndimage
 
 from chisep import methods
+from chisep.api.qsm_ci.dephasing import dephasing_of
 from chisep.api.qsm_ci.inputs import Inputs
 from chisep.methods.given_chi import agrees_with_field, with_chi
-from chisep.methods.r2prime_from_magnitude import r2prime_from_magnitude
-from chisep.methods.scan_relaxivity import relaxivity_from
+from chisep.methods.r2prime_of_r2star import r2prime_of_r2star
 from chisep.preprocessing.background import remove_background
 from chisep.preprocessing.field import total_field
 from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_scale
 from chisep.preprocessing.mask import QualityConfig, brain_mask, quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
+from chisep.preprocessing.relaxometry import pseudo_r2prime, r2star
 from chisep.types import Maps, MaskVolume, Volume
 
 LEAST = 1e-6
 """Value of voxels of the mask whose result is exactly 0 (ppm or 1/s): the benchmark counts 0 as missing."""
+_LARGEST_R2PRIME_HZ_PER_T = 27.0
+"""Largest R2' over B0: that of 250 ppb of χ_pos by static dephasing. What is larger is decay in field
+gradients of the head, or noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,8 @@ def end_to_end(inputs: Inputs, method: str) -> Outputs:
 def chi_separation(inputs: Inputs, method: str) -> Outputs:
     """χ-separation: local field and R2' to χ_pos and χ_neg in ppm, with D_r estimated from the maps.
 
-    A χ map whose dipole field is the local field determines χ_pos − χ_neg (`chisep.methods.given_chi`).
+    A χ map whose dipole field is the local field determines χ_pos − χ_neg (`chisep.methods.given_chi`) and
+    shows whether χ_neg dephases outside of white matter (`dephasing`).
     """
     mask, b0_t = inputs.mask, inputs.parameters.B0
     maps = Maps(
@@ -91,9 +96,10 @@ def chi_separation(inputs: Inputs, method: str) -> Outputs:
     )
     chi = maps.chi_ppm
     exact = chi is not None and agrees_with_field(maps)
-    chosen = relaxivity_from(maps, b0_t, chi_is_true=exact)
-    result = methods.separate(replace(maps, relaxivity=chosen.relaxivity), method)
-    warnings = (*chosen.warnings, *result.convergence.warnings)
+    model = dephasing_of(maps, b0_t, chi_is_true=exact)
+    maps = replace(maps, relaxivity=model.relaxivity, r2prime_hz=model.r2prime_hz(maps))
+    result = methods.separate(maps, method)
+    warnings = (*model.warnings, *result.convergence.warnings)
     if exact and chi is not None:
         result = with_chi(result, chi, mask)
     return Outputs(
@@ -106,11 +112,16 @@ def chi_separation(inputs: Inputs, method: str) -> Outputs:
 
 
 def r2prime_generation(inputs: Inputs, _method: str = "") -> Outputs:
-    """R2' in 1/s from the multi-echo magnitude alone."""
-    mask = inputs.mask
-    magnitude = inputs.echoes("magnitude")
-    found = r2prime_from_magnitude(magnitude, inputs.te_s, mask, inputs.grid, inputs.parameters.B0)
-    return Outputs({"r2prime": whole(found.rate_hz, found.sigma_hz > 0, mask)})
+    """R2' in 1/s from the multi-echo magnitude alone.
+
+    The mean of R2' by the network `r2s`, which is too small where there is much of it, and of R2* less one
+    R2, which takes all other decay for R2' and has an upper limit here.
+    """
+    mask, b0_t = inputs.mask, inputs.parameters.B0
+    rate = r2star(inputs.echoes("magnitude"), inputs.te_s, mask)
+    of_network = r2prime_of_r2star(rate, mask, inputs.grid, b0_t).rate_hz
+    of_constant = pseudo_r2prime(rate, b0_t).rate_hz.clamp_max(_LARGEST_R2PRIME_HZ_PER_T * b0_t)
+    return Outputs({"r2prime": whole((of_network + of_constant) / 2, rate.sigma_hz > 0, mask)})
 
 
 def brain_extraction(inputs: Inputs, _method: str = "") -> Outputs:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import chisep
 from chisep.io.files import write_json
 
 
@@ -30,3 +33,22 @@ def cached_result(path: Path, key: Mapping[str, Any], make: Callable[[], dict[st
     result = make()
     write_json(path, {"key": expected, **result})
     return result
+
+
+@cache
+def code_checksum(*packages: str) -> str:
+    """SHA-256 of the source files of packages of chisep, so that a cached result is of this code.
+
+    Parameters
+    ----------
+    packages
+        Folders or modules below `chisep`, e.g. `solvers`, `api/qsm_ci`, `methods/given_chi.py`.
+    """
+    root = Path(chisep.__file__).parent
+    digest = hashlib.sha256()
+    for package in packages:
+        place = root / package
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.relative_to(root).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

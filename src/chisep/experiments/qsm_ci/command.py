@@ -11,8 +11,8 @@ from tyro.conf import Positional
 
 import chisep
 from chisep.errors import InputError
-from chisep.experiments.common.texts import markdown
 from chisep.experiments.qsm_ci.definitions import DEFINITIONS, Maker, definition
+from chisep.experiments.qsm_ci.page import page
 from chisep.experiments.qsm_ci.rows import METHODS, benchmark, cells_of, row
 from chisep.experiments.qsm_ci.worlds import HeadOptions, written_world
 from chisep.io.files import make_directory, write_json, write_text
@@ -24,8 +24,8 @@ class QsmCiExperimentConfig:
     """Worlds by the definitions of QSM-CI, and all stages and methods on them; finished rows are kept."""
 
     out: Positional[Path]
-    """Folder for worlds, rows and results. A row is computed again if its world or its weights change; after
-    a change of the code remove its file in the folder `cells`."""
+    """Folder for worlds, rows and results. A row is computed again if its world, its weights or the code
+    change."""
     labels: Path | None = None
     """Label map of the head; the packaged head if none."""
     worlds: tuple[str, ...] = tuple(DEFINITIONS)
@@ -99,67 +99,3 @@ def _written(config: QsmCiExperimentConfig, rows: Sequence[Mapping[str, Any]]) -
         write_text(config.out / "qsm-ci.md", page(found)),
         write_json(config.out / "qsm-ci.json", found),
     ]
-
-
-_TITLES = {
-    "xsim": ("xSIM", 3),
-    "nrmse": ("NRMSE %", 1),
-    "nrmse_detrend": ("detrended %", 1),
-    "hfen": ("HFEN %", 1),
-    "mspe": ("MSPE %", 2),
-    "coverage": ("coverage", 3),
-    "dice": ("Dice", 3),
-}
-
-
-def page(found: Mapping[str, Any]) -> str:
-    """Write the results as Markdown: a table for each stage, and D_r."""
-    parts = [
-        "# QSM-CI on simulated worlds\n",
-        f"Head {str(found['Head']).removesuffix('_dseg.nii.gz')}, {found['VoxelMm']:g} mm, scored by the "
-        "metrics of QSM-CI over the whole mask. Worlds by qsm-forward have the benchmark's own tissues and "
-        "D_r maps, worlds by chisep those of its digital phantoms. The default is the submission, run by "
-        "QSM-CI's local runner.\n",
-    ]
-    for stage in METHODS:
-        rows = [one for one in found["Rows"] if one["Stage"] == stage]
-        if rows:
-            parts += [f"## {stage}\n", _table(rows)]
-    relaxivities = [one for one in found["Rows"] if "D_r" in one]
-    if relaxivities:
-        parts += ["## D_r found\n", _relaxivity_table(relaxivities)]
-    return "\n".join(parts)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    outputs = list(rows[0]["Scores"])
-    names = {output: [key for key in _TITLES if key in rows[0]["Scores"][output]] for output in outputs}
-    short = {"chi-para": "χ_pos ", "chi-dia": "χ_neg "}
-    columns = [f"{short.get(output, '')}{_TITLES[key][0]}" for output in outputs for key in names[output]]
-    lines = []
-    for one in sorted(rows, key=lambda x: (x["World"], x["Maker"], x["Noisy"])):
-        values = [
-            _number(one["Scores"][output].get(key), _TITLES[key][1])
-            for output in outputs
-            for key in names[output]
-        ]
-        method = one["Method"] + (" (noisy field)" if one["Noisy"] else "")
-        lines.append([one["World"], one["Maker"], method, *values])
-    return markdown(["world", "made by", "method", *columns], lines)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _relaxivity_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = []
-    for one in sorted(rows, key=lambda x: (x["World"], x["Maker"])):
-        d_r = one["D_r"]
-        cells = [
-            f"{made:.0f} of {true:.0f} ({100 * (made / true - 1):+.0f} %)"
-            for made, true in zip(d_r["Found"], d_r["True"], strict=True)
-        ]
-        with_chi = "with the χ map" if one["Method"] == "default" else "from the field"
-        lines.append([one["World"], one["Maker"], with_chi, *cells, d_r["Source"]])
-    return markdown(["world", "made by", "estimate", "D_r,pos", "D_r,neg", "source"], lines)

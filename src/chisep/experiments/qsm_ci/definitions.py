@@ -88,6 +88,7 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
             ),
             _static_dephasing("3t-iso", 3.0, _TE_3T, isotropic=True),
             _static_dephasing("3t-aniso", 3.0, _TE_3T, isotropic=False),
+            _static_dephasing("7t-iso", 7.0, _TE_7T, isotropic=True),
             _static_dephasing("7t-aniso", 7.0, _TE_7T, isotropic=False),
             Definition("7t-field", 7.0, _TE_7T, 100.0, 320.0, 397.0, True, separates=False),
         )
@@ -159,3 +160,43 @@ def tracts_of(labels: Labels, tissues: Labels) -> Labels:
     for number, covered in TRACTS.items():
         found[np.isin(labels, covered)] = number
     return np.where(tissues == WHITE, found, 0).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the benchmark's table: xSIM and MSPE in % of χ_pos and χ_neg; MSPE is None where not known."""
+
+    method: str
+    xsim: tuple[float, float]
+    mspe: tuple[float | None, float | None] = (None, None)
+
+
+PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
+    {
+        "mc": (
+            Published("HC-ChiSep", (0.904, 0.887), (0.50, 0.90)),
+            Published("r2star-qsm", (0.813, 0.740), (4.6, 1.1)),
+            Published("null (closed form)", (0.772, 0.628), (4.2, 19)),
+            Published("chi-sepnet", (0.719, 0.363), (3.2, 6.5)),
+        ),
+        "3t-iso": (
+            Published("HC-ChiSep", (0.476, 0.756)),
+            Published("r2star-qsm", (0.680, 0.745), (3.6, 17.4)),
+            Published("null (closed form)", (0.639, 0.345)),
+            Published("chi-sepnet", (0.730, 0.476), (3.4, 2.2)),
+        ),
+        "3t-aniso": (
+            Published("HC-ChiSep", (0.559, 0.777)),
+            Published("r2star-qsm", (0.677, 0.733), (3.6, 16.3)),
+            Published("null (closed form)", (0.602, 0.318)),
+            Published("chi-sepnet", (0.692, 0.471), (3.5, 2.7)),
+        ),
+        "7t-aniso": (
+            Published("HC-ChiSep", (0.751, 0.848), (0.07, 10.4)),
+            Published("r2star-qsm", (0.675, 0.731)),
+            Published("null (closed form)", (0.602, 0.318), (21.9, 17.8)),
+            Published("chi-sepnet", (0.439, 0.133)),
+        ),
+    }
+)
+"""Rows of the benchmark's table (September 2026) that read no labels, by world."""

@@ -22,44 +22,56 @@ from numpy.typing import NDArray
 import chisep
 from chisep import methods
 from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
+from chisep.api.qsm_ci.dephasing import dephasing_of
 from chisep.api.qsm_ci.inputs import Inputs
 from chisep.errors import ChisepWarning, InputError
-from chisep.experiments.common.results import cached_result
+from chisep.experiments.common.results import cached_result, code_checksum
 from chisep.experiments.common.scores import finite
+from chisep.experiments.qsm_ci.special import (
+    BUDGET,
+    LABEL_NULL,
+    NULL,
+    TUNED_TV,
+    input_maps,
+    special,
+    true_relaxivity,
+    truth_of,
+)
 from chisep.experiments.qsm_ci.worlds import RECORD
 from chisep.io import nifti
 from chisep.io.files import checksum
 from chisep.methods import scan_relaxivity
-from chisep.methods.given_chi import with_chi
 from chisep.networks import weights as network_weights
 from chisep.networks.inference import NetworkOptions
-from chisep.solvers import tv
-from chisep.types import Maps, Relaxivity
 
 METRICS = ("xsim", "nrmse", "nrmse_detrend", "hfen", "mspe", "coverage")
 DEFAULT = "default"
-NO_CHI, TRUE_DR, TUNED_TV = "default, no χ map", "default, true D_r", "tv, tuned on the truth"
-NULL, LABEL_NULL = "null (closed form)", "null, D_r by labels"
+NO_CHI, NETWORK_RATE = "default, no χ map", "network r2s alone"
 NOISY = "localfield-noisy"
-_NULL_POS_3T, _NULL_RATIO = 137.0, 133.77 / 107.84
-_TV_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-_CHI = ("unrolled-qsm", "tv", "tikhonov", "tkd", "qsmnet")
 
 METHODS: Mapping[str, tuple[str, ...]] = {
     "chi-separation": (
-        *(DEFAULT, NO_CHI, TRUE_DR, NULL, LABEL_NULL, "iterative", "closed-form"),
+        *(DEFAULT, NO_CHI, *BUDGET, NULL, LABEL_NULL, "iterative", "closed-form"),
         *("chi-sepnet-r2p", "unrolled-thesis"),
     ),
     "field-mapping": (DEFAULT,),
     "bfr": (DEFAULT,),
-    "dipole": (DEFAULT, TUNED_TV, *_CHI[1:]),
-    "r2prime-generation": (DEFAULT, NULL),
+    "dipole": (DEFAULT, TUNED_TV, "tv", "tikhonov", "tkd", "qsmnet"),
+    "r2prime-generation": (DEFAULT, NETWORK_RATE, NULL),
     "brain-extraction": (DEFAULT,),
     "unwrap+bfr": (DEFAULT,),
-    "bfr+dipole": (DEFAULT, "tv"),
-    "end-to-end": (DEFAULT, "tv"),
+    "bfr+dipole": (DEFAULT, "tv", "tkd"),
+    "end-to-end": (DEFAULT, "tv", "tkd"),
 }
 """Methods of each stage; a name of the registry is that method in the place of the default."""
+
+_BUDGET_WORLDS = ("mc", "3t-iso")
+"""Worlds with an error budget: D_r,neg by the fibre angle and without it."""
+CODE = (
+    *("api/qsm_ci", "experiments/qsm_ci/special.py"),
+    *("methods", "networks", "physics", "preprocessing", "solvers"),
+)
+"""Packages that rows depend on."""
 
 Array = NDArray[Any]
 
@@ -113,7 +125,7 @@ def benchmark() -> tuple[Any, Any, Any]:
 
 
 def row(cell: Cell, submissions: Path, cells: Path) -> dict[str, Any]:
-    """Compute a row, or return the one that is stored for the same world, weights and version.
+    """Compute a row, or return the one that is stored for the same world, weights and code.
 
     Parameters
     ----------
@@ -133,6 +145,7 @@ def row(cell: Cell, submissions: Path, cells: Path) -> dict[str, Any]:
         "GeneratedBy": f"chisep {chisep.__version__}",
         "World": json.loads((cell.world / RECORD).read_text(encoding="utf-8")),
         "Weights": _weights(cell),
+        "Code": _code(cell),
     }
     known = {
         "Maker": cell.world.parent.name,
@@ -140,14 +153,24 @@ def row(cell: Cell, submissions: Path, cells: Path) -> dict[str, Any]:
         "Stage": cell.stage,
         "Method": cell.method,
         "Noisy": cell.noisy,
+        "Weights": key["Weights"],
+        "Code": key["Code"],
     }
     return cached_result(cells / f"{cell.name}.json", key, lambda: known | _scored(cell, submissions))
+
+
+def _code(cell: Cell) -> str:
+    """Checksum of the code that a row depends on."""
+    if cell.method in (NULL, LABEL_NULL):
+        return code_checksum("experiments/qsm_ci/special.py", "preprocessing/relaxometry.py")
+    return code_checksum(*CODE)
 
 
 def _weights(cell: Cell) -> list[Any]:
     """Weights that a row depends on."""
     if cell.stage == "r2prime-generation":
-        return [checksum(network_weights.find_weights("r2s"))] if cell.method == DEFAULT else []
+        of_network = {"Name": "r2s", "SHA256": checksum(network_weights.find_weights("r2s"))}
+        return [of_network] if cell.method != NULL else []
     name = _method(cell)
     if not name:
         return []
@@ -177,14 +200,14 @@ def _scored(cell: Cell, submissions: Path) -> dict[str, Any]:
         given, out = Path(folder) / "in", Path(folder) / "out"
         _copy_inputs(cell, given)
         if cell.method == DEFAULT:
-            _run_submission(cell, submissions, given, out)
+            found["Runner"] = _run_submission(cell, submissions, given, out)
         elif cell.method in methods.METHODS:
             qsm_ci(QsmCiConfig(given, out, stage=_known_stage(cell.stage), method=cell.method))
         elif cell.method == NO_CHI:
             (given / "chimap.nii.gz").unlink()
             qsm_ci(QsmCiConfig(given, out, stage="chi-separation"))
         else:
-            _write(out, _special(cell, Inputs(given)), Inputs(given))
+            _write(out, special(cell.world, cell.stage, cell.method, Inputs(given)), Inputs(given))
         if cell.stage == "chi-separation" and cell.method in (DEFAULT, NO_CHI):
             found["D_r"] = _relaxivity(cell, Inputs(given), chi_is_true=cell.method == DEFAULT)
         found["Scores"] = _scores(cell, out)
@@ -205,15 +228,18 @@ def _copy_inputs(cell: Cell, given: Path) -> None:
         shutil.copy(cell.world / "inputs" / source, given / file)
 
 
-def _run_submission(cell: Cell, submissions: Path, given: Path, out: Path) -> None:
-    """Run the submission of the stage with the benchmark's local runner."""
+def _run_submission(cell: Cell, submissions: Path, given: Path, out: Path) -> list[str]:
+    """Run and score the submission of a stage with the benchmark's local runner; return what it reports."""
     runner, _, stages = benchmark()
+    stage = stages.STAGES[cell.stage]
     folder = submission_of(cell.stage, submissions)
     arguments = [str(folder), "--runner", "local", "-o", f"{out}{os.sep}"]
     for file in sorted(given.iterdir()):
         name = file.name.split(".")[0]
-        if name in stages.STAGES[cell.stage]["consumes"] or name == "magnitude":
+        if name in stage["consumes"] or name == "magnitude":
             arguments += [f"--{name}", str(file)]
+    if "mask" in stage["consumes"]:
+        arguments += ["--truth", str(_truth_folder(cell, given.parent))]
     out.mkdir()
     path = os.environ["PATH"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
@@ -223,13 +249,34 @@ def _run_submission(cell: Cell, submissions: Path, given: Path, out: Path) -> No
             status = runner.run_command(arguments, log=lambda text: print(text, file=said))
     finally:
         os.environ["PATH"] = path
+    lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
     if status:
         raise InputError(
             folder,
-            found=f"a run that failed: {said.getvalue().strip()[-300:]}",
+            found=f"a run that failed: {' '.join(lines)[-300:]}",
             expected="a valid submission",
             fix="Run it by hand with qsm-ci run.",
         )
+    return [
+        line.replace(str(given.parent), "…").replace(str(submissions), submissions.name) for line in lines
+    ]
+
+
+def _truth_folder(cell: Cell, parent: Path) -> Path:
+    """Folder with the truth of the outputs of a stage."""
+    _, _, stages = benchmark()
+    folder = parent / "truth"
+    folder.mkdir()
+    for output in stages.STAGES[cell.stage]["produces"]:
+        shutil.copy(_true_file(cell, output), folder / f"{output}.nii.gz")
+    return folder
+
+
+def _true_file(cell: Cell, output: str) -> Path:
+    """File of the truth of an output of a stage."""
+    _, _, stages = benchmark()
+    folder = "groundtruth" if stages.ARTIFACT_KIND[output] in ("chi", "chisep") else "inputs"
+    return cell.world / folder / f"{output}.nii.gz"
 
 
 def submission_of(stage: str, submissions: Path) -> Path:
@@ -252,79 +299,12 @@ def submission_of(stage: str, submissions: Path) -> Path:
     )
 
 
-def _special(cell: Cell, inputs: Inputs) -> dict[str, Any]:
-    """Compute null methods, the default with the true D_r, and a tuned TV."""
-    if cell.method == TUNED_TV:
-        return {"chimap": _tuned_tv(cell, inputs)}
-    if cell.stage == "r2prime-generation":
-        from chisep.preprocessing.relaxometry import pseudo_r2prime, r2star
-
-        rate = r2star(inputs.echoes("magnitude"), inputs.te_s, inputs.mask)
-        return {"r2prime": pseudo_r2prime(rate, inputs.parameters.B0).rate_hz}
-    chi, r2prime, mask = inputs.volume("chimap"), inputs.volume("r2prime"), inputs.mask
-    if cell.method == TRUE_DR:
-        true = _true_relaxivity(cell)
-        maps = Maps(
-            inputs.volume("localfield"),
-            mask,
-            inputs.grid,
-            true,
-            r2prime_hz=r2prime,
-            magnitude=inputs.combined_magnitude(),
-            b0_t=inputs.parameters.B0,
-        )
-        made = with_chi(methods.separate(maps, methods.DEFAULTS["sources"]), chi, mask)
-        return {"chi-para": made.chi_pos_ppm, "chi-dia": made.chi_neg_ppm}
-    if cell.method == NULL:
-        pos_dr = torch.full_like(chi, _NULL_POS_3T * inputs.parameters.B0 / 3)
-        neg_dr = _NULL_RATIO * pos_dr
-    else:
-        pos_dr, neg_dr = (torch.from_numpy(_truth(cell, f"dr_{name}")) for name in ("pos", "neg"))
-    # χ_pos − χ_neg = χ and D_r,pos χ_pos + D_r,neg χ_neg = R2'.
-    pos = (neg_dr * chi + r2prime) / (pos_dr + neg_dr).clamp_min(1e-6)
-    return {"chi-para": pos.clamp_min(0) * mask, "chi-dia": (pos - chi).clamp_min(0) * mask}
-
-
-def _tuned_tv(cell: Cell, inputs: Inputs) -> torch.Tensor:
-    """Total variation with the weight of the smallest error against the truth."""
-    maps = Maps(inputs.volume("localfield"), inputs.mask, inputs.grid, magnitude=inputs.combined_magnitude())
-    truth = torch.from_numpy(_truth(cell, "chimap"))
-    made = [methods.invert(maps, "tv", tv.TvConfig(tv_weight=weight)).chi_ppm for weight in _TV_WEIGHTS]
-
-    def error(chi: torch.Tensor) -> float:
-        difference = (chi - truth)[inputs.mask]
-        return float(difference.std())
-
-    return min(made, key=error)
-
-
-def _truth(cell: Cell, name: str) -> NDArray[np.float32]:
-    return nifti.load(cell.world / "groundtruth" / f"{name}.nii.gz").data
-
-
-def _true_relaxivity(cell: Cell) -> Relaxivity:
-    """Means of the true D_r maps, weighted by the sources."""
-    pos, neg = (np.asarray(_truth(cell, f"dr_{name}"), np.float64) for name in ("pos", "neg"))
-    chi_pos, chi_neg = (np.asarray(_truth(cell, f"chi-{name}"), np.float64) for name in ("para", "dia"))
-    # A source without R2' states no D_r.
-    of_pos, of_neg = chi_pos * (pos > 0), chi_neg * (neg > 0)
-    return Relaxivity(float((pos * of_pos).sum() / of_pos.sum()), float((neg * of_neg).sum() / of_neg.sum()))
-
-
 def _relaxivity(cell: Cell, inputs: Inputs, *, chi_is_true: bool) -> dict[str, Any]:
-    maps = Maps(
-        inputs.volume("localfield"),
-        inputs.mask,
-        inputs.grid,
-        r2prime_hz=inputs.volume("r2prime"),
-        chi_ppm=inputs.volume("chimap") if chi_is_true else None,
-        magnitude=inputs.combined_magnitude(),
-        b0_t=inputs.parameters.B0,
-    )
-    chosen = scan_relaxivity.relaxivity_from(maps, inputs.parameters.B0, chi_is_true=chi_is_true)
-    true = _true_relaxivity(cell)
+    maps = input_maps(inputs, with_chi_map=chi_is_true)
+    chosen = dephasing_of(maps, inputs.parameters.B0, chi_is_true=chi_is_true)
+    true = true_relaxivity(cell.world)
     return {
-        "Source": chosen.facts["D_r_source"],
+        "Source": chosen.source,
         "Found": [chosen.relaxivity.pos_hz_per_ppm, chosen.relaxivity.neg_hz_per_ppm],
         "True": [true.pos_hz_per_ppm, true.neg_hz_per_ppm],
     }
@@ -345,10 +325,9 @@ def _scores(cell: Cell, out: Path) -> dict[str, dict[str, float | None]]:
         if output == "mask":
             found[output] = {"dice": _dice(made > 0, mask > 0)}
             continue
-        kind = stages.ARTIFACT_KIND[output]
-        folder = "groundtruth" if kind in ("chi", "chisep") else "inputs"
-        truth = nifti.load(cell.world / folder / f"{output}.nii.gz").data
-        regions = _regions(cell) if folder == "groundtruth" else {}
+        kind, file = stages.ARTIFACT_KIND[output], _true_file(cell, output)
+        truth = nifti.load(file).data
+        regions = _regions(cell) if file.parent.name == "groundtruth" else {}
         component = "dia" if output == "chi-dia" else "para"
         metrics, _ = scorer.score_arrays(
             made.astype(float), truth.astype(float), mask, kind, component=component, **regions
@@ -359,7 +338,7 @@ def _scores(cell: Cell, out: Path) -> dict[str, dict[str, float | None]]:
 
 def _regions(cell: Cell) -> dict[str, Array]:
     names = {"seg": "dseg", "wm_rois": "wm_rois", "theta": "theta"}
-    found: dict[str, Array] = {key: _truth(cell, name) for key, name in names.items()}
+    found: dict[str, Array] = {key: truth_of(cell.world, name) for key, name in names.items()}
     return found | {"seg": np.rint(found["seg"]).astype(np.int32)}
 
 
@@ -385,5 +364,9 @@ def cells_of(world: Path, *, separates: bool, only: Sequence[str]) -> list[Cell]
         if of_separation != separates or (only and stage not in only):
             continue
         for noisy in (False, True) if stage == "dipole" else (False,):
-            found += [Cell(world, stage, name, noisy) for name in names]
+            found += [
+                Cell(world, stage, name, noisy)
+                for name in names
+                if name not in BUDGET or world.name in _BUDGET_WORLDS
+            ]
     return sorted(found, key=lambda cell: cell.method != DEFAULT)

@@ -4,6 +4,7 @@ Susceptibility is given in ppm and drawn in ppb, with the same intensity window 
 pages can be compared. Figures are built without pyplot: there is no global state, and nothing to close.
 """
 
+from chisep.report.figures.agreement import Agreement, bland_altman
 from chisep.report.figures.axial import axial_planes, echoes
 from chisep.report.figures.bars import Bars, bars
 from chisep.report.figures.curves import Curves, curves
@@ -53,6 +54,7 @@ __all__ = [
     "SIGMA_WINDOW_PPB",
     "SOURCE_WINDOW_PPB",
     "TOTAL_WINDOW_PPB",
+    "Agreement",
     "Bars",
     "Curves",
     "Distribution",
@@ -66,6 +68,7 @@ __all__ = [
     "axial_planes",
     "band_spectra",
     "bars",
+    "bland_altman",
     "comparison",
     "convergence",
     "curves",

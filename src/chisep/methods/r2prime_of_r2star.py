@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from chisep.networks.inference import NetworkOptions, measured_channels
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz
 from chisep.physics.signal import default_relaxivity
-from chisep.preprocessing.relaxometry import Rate, r2star
-from chisep.types import Echoes, Grid, Maps, MaskVolume
+from chisep.preprocessing.relaxometry import Rate
+from chisep.types import Grid, Maps, MaskVolume
 
 
 def r2prime_of_r2star(rate: Rate, mask: MaskVolume, grid: Grid, b0_t: float) -> Rate:
@@ -48,30 +46,3 @@ def r2prime_of_r2star(rate: Rate, mask: MaskVolume, grid: Grid, b0_t: float) -> 
     predicted = measured_channels(maps, ("r2prime",), NetworkOptions())["r2prime"] * d_r.pos_hz_per_ppm
     spread = torch.full_like(rate.sigma_hz, PSEUDO_R2_SD * pseudo_r2_hz(b0_t))
     return Rate(predicted, torch.hypot(rate.sigma_hz, spread) * (rate.sigma_hz > 0))
-
-
-def r2prime_from_magnitude(
-    magnitude: Echoes, te_s: Sequence[float], mask: MaskVolume, grid: Grid, b0_t: float
-) -> Rate:
-    """Fit R2* to multi-echo magnitudes and predict R2' from it.
-
-    Parameters
-    ----------
-    magnitude
-        Gradient echoes, shape (echo, i, j, k).
-    te_s
-        Echo times in s.
-    mask, grid, b0_t
-        As of `r2prime_of_r2star`.
-
-    Returns
-    -------
-    Rate
-        R2' ≥ 0 in 1/s and its σ.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two echoes, or the weights cannot be read.
-    """
-    return r2prime_of_r2star(r2star(magnitude, te_s, mask), mask, grid, b0_t)
