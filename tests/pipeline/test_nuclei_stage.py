@@ -38,6 +38,7 @@ def registered(monkeypatch):
 
     def outlined(r2star_hz, chi_ppm, brain, chi_known, grid, to_mni, config):
         assert r2star_hz.shape == chi_ppm.shape == chi_known.shape == grid.shape
+        assert chi_known[brain & (chi_ppm != 0)].all()  # also outside the reliable mask
         assert to_mni.GetDimension() == 3
         assert config == NucleiConfig()
         labels = np.zeros(grid.shape, dtype=np.int32)

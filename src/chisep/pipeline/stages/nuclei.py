@@ -63,7 +63,9 @@ def _outlined(context: SessionContext, files: StageFiles, config: NucleiConfig) 
                 f"the registration of the brain is poor (Dice {whole.overlap:.2f}): no nuclei are outlined"
             )
         else:
-            labels = nuclei_on_scan(r2star, chi, brain, trusted, files.grid, whole.to_mni, config)
+            # Where the field is uncertain, χ still shows the nuclei; else borders would follow the mask.
+            known = trusted | (brain & (chi != 0))
+            labels = nuclei_on_scan(r2star, chi, brain, known, files.grid, whole.to_mni, config)
     files.save_array("nuclei", labels, np.int32)
     names = LabelImage(labels, files.affine, nucleus_names(), "CIT168")
     write_names(files.target("nucleus_names"), labels, names)
