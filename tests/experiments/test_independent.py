@@ -18,6 +18,7 @@ from chisep.experiments.independent.conditions import CONDITIONS, Condition, mea
 from chisep.experiments.independent.evaluation import evaluated
 from chisep.experiments.independent.heads import CLASSES, NAMES, WHITE, read_head
 from chisep.experiments.independent.lesions import add_lesions
+from chisep.experiments.independent.qsm_forward_world import qsm_forward_field
 from chisep.experiments.independent.scans import Place, phantom_of
 from chisep.experiments.independent.statistics import by_head, interval, paired, summarised
 from chisep.experiments.independent.worlds import World, atlas_like, piecewise_constant
@@ -285,7 +286,11 @@ def test_qsm_forward_makes_its_world_and_the_field_agrees(labels, tmp_path):
     chi = found.chi_pos_ppm - found.chi_neg_ppm
     own = forward.dipole_field(chi, forward.B0_DIRECTION)
     difference = (found.field_ppm - own)[found.mask]
-    assert difference.std() < 1e-3 * own[found.mask].std()
+    # The two kernels are sampled on grids of different size.
+    assert difference.std() < 3e-3 * own[found.mask].std()
+    filled = np.where(found.mask, chi, 0)[8:-8, 8:-8, 8:-8]
+    offset = qsm_forward_field(filled) - forward.dipole_field(filled, forward.B0_DIRECTION)
+    assert abs(offset.mean()) < 0.02 * own[found.mask].std()
     white = found.head.classes == WHITE
     grey, pallidum = (found.head.classes == 1 + NAMES.index(x) for x in ("grey matter", "pallidum"))
     assert found.chi_neg_ppm[white].mean() > 1.3 * found.chi_neg_ppm[grey].mean()

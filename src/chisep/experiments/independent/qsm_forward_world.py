@@ -93,9 +93,15 @@ def qsm_forward_sources(head: Head, rng: np.random.Generator) -> tuple[Array, Ar
 
 
 def qsm_forward_field(chi_ppm: Array) -> Array:
-    """Field in ppm by `generate_field`."""
-    field = qsm_forward().generate_field(chi_ppm, voxel_size=[1.0, 1.0, 1.0], B0_dir=list(B0_DIRECTION))
-    return np.asarray(field, np.float32)
+    """Field in ppm by `generate_field`.
+
+    The package pads a volume by little: the field of a box that tissue fills would have an offset of some ppb.
+    """
+    margins = [(n // 2, n // 2) for n in chi_ppm.shape]
+    wide = np.pad(chi_ppm, margins)
+    field = qsm_forward().generate_field(wide, voxel_size=[1.0, 1.0, 1.0], B0_dir=list(B0_DIRECTION))
+    inner = tuple(slice(margin, margin + n) for (margin, _), n in zip(margins, chi_ppm.shape, strict=True))
+    return np.asarray(field, np.float32)[inner]
 
 
 def _textured(labels: Any, which: int, head: Head, rng: np.random.Generator) -> Array:  # noqa: ANN401

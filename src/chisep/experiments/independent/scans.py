@@ -20,7 +20,7 @@ from chisep.experiments.independent.worlds import WORLDS, Phantom
 from chisep.io.files import checksum, make_directory
 from chisep.types import Maps
 
-BENCH_VERSION = 2
+BENCH_VERSION = 3
 """Raised with every change of worlds or conditions: cached phantoms and results of another are made anew."""
 _HEAD_STREAM, _WORLD_STREAM, _SCAN_STREAM = 1, 2, 3
 
