@@ -95,7 +95,7 @@ def qsm_forward_sources(head: Head, rng: np.random.Generator) -> tuple[Array, Ar
 def qsm_forward_field(chi_ppm: Array) -> Array:
     """Field in ppm by `generate_field`.
 
-    The package pads a volume by little: the field of a box that tissue fills would have an offset of some ppb.
+    The package pads a volume by little: the field of a box that tissue fills would have an offset of 2 ppb.
     """
     margins = [(n // 2, n // 2) for n in chi_ppm.shape]
     wide = np.pad(chi_ppm, margins)
