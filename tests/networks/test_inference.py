@@ -280,7 +280,7 @@ class TestMethods:
         wanted = refined_sources(noisy, estimate, 3, None)
         assert torch.equal(refined.chi_pos_ppm, wanted.chi_pos_ppm)
         assert not torch.equal(refined.chi_pos_ppm, estimate.chi_pos_ppm)
-        assert torch.equal(refined.chi_neg_sigma_ppm, estimate.chi_neg_sigma_ppm)
+        assert torch.equal(refined.chi_neg_sigma_ppm, wanted.chi_neg_sigma_ppm)
         assert not refined.convergence.warnings
         chi = methods.invert(noisy, "unrolled-qsm", options(folder, "unrolled-qsm"))
         refined_chi = methods.invert(more, "unrolled-qsm", options(folder, "unrolled-qsm", refinement=3))
