@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import max_pool3d
 
+from chisep.networks.brain_box import BrainBox
 from chisep.networks.refinement import refined_chi, refined_sources
+from chisep.physics.dipole import Dipole
 from chisep.solvers import iterative
-from chisep.types import Relaxivity, Sources, Susceptibility, Volume
+from chisep.types import Maps, Relaxivity, Sources, Susceptibility, Volume
 from tests.solvers.head import make_head
 
 HEAD = make_head((24, 26, 22))
@@ -39,14 +42,27 @@ def error_ppm(made: Sources) -> float:
 
 
 def test_an_estimate_that_fits_is_the_prior_as_it_is():
-    given = estimate(0.0)
-    surface = torch.from_numpy(distance_transform_edt(INSIDE.numpy()) <= 3)
-    prior = replace(given, chi_neg_sigma_ppm=torch.where(surface, 0.3, 1.0) * SIGMA)
-    wanted = iterative.solve(MAPS, iterative.IterativeConfig(iterations=20), prior=prior)
-    made = refined_sources(MAPS, given, 20, None)
-    # The free-space dipole of a small box differs a little from that of the whole grid.
-    torch.testing.assert_close(made.chi_pos_ppm, wanted.chi_pos_ppm, rtol=0, atol=2e-3)
-    torch.testing.assert_close(made.chi_pos_sigma_ppm, 0.9 * SIGMA)
+    """All in the box of the brain, whose free-space dipole differs a little from that of the whole grid."""
+    box = BrainBox(INSIDE, HEAD.grid)
+    pos, neg, mask, sigma = map(box.cut, (HEAD.chi_pos_ppm, HEAD.chi_neg_ppm, INSIDE, SIGMA))
+    noise = box.cut(MAPS.field_ppm - Dipole(HEAD.grid).apply(HEAD.chi_ppm) * INSIDE)
+    maps = Maps(
+        field_ppm=Dipole(box.grid).apply(pos - neg) * mask + noise,
+        mask=mask,
+        grid=box.grid,
+        relaxivity=MAPS.relaxivity,
+        r2prime_hz=box.cut(MAPS.r2prime_hz),
+        field_sigma_ppm=box.cut(MAPS.field_sigma_ppm),
+        r2prime_sigma_hz=box.cut(MAPS.r2prime_sigma_hz),
+    )
+    given = with_sigma(pos, neg, sigma)
+    depth = distance_transform_edt(np.pad(mask.numpy(), 1), sampling=box.grid.voxel_mm)[1:-1, 1:-1, 1:-1]
+    prior = replace(given, chi_neg_sigma_ppm=torch.where(torch.from_numpy(depth) <= 3, 0.3, 1.0) * sigma)
+    config = iterative.IterativeConfig(iterations=20, tolerance=2e-3)
+    wanted = iterative.solve(maps, config, prior=prior)
+    made = refined_sources(maps, given, 20, None)
+    torch.testing.assert_close(made.chi_pos_ppm, wanted.chi_pos_ppm, rtol=0, atol=2e-4)
+    torch.testing.assert_close(made.chi_pos_sigma_ppm, 0.9 * sigma)
     assert made.convergence.warnings == ()
 
 

@@ -72,10 +72,12 @@ def test_sources_in_the_rim_explain_the_field_inside(head):
     maps = replace(head.maps(), mask=inner)
     error = {}
     for support in (None, head.mask):
-        sources = iterative.solve(replace(maps, support=support), CONFIG)
+        # Without sources in the rim it converges slowly, to a larger error.
+        config = iterative.IterativeConfig(iterations=240)
+        sources = iterative.solve(replace(maps, support=support), config)
         assert not sources.chi_pos_ppm[~(inner if support is None else support)].any()
         error[support is None] = nrmse_percent(sources.chi_neg_ppm, head.chi_neg_ppm, inner)
-    assert error[False] < 0.8 * error[True]
+    assert error[False] < 0.7 * error[True]
 
 
 def test_scales_with_its_maps(head):

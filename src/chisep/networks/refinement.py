@@ -91,8 +91,8 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
     Returns
     -------
     Sources
-        With the standard deviations of the network, or those of the solver where R2' shows that the network
-        is wrong. It is the estimate itself where the error of R2' is mostly alike over large regions, as
+        With 0.9 times the standard deviations of the network, or those of the solver where R2' shows that the
+        network is wrong. It is the estimate itself where the error of R2' is mostly alike over large regions, as
         without a spin echo: to the solver it would be white noise.
     """
     if _has_coarse_error(maps, estimate):
@@ -181,6 +181,7 @@ def _perturbed_sigma(maps: Maps, made: Sources, progress: Progress | None) -> Te
         r2prime_hz=rate + of_rate.mul_(_volume(maps.r2prime_sigma_hz, rate)),
     )
     config = iterative.IterativeConfig(iterations=_PERTURBED_ITERATIONS)
+    # It starts at `made`, which has the σ of no prior.
     other = iterative.solve(perturbed, config, progress, prior=made)
     values = torch.stack((made.chi_pos_ppm, made.chi_neg_ppm, made.chi_ppm))
     changes = torch.stack((other.chi_pos_ppm, other.chi_neg_ppm, other.chi_ppm)).sub_(values)
