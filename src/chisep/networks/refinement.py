@@ -92,8 +92,8 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
     -------
     Sources
         With 0.9 times the standard deviations of the network, or those of the solver where R2' shows that the
-        network is wrong. It is the estimate itself where the error of R2' is mostly alike over large regions, as
-        without a spin echo: to the solver it would be white noise.
+        network is wrong. It is the estimate itself where the error of R2' is mostly alike over large
+        regions, as without a spin echo: to the solver it would be white noise.
     """
     if _has_coarse_error(maps, estimate):
         if progress is not None:
