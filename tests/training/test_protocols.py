@@ -165,10 +165,11 @@ def test_without_spin_echo_one_r2_is_taken_from_r2star():
     torch.testing.assert_close(example.inputs[2][inside], expected, rtol=1e-3, atol=0)
 
 
-def test_a_chi_map_is_made_for_networks_that_take_one():
+@pytest.mark.parametrize("weights", ["", "unrolled-qsm"])
+def test_a_chi_map_is_made_for_networks_that_take_one(weights):
     network = NetworkConfig(PHI_ROWS, SOURCES)
-    qsm, *_ = crops(replace(EXACT, standard_share=1.0), network)[0].inputs
-    pos, neg = crops(replace(EXACT, standard_share=1.0), network)[0].targets
+    example = crops(replace(EXACT, standard_share=1.0, chi_weights=weights), network)[0]
+    (qsm, *_), (pos, neg) = example.inputs, example.targets
     assert torch.corrcoef(torch.stack(((pos - neg).flatten(), qsm.flatten())))[0, 1] > 0.5
 
 

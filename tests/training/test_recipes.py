@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from chisep.errors import InputError
-from chisep.networks.config import SOURCES, build
+from chisep.networks.config import NOISE, SOURCES, build
 from chisep.networks.unet import REFERENCE_WIDTHS
 from chisep.networks.unrolled_gradient import UnrolledGradient
 from chisep.training.recipes import FIELD_WIDTHS, PROXIMAL_WIDTHS, SMALL_WIDTHS, annealed, find, recipes
 
-PUBLISHED = [name for name in recipes() if not name.endswith("-small")]
+EQUAL = [name for name in recipes() if name.startswith("equal-")]
+PUBLISHED = [name for name in recipes() if not name.endswith("-small") and name not in EQUAL]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -61,7 +62,23 @@ def test_every_recipe_makes_a_network(name):
     network = find(name).network
     with torch.device("meta"):
         made = build(network, dict.fromkeys((*network.inputs, *network.outputs), (0.0, 1.0)))
-    assert isinstance(made, UnrolledGradient) == name.startswith(("thesis-unrolled", "unrolled-gradient"))
+    gradient = name.startswith(("thesis-unrolled", "unrolled-gradient", "equal-gradient"))
+    assert isinstance(made, UnrolledGradient) == gradient
+
+
+def test_designs_are_compared_under_equal_conditions():
+    """Data, loss, rate, steps and batches are the same; the number of parameters within 3 %."""
+    counts = []
+    for name in EQUAL:
+        recipe = find(name)
+        with torch.device("meta"):
+            made = build(recipe.network, dict.fromkeys(recipe.network.scaled, (0.0, 1.0)))
+        counts.append(sum(parameter.numel() for parameter in made.parameters()))
+        same = replace(recipe, network=find(EQUAL[0]).network, summary="", reference="")
+        assert same == replace(find(EQUAL[0]), summary="", reference="")
+        assert set(NOISE.values()) <= set(recipe.network.inputs) or recipe.network.unrolled
+    assert len(counts) == 3
+    assert max(counts) < 1.03 * min(counts)
 
 
 def test_the_thesis_network_unrolls_ten_times_from_4():

@@ -49,7 +49,7 @@ class NetworkConfig:
     input for the B0 direction."""
 
     def __post_init__(self) -> None:
-        known = {*get_args(Channel)} - (set() if self.proximal else {*NOISE.values()})
+        known = {*get_args(Channel)} - ({*NOISE.values()} if self.unrolled else set())
         unknown = {*self.inputs, *self.outputs} - known
         empty = not self.inputs or not self.outputs
         allowed = self._channels_of_physics()
@@ -91,6 +91,8 @@ class NetworkConfig:
         """Channels whose statistics the network needs."""
         if self.unrolled is not None:
             return self.outputs
+        if self.proximal is None:
+            return self.inputs + self.outputs
         return tuple(name for name in self.inputs if name not in NOISE.values()) + self.outputs
 
 

@@ -68,7 +68,8 @@ def train_network(
     """
     data = config.data
     subjects = data.train + data.validation
-    if "qsm" in config.recipe.network.inputs and missing_chi_maps(data, subjects):
+    of_scans = config.recipe.protocol is None  # other crops get their χ map when they are drawn
+    if of_scans and "qsm" in config.recipe.network.inputs and missing_chi_maps(data, subjects):
         make_chi_maps(
             data, subjects, config.chi_method, config.chi_network, device=config.chi_device, progress=progress
         )

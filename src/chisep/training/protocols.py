@@ -8,7 +8,7 @@ outside of the crop has an effect, and label maps of any origin can be used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from chisep.errors import InputError
 from chisep.io import bids, nifti
 from chisep.networks.brain_box import BrainBox
 from chisep.networks.config import NetworkConfig
+from chisep.networks.inference import NetworkOptions, invert
 from chisep.physics.dipole import Dipole
 from chisep.physics.relaxation import PSEUDO_R2_SD, pseudo_r2_hz, r2_at_field_hz
 from chisep.physics.signal import default_relaxivity, hz_per_ppm, r2prime_of_sources, se_signal
@@ -115,6 +116,8 @@ class ProtocolConfig:
     """SD of the logarithm of the factor by which the noise maps are wrong."""
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     """Random contrasts of the sources."""
+    chi_weights: str = ""
+    """Weights of the network that makes the input χ map of networks that take one; Tikhonov if empty."""
 
     def __post_init__(self) -> None:
         pairs = (self.b0_t, self.voxel_mm, self.dr_hz_per_ppm, self.dr_ratio, self.snr)
@@ -362,8 +365,7 @@ def _simulated(
         "chi": pos - neg,
     }
     if "qsm" in network.inputs and bool(valid.any()):
-        maps = Maps(field_ppm=channels["field"], mask=valid, grid=grid)
-        channels["qsm"] = tikhonov.solve(maps, tikhonov.TikhonovConfig(alpha=0.01)).chi_ppm
+        channels["qsm"] = _input_chi(channels, valid, mask, grid, config.chi_weights)
     nothing = torch.zeros(mask.shape)
     return Example(
         torch.stack([channels.get(name, nothing) for name in network.inputs]),
@@ -373,6 +375,22 @@ def _simulated(
         torch.tensor(grid.voxel_mm),
         torch.tensor(protocol.assumed.ratio),
     )
+
+
+def _input_chi(
+    channels: Mapping[str, Volume], valid: MaskVolume, brain: MaskVolume, grid: Grid, weights: str
+) -> Volume:
+    """Dipole inversion of the field, for networks that take a χ map."""
+    maps = Maps(
+        field_ppm=channels["field"],
+        mask=valid,
+        support=brain,
+        grid=grid,
+        field_sigma_ppm=channels["field_sigma"],
+    )
+    if weights:
+        return invert(maps, NetworkOptions(refinement=0), weights=weights).chi_ppm
+    return tikhonov.solve(replace(maps, support=None), tikhonov.TikhonovConfig(alpha=0.01)).chi_ppm
 
 
 def _measured_field(

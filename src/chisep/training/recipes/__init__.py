@@ -95,7 +95,7 @@ def annealed(recipe: Recipe) -> Recipe:
 
 def recipes() -> dict[str, Recipe]:
     """List all recipes by name."""
-    from chisep.training.recipes import chisepnet, qsmnet, unrolled
+    from chisep.training.recipes import chisepnet, equal, qsmnet, unrolled
 
     published = {**qsmnet.RECIPES, **chisepnet.RECIPES, **unrolled.RECIPES}
     narrow = {f"{name}-small": small(recipe) for name, recipe in published.items()}
@@ -108,7 +108,7 @@ def recipes() -> dict[str, Recipe]:
     qsm = small(published["unrolled-qsm"], validation_crops=32)
     unet = replace(qsm.network.unet, widths=FIELD_WIDTHS)
     narrow["unrolled-qsm-small"] = replace(qsm, network=replace(qsm.network, unet=unet))
-    return {**published, **narrow}
+    return {**published, **narrow, **equal.RECIPES}
 
 
 def find(name: str) -> Recipe:

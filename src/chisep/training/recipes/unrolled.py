@@ -14,7 +14,7 @@ from chisep.training.recipes import Recipe
 WITH_NOISE = MEASURED_ROWS + tuple(NOISE[row] for row in MEASURED_ROWS)
 """Rows of the proximal networks, with the noise map of each."""
 
-_PROTOCOL = ProtocolConfig(
+PROTOCOL = ProtocolConfig(
     axial_share=0.7,
     dr_error=0.06,
     erosion_share=0.25,
@@ -36,7 +36,7 @@ _PROTOCOL = ProtocolConfig(
 )
 """Errors as large as the pipeline leaves them, with their size in the noise maps; random contrasts."""
 _FIELD_PROTOCOL = replace(
-    _PROTOCOL,
+    PROTOCOL,
     structured_ppb=9.0,
     clean_share=0.2,
     clean_snr=1000.0,
@@ -71,7 +71,7 @@ RECIPES = {
         "from R2', field and their noise maps to sources with their uncertainty, for any protocol",
         "chisep, docs/decisions/0019-random-contrasts.md",
         crops=CropConfig(size=64),
-        protocol=_PROTOCOL,
+        protocol=PROTOCOL,
         loss=_LOSS,
     ),
     "unrolled-baseline": Recipe(
