@@ -14,7 +14,7 @@ from chisep.pipeline.config import RunConfig
 from chisep.pipeline.run import run
 from chisep.pipeline.stages import nuclei, regions
 from chisep.preprocessing.mask import MaskConfig
-from chisep.regions.atlas import AtlasLabels
+from chisep.regions.atlas import AtlasRegistration
 from chisep.regions.cit168 import FIRST_LABEL, nucleus_names
 from chisep.regions.labels import read_names
 from chisep.regions.nuclei import NucleiConfig
@@ -33,8 +33,8 @@ def registered(monkeypatch):
     """A scan whose registration is known: it has its own tests. Voxels of 6 mm count as fine enough."""
     monkeypatch.setattr(nuclei, "COARSEST_MM", 6.0)
 
-    def whole(_atlas, _r2star, _chi, brain, _known, _grid, _to_mni):
-        return AtlasLabels(brain.astype(np.int32), 0.95, SimpleITK.AffineTransform(3))
+    def whole(*_maps_and_grid):
+        return AtlasRegistration(0.95, SimpleITK.AffineTransform(3))
 
     def outlined(r2star_hz, chi_ppm, brain, chi_known, grid, to_mni, config):
         assert r2star_hz.shape == chi_ppm.shape == chi_known.shape == grid.shape
@@ -46,24 +46,23 @@ def registered(monkeypatch):
         labels[middle], labels[middle[0] + 1, middle[1], middle[2]] = FIRST_LABEL + 9, FIRST_LABEL + 16
         return labels
 
-    monkeypatch.setattr(regions, "atlas_on_scan", whole)
+    monkeypatch.setattr(regions, "registration", whole)
     monkeypatch.setattr(nuclei, "nuclei_on_scan", outlined)
 
 
 def test_the_stages_of_a_run_register_the_atlas_once(monkeypatch):
-    given, found = [], SimpleITK.AffineTransform(3)
+    made = []
 
-    def whole(_atlas, r2star, *_maps_and_grid):
-        *_, to_mni = _maps_and_grid
-        given.append((r2star is not None, to_mni))
-        return AtlasLabels(np.zeros((2, 2, 2), np.int32), 0.95, found)
+    def whole(r2star, *_maps_and_grid):
+        made.append(r2star is not None)
+        return AtlasRegistration(0.95, SimpleITK.AffineTransform(3))
 
-    monkeypatch.setattr(regions, "atlas_on_scan", whole)
-    context = SimpleNamespace(to_mni={}, chi_key="chi")
+    monkeypatch.setattr(regions, "registration", whole)
+    context = SimpleNamespace(registrations={}, chi_key="chi")
     files = SimpleNamespace(array=lambda _key: np.ones((2, 2, 2)), grid=None)
     for with_r2star in (True, True, False):
-        regions.registered_atlas(context, None, files, with_r2star=with_r2star)
-    assert given == [(True, None), (True, found), (False, None)]
+        assert regions.registered_atlas(context, files, with_r2star=with_r2star).overlap == 0.95
+    assert made == [True, False]
 
 
 def test_nuclei_of_a_session(raw_gradient_echo, tmp_path, registered):

@@ -16,7 +16,7 @@ from scipy import ndimage
 from chisep.errors import ChisepWarning, InputError
 from chisep.io import nifti
 from chisep.io.files import output_directory, write_json
-from chisep.regions.atlas import atlas_on_scan, packaged_atlas
+from chisep.regions.atlas import labels_on_scan, packaged_atlas, registration
 from chisep.regions.cit168 import nucleus_names
 from chisep.regions.labels import LabelImage, load_labels, resampled_labels, write_names
 from chisep.regions.nuclei import nuclei_on_scan
@@ -214,8 +214,7 @@ def _atlases(config: RegionsConfig, mask: nifti.Image, grid: Grid) -> list[_Regi
         raise ValueError("no map to register by")
     chi = _read(config.chi, mask)
     r2star = None if config.r2star is None else _read(config.r2star, mask)
-    atlas = packaged_atlas()
-    whole = atlas_on_scan(atlas, r2star, chi, mask.data, mask.data, grid)
+    whole = registration(r2star, chi, mask.data, mask.data, grid)
     if whole.to_mni is None or whole.overlap < _LEAST_OVERLAP:
         raise InputError(
             config.chi,
@@ -225,7 +224,9 @@ def _atlases(config: RegionsConfig, mask: nifti.Image, grid: Grid) -> list[_Regi
         )
     nuclei = nuclei_on_scan(r2star, chi, mask.data, mask.data, grid, whole.to_mni)
     names = LabelImage(nuclei, grid.matrix(), nucleus_names(), "CIT168")
-    return [_Regions(atlas, whole.labels), _Regions(names, nuclei)]
+    atlas = packaged_atlas()
+    labels = labels_on_scan(atlas, whole, mask.data, grid)
+    return [_Regions(atlas, labels), _Regions(names, nuclei)]
 
 
 def _less_reference(

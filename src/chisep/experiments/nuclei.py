@@ -25,7 +25,7 @@ from chisep.io import nifti
 from chisep.io.files import make_directory, write_bytes, write_json, write_text
 from chisep.pipeline.config import FROM_SOURCES
 from chisep.progress import Progress
-from chisep.regions.atlas import atlas_on_scan, packaged_atlas
+from chisep.regions.atlas import registration
 from chisep.regions.cit168 import FIRST_LABEL
 from chisep.regions.nuclei import NucleiConfig, nuclei_on_scan
 from chisep.report import figures
@@ -208,7 +208,7 @@ class _Scan:
     def compared(self, grid: Grid) -> dict[str, Any]:
         """Outline the nuclei with the head in a position, and compare them with the true ones."""
         inputs = self.r2star_hz, self.chi_ppm, self.brain, self.brain, grid
-        whole = atlas_on_scan(packaged_atlas(), *inputs)
+        whole = registration(*inputs)
         if whole.to_mni is None:
             raise InputError("atlas", found="no registration", expected="a whole head", fix="Check the head.")
         labels = nuclei_on_scan(*inputs, whole.to_mni)

@@ -243,6 +243,8 @@ def _values(
 ) -> NDArray[Any]:
     """Convert stored numbers to values in chunks, with scaling in double precision."""
     stored: NDArray[Any] = np.frombuffer(content, stored_as)
+    if scaling is None and stored.dtype == dtype:
+        return stored
     values = np.empty(stored.size, dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are refused with a message
         for start in range(0, stored.size, _CHUNK_BYTES):

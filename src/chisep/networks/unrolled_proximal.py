@@ -149,7 +149,8 @@ class UnrolledProximal(nn.Module):
         """Set the errors beyond the noise, and the weights of the rows, to those of the config."""
         errors = (self.config.r2prime_error_ppb, self.config.field_error_ppb)[-self.row_count :]
         with torch.no_grad():
-            self.log_errors.copy_(torch.tensor(errors).div(1000).log())
+            # On the CPU: division on the meta device imports torch's compiler, which takes 3 s.
+            self.log_errors.copy_(torch.tensor(errors, device="cpu").div(1000).log())
             self.log_weights.fill_(math.log(self.config.data_weight))
 
     def forward(self, y_ppm: Tensor, mask: Tensor, phi: Separation) -> Tensor:

@@ -18,6 +18,7 @@ from chisep.pipeline.segmentation import Segmentation, find_segmentation
 from chisep.preprocessing.checks import Check, judge
 from chisep.preprocessing.extent import require_slices
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES
+from chisep.regions.atlas import AtlasRegistration
 from chisep.types import Convergence
 
 
@@ -41,7 +42,7 @@ class SessionContext:
         Atlas that the user gave, if any.
     segmentation
         Segmentation of this subject, if there is one.
-    to_mni
+    registrations
         Registration of the whole brain with R2* (True) or without it (False), once a stage has made it.
     """
 
@@ -52,7 +53,7 @@ class SessionContext:
     weights: Mapping[str, list[dict[str, str]]]
     atlas: Path | None
     segmentation: Segmentation | None
-    to_mni: dict[bool, Any] = field(default_factory=dict)
+    registrations: dict[bool, AtlasRegistration] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: RunConfig, session: bids.Session) -> SessionContext:

@@ -204,6 +204,13 @@ class StageFiles:
             self.session.volumes.put(path, image.data.copy(order="K"))
         return image.data
 
+    def cropped(
+        self, files: Sequence[str | Path], box: tuple[slice, ...]
+    ) -> dict[str | Path, NDArray[np.float32]]:
+        """Read maps side by side, and keep a box of voxels of each; errors as of `array`."""
+        parts = _side_by_side(lambda file: self.array(file)[box].copy(order="K"), files)
+        return dict(zip(files, parts, strict=True))
+
     def load(self, file: str | Path) -> Tensor:
         """Read a map to the device; errors as of `array`."""
         return torch.from_numpy(self.array(file)).to(self.device)

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from chisep.errors import InputError
 from chisep.physics.signal import default_relaxivity
+from chisep.regions.boxes import box_around, with_corner
 from chisep.regions.freesurfer import freesurfer_names
 from chisep.regions.labels import LabelArray, LabelImage
 from chisep.simulation.labelmap import CEREBRAL_CORTEX, CSF
@@ -37,12 +38,15 @@ MaskArray = Bool[np.ndarray, "i j k"]
 
 _EDGE_MM = 2.0
 """Voxel edge of the registration."""
-_MARGIN_MM = 10.0
+_MARGIN_MM, _SMOOTHED_MM = 10.0, 4.0
+"""Space around the brain on the grid of the registration, and how far smoothing to this grid reaches."""
 CHI_SCALE_PPB = 40.0
 """χ with the weight of the median R2*."""
 _MOST_CONTRAST = 5.0
 _AROUND_MM = 6.0
 _STEPS, _SEED = 100, 7
+_STEP = 2
+"""Every how many voxels the overlap is measured."""
 _DEMONS = ((2, 2.0, 40), (1, 1.0, 25))
 """Shrinking, smoothing in mm, and iterations, coarse to fine."""
 _FIELD_SMOOTHING_VOXELS = 1.0
@@ -88,7 +92,9 @@ def packaged_atlas_facts() -> dict[str, str]:
 @cache
 def _packaged(*, with_r2star: bool) -> tuple[LabelImage, _Contrast]:
     head = packaged_labels()
-    labels = np.where(np.isin(head.labels, (*BRAIN_LABELS, CSF)), head.labels, 0).astype(np.int32)
+    inside = np.isin(head.labels, (*BRAIN_LABELS, CSF))
+    box = box_around(inside, head.affine)
+    affine, labels = with_corner(head.affine, box), np.where(inside[box], head.labels[box], 0)
     tissue = np.isin(labels, BRAIN_LABELS)
     # A brain mask includes a thin layer of CSF around the brain.
     brain = ndimage.binary_dilation(tissue, iterations=2) & (labels > 0)
@@ -101,10 +107,10 @@ def _packaged(*, with_r2star: bool) -> tuple[LabelImage, _Contrast]:
                 r2star[label] = region.r2_hz + d_r * (region.chi_pos_ppb + region.chi_neg_ppb)
                 chi[label] = region.chi_pos_ppb - region.chi_neg_ppb
     rate = r2star[labels] if with_r2star else None
-    contrast = _contrast(rate, chi[labels], brain, brain, head.affine)
-    parcels = packaged_parcels()
+    contrast = _contrast(rate, chi[labels], brain, brain, affine)
+    parcels = packaged_parcels()[box]
     labels = np.where(np.isin(labels, CEREBRAL_CORTEX) & (parcels > 0), parcels, labels)
-    return LabelImage(labels.astype(np.int32), head.affine, freesurfer_names(), "packaged atlas"), contrast
+    return LabelImage(labels.astype(np.int32), affine, freesurfer_names(), "packaged atlas"), contrast
 
 
 def _contrast(
@@ -114,7 +120,11 @@ def _contrast(
 
     Without R2* it counts as the same everywhere.
     """
-    relative = np.float32(1) if r2star is None else r2star / max(float(np.median(r2star[brain])), 1e-6)
+    box = box_around(brain, affine, _SMOOTHED_MM)
+    affine, brain, chi_known, chi_ppb = with_corner(affine, box), brain[box], chi_known[box], chi_ppb[box]
+    relative: MapArray | np.float32 = np.float32(1)
+    if r2star is not None:
+        relative = r2star[box] / max(float(np.median(r2star[box][brain])), 1e-6)
     inside = brain & chi_known
     shift = np.where(inside, chi_ppb - np.median(chi_ppb[inside]), 0) / CHI_SCALE_PPB
     image = np.where(brain, np.clip(relative + shift, 0, _MOST_CONTRAST), 0)
@@ -149,51 +159,38 @@ def resampled(volume: np.ndarray, affine: Affine, shape: tuple[int, ...], grid: 
 
 
 @dataclass(frozen=True, eq=False)
-class AtlasLabels:
-    """An atlas on the grid of a scan.
+class AtlasRegistration:
+    """Registration of a scan to MNI152 space.
 
     Parameters
     ----------
-    labels
-        On the grid of the scan, 0 outside the brain.
     overlap
-        Dice coefficient of the brain mask and the atlas' brain as it was registered; 0, and no labels, where
-        the registration failed.
+        Dice coefficient of the brain mask and the atlas' brain as it was registered; 0 where the registration
+        failed.
     to_mni
         Transform of SimpleITK from world points of the scan to MNI152; None where the registration failed.
     """
 
-    labels: LabelArray
     overlap: float
     to_mni: SimpleITK.Transform | None = None
 
 
-def atlas_on_scan(
-    atlas: LabelImage,
-    r2star_hz: MapArray | None,
-    chi_ppm: MapArray,
-    brain: MaskArray,
-    chi_known: MaskArray,
-    grid: Grid,
-    to_mni: SimpleITK.Transform | None = None,
-) -> AtlasLabels:
-    """Register an atlas in MNI152 space to a scan.
+def registration(
+    r2star_hz: MapArray | None, chi_ppm: MapArray, brain: MaskArray, chi_known: MaskArray, grid: Grid
+) -> AtlasRegistration:
+    """Register a scan to the packaged atlas.
 
     Rigid and affine registration by the correlation of contrasts, then symmetric demons (SimpleITK); equal
-    inputs give equal labels.
+    inputs give equal transforms.
 
     Parameters
     ----------
-    atlas
-        Labels in MNI152 space.
     r2star_hz, chi_ppm
         R2* in 1/s, None where it is not known, and susceptibility in ppm, shape (i, j, k).
     brain, chi_known
         Voxels with known R2*, and with known χ, shape (i, j, k).
     grid
         Grid of the scan.
-    to_mni
-        Registration of the same maps from an earlier call; None to register.
 
     Raises
     ------
@@ -203,16 +200,41 @@ def atlas_on_scan(
     if not (brain & chi_known).any():
         raise InputError("brain mask", found="an empty mask", expected="the brain", fix="Check the mask.")
     _, template = _packaged(with_r2star=r2star_hz is not None)
-    if to_mni is None:
-        scan = _contrast(r2star_hz, 1000 * chi_ppm, brain, chi_known, grid.matrix())
-        try:
-            to_mni = _deformed(scan, template, _affine(scan, template))
-        except RuntimeError:  # no overlap, for example in a cropped scan
-            return AtlasLabels(np.zeros(grid.shape, dtype=np.int32), 0.0)
-    labels = _pulled(atlas.labels.astype(np.float64), atlas.affine, to_mni, grid)
-    found = _pulled(template.brain.astype(np.float64), template.affine, to_mni, grid) > 0
-    overlap = 2 * float((found & brain).sum()) / float(found.sum() + brain.sum())
-    return AtlasLabels(np.where(brain, labels, 0).astype(np.int32), overlap, to_mni)
+    scan = _contrast(r2star_hz, 1000 * chi_ppm, brain, chi_known, grid.matrix())
+    try:
+        to_mni = _deformed(scan, template, _affine(scan, template))
+    except RuntimeError:  # no overlap, for example in a cropped scan
+        return AtlasRegistration(0.0)
+    some = brain[::_STEP, ::_STEP, ::_STEP]
+    coarse = grid.matrix() @ np.diag([_STEP, _STEP, _STEP, 1.0])
+    found = _pulled(template.brain, template.affine, to_mni, some.shape, coarse) > 0
+    return AtlasRegistration(2 * float((found & some).sum()) / float(found.sum() + some.sum()), to_mni)
+
+
+def labels_on_scan(
+    atlas: LabelImage, registered: AtlasRegistration, brain: MaskArray, grid: Grid
+) -> LabelArray:
+    """Resample an atlas to a scan that was registered, by nearest neighbour.
+
+    Parameters
+    ----------
+    atlas
+        Labels in MNI152 space.
+    registered
+        From `registration`.
+    brain
+        Brain mask, shape (i, j, k): labels are 0 outside, and everywhere if the registration failed.
+    grid
+        Grid of the scan.
+    """
+    labels = np.zeros(grid.shape, dtype=np.int32)
+    if registered.to_mni is None:
+        return labels
+    box = box_around(brain, grid.matrix())
+    affine = with_corner(grid.matrix(), box)
+    found = _pulled(atlas.labels, atlas.affine, registered.to_mni, brain[box].shape, affine)
+    labels[box] = np.where(brain[box], found, 0)
+    return labels
 
 
 def itk_image(volume: np.ndarray, affine: Affine) -> SimpleITK.Image:
@@ -314,10 +336,13 @@ def demons(
     return SimpleITK.DisplacementFieldTransform(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64))
 
 
-def _pulled(volume: np.ndarray, affine: Affine, to_mni: SimpleITK.Transform, grid: Grid) -> np.ndarray:
-    """Resample labels to the grid of the scan by nearest neighbour."""
+def _pulled(
+    labels: np.ndarray, affine: Affine, to_mni: SimpleITK.Transform, shape: tuple[int, ...], grid: Affine
+) -> np.ndarray:
+    """Resample labels or a mask to a grid of the scan by nearest neighbour."""
     import SimpleITK
 
-    reference = itk_image(np.zeros(grid.shape, dtype=np.uint8), grid.matrix())
-    moved = SimpleITK.Resample(itk_image(volume, affine), reference, to_mni, SimpleITK.sitkNearestNeighbor)
+    reference = itk_image(np.zeros(shape, dtype=np.uint8), grid)
+    image = itk_image(labels.astype(np.int32), affine)
+    moved = SimpleITK.Resample(image, reference, to_mni, SimpleITK.sitkNearestNeighbor)
     return np.asarray(SimpleITK.GetArrayFromImage(moved).T)

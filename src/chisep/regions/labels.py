@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 from nibabel.freesurfer.mghformat import MGHImage
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from chisep.errors import InputError
@@ -28,6 +30,13 @@ _MOST_ROWS = 100_000
 _LARGEST_LABEL = 2**31 - 1
 _GZIP_MOST = 1100
 """Largest compression ratio of a gzip stream."""
+
+
+def present_labels(labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Labels of a volume but 0, in order; of neighbours with one label only the first is looked at."""
+    flat = labels.ravel(order="K")
+    first = flat[np.concatenate([[True], flat[1:] != flat[:-1]])]
+    return np.unique(first[first != 0])
 
 
 def read_names(table: Path) -> dict[int, str]:
@@ -122,7 +131,7 @@ def load_labels(path: Path, table: Path | None = None) -> LabelImage:
         names: Mapping[int, str] = read_names(table)
     else:
         known = freesurfer_names()
-        present = np.unique(labels[labels > 0])
+        present = present_labels(labels)
         names = known if np.isin(present, list(known)).mean() > 0.5 else {}
     return LabelImage(labels, image.affine, names, str(path))
 
@@ -188,5 +197,5 @@ def write_names(path: Path, labels: LabelArray, image: LabelImage) -> Path:
     OutputError
         If it cannot be written.
     """
-    present = np.unique(labels[labels != 0]).tolist()
+    present = present_labels(labels).tolist()
     return write_table(path, ("index", "name"), ((label, image.name(label)) for label in present))

@@ -12,15 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import nibabel as nib
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int32
+from numpy.typing import NDArray
 from scipy import ndimage
+from torch.nn.functional import grid_sample
 
 from chisep.physics.signal import default_relaxivity
 from chisep.regions.atlas import CHI_SCALE_PPB, demons, itk_image, resampled
+from chisep.regions.boxes import with_corner
 from chisep.regions.cit168 import (
     CAUDATE,
     FIRST_LABEL,
@@ -51,6 +55,7 @@ MaskArray = Bool[np.ndarray, "i j k"]
 """True inside."""
 LabelArray = Int32[np.ndarray, "i j k"]
 """Label of every voxel, 0 outside."""
+_Name = TypeVar("_Name", int, str)
 Contrasts = Float[np.ndarray, "contrast i j k"]
 """R2* relative to its median in the brain, if it is known, and χ relative to 40 ppb."""
 
@@ -106,6 +111,7 @@ class _Template:
 
     contrasts: Contrasts
     structures: Mapping[int, MapArray]
+    """On the grid of CIT168 with a frame of zeros."""
     around: Mapping[str, MapArray]
     affine: Affine
 
@@ -130,7 +136,7 @@ def nuclei_on_scan(
     grid
         Grid of the scan.
     to_mni
-        Registration of the whole brain, from `atlas_on_scan`.
+        Registration of the whole brain, from `registration`.
     config
         Settings.
 
@@ -147,7 +153,7 @@ def nuclei_on_scan(
     if box is None:
         return labels
     contrasts = _contrasts(r2star_hz, 1000 * chi_ppm, brain, brain & chi_known)[(slice(None), *box)]
-    local, inside = _with_corner(grid.matrix(), box), brain[box]
+    local, inside = with_corner(grid.matrix(), box), brain[box]
     refined = _refined(contrasts, inside, local, template, to_mni, config)
     structures, around = _priors(template, inside.shape, local, refined, config)
     classes = {name: np.sum([structures[n] for n in members], axis=0) for name, members in _CLASSES.items()}
@@ -178,22 +184,34 @@ def _template() -> _Template:
     everywhere, brain = tables[:, head.labels], known[head.labels]
     middle = np.median(everywhere[:, brain], axis=1)
     box = box_of(np.asarray(head.affine), head.labels.shape, _LOW_MM, _HIGH_MM)
-    affine, labels = _with_corner(head.affine, box), head.labels[box]
+    affine, labels = with_corner(head.affine, box), head.labels[box]
     rate, chi = everywhere[(slice(None), *box)]
     pallidum = np.isin(labels, PALLIDUM)  # that of CIT168 takes its place
     rate[pallidum], chi[pallidum] = values["cerebral white matter"]
-    structures: dict[int, MapArray] = {}
-    for number in _PAINTED:
-        p = resampled(probability(number), atlas_affine(), labels.shape, affine)
-        structures[number] = p
+    structures = {number: np.pad(probability(number), 1) for number in _PAINTED}
+    inside = _place_in(_framed_affine(), affine, structures[_PAINTED[0]].shape)
+    rest = np.ones_like(rate)
+    for number, p in structures.items():
         value = values[_TISSUE_OF[number]]
-        rate += p * (value[0] - rate)
-        chi += p * (value[1] - chi)
-    rest = np.clip(1 - np.sum(list(structures.values()), axis=0), 0, 1).astype(np.float32)
+        rate[inside] += p * (value[0] - rate[inside])
+        chi[inside] += p * (value[1] - chi[inside])
+        rest[inside] -= p
+    rest = np.clip(rest, 0, 1)
     around = {name: rest * np.isin(labels, members) for name, members in _AROUND.items()}
     around["white"] = rest - np.sum([p for name, p in around.items() if name != "white"], axis=0)
     contrasts = np.stack([(chi - middle[1]) / CHI_SCALE_PPB, rate / middle[0]]) * brain[box]
     return _Template(contrasts.astype(np.float32), structures, around, affine)
+
+
+def _framed_affine() -> Affine:
+    """Affine of the structures of the template."""
+    return with_corner(atlas_affine(), (slice(-1, None),) * 3)
+
+
+def _place_in(affine: Affine, other: Affine, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Voxels of a grid that those of a smaller one with the same axes coincide with."""
+    corner = np.rint(np.linalg.solve(other, affine)[:3, 3]).astype(int)
+    return tuple(slice(int(start), int(start) + n) for start, n in zip(corner, shape, strict=True))
 
 
 def _contrasts(
@@ -220,13 +238,6 @@ def _box(brain: MaskArray, grid: Grid, to_mni: SimpleITK.Transform) -> tuple[sli
     high = np.minimum(index.max(0) + margin + 1, grid.shape)
     i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     return i, j, k
-
-
-def _with_corner(affine: Affine, box: tuple[slice, ...]) -> Affine:
-    """Affine of a box of voxels."""
-    moved = affine.copy()
-    moved[:3, 3] = nib.affines.apply_affine(affine, [part.start for part in box])
-    return moved
 
 
 def _refined(
@@ -261,6 +272,27 @@ def _pulled(
     return np.asarray(SimpleITK.GetArrayFromImage(moved).T)
 
 
+def _points(shape: tuple[int, ...], affine: Affine, to_mni: SimpleITK.Transform) -> NDArray[np.float64]:
+    """World points of the atlas, shape (i, j, k, 3), of the voxels of a grid of the scan."""
+    import SimpleITK
+
+    grid = itk_image(np.broadcast_to(np.uint8(0), shape), affine)
+    method = SimpleITK.TransformToDisplacementFieldFilter()
+    method.SetReferenceImage(grid)
+    moved = SimpleITK.GetArrayFromImage(method.Execute(to_mni)).transpose(2, 1, 0, 3)
+    here = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    return np.asarray(here + moved * np.array([-1.0, -1.0, 1.0]))  # SimpleITK's axes point left and posterior
+
+
+def _sampled(maps: Contrasts, affine: Affine, points: NDArray[np.float64]) -> Contrasts:
+    """Interpolate maps linearly at world points; 0 outside."""
+    last = np.array(maps.shape[:0:-1]) - 1.0
+    index = nib.affines.apply_affine(np.linalg.inv(affine), points)[..., ::-1]
+    where = torch.from_numpy((2 * index / last - 1).astype(np.float32))
+    found = grid_sample(torch.from_numpy(maps)[None], where[None], padding_mode="zeros", align_corners=True)
+    return np.asarray(found[0])
+
+
 def _priors(
     template: _Template,
     shape: tuple[int, ...],
@@ -271,11 +303,14 @@ def _priors(
     """Prior probabilities of structures, and of the classes around them; they add up to 1."""
     sd = config.prior_sd_mm / np.linalg.norm(affine[:3, :3], axis=0)
 
-    def moved(p: MapArray) -> MapArray:
-        return np.asarray(ndimage.gaussian_filter(_pulled(p, template.affine, to_mni, shape, affine), sd))
+    points = _points(shape, affine, to_mni)
 
-    structures = {number: moved(p) for number, p in template.structures.items()}
-    around = {name: moved(p) for name, p in template.around.items()}
+    def moved(maps: Mapping[_Name, MapArray], grid: Affine) -> dict[_Name, MapArray]:
+        together = _sampled(np.stack([*maps.values()]), grid, points)
+        return {name: ndimage.gaussian_filter(p, sd) for name, p in zip(maps, together, strict=True)}
+
+    structures = moved(template.structures, _framed_affine())
+    around = moved(template.around, template.affine)
     total = np.maximum(np.sum([*structures.values(), *around.values()], axis=0), 1e-6)
     return (
         {number: p / total for number, p in structures.items()},
@@ -292,16 +327,19 @@ def _segmented(
     half of each. Without contrast, posteriors are priors.
     """
     values = contrasts[:, known].astype(np.float64)
+    squares = np.square(values)
     prior = np.stack([p[known] for p in priors.values()]).astype(np.float64)
     weight = prior
     for _ in range(config.iterations):
-        mass = np.maximum(weight.sum(1), 1e-6)
-        means = weight @ values.T / mass[:, None]
-        apart = values[None] - means[:, :, None]
-        spread = np.median((weight[:, None] * apart**2).sum(2) / mass[:, None], axis=0)
-        spread = np.maximum(spread, _LEAST_VARIANCE)
-        log = -0.5 * (apart**2 / spread[None, :, None]).sum(1)
-        weight = prior * np.exp(log - log.max(0))
+        mass = np.maximum(weight.sum(1), 1e-6)[:, None]
+        means = weight @ values.T / mass
+        # Of equal covariance: what depends on the voxel alone cancels.
+        spread = np.maximum(np.median(weight @ squares.T / mass - means**2, axis=0), _LEAST_VARIANCE)
+        weight = (means / spread) @ values
+        weight -= 0.5 * (means**2 / spread).sum(1)[:, None]
+        weight -= weight.max(0)
+        np.exp(weight, out=weight)
+        weight *= prior
         weight /= np.maximum(weight.sum(0), 1e-12)
     posteriors = {}
     for place, (name, p) in enumerate(priors.items()):

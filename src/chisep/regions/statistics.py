@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from scipy import ndimage
 
-from chisep import metrics
 from chisep.errors import InputError
 from chisep.io.tsv import MISSING, clean_text, write_table
+from chisep.regions.boxes import box_around
 from chisep.regions.labels import LabelArray
 
 MapArray = Float[np.ndarray, "i j k"]
@@ -132,47 +133,117 @@ def region_values(
     list of RegionValue
         Sorted by label; a label has all maps in the order given, also those that are known nowhere in it.
     """
-    voxel_ml = math.prod(voxel_mm) / 1000
-    depth_mm = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=voxel_mm)[1:-1, 1:-1, 1:-1]
-    rim = (depth_mm <= RIM_MM) & (labels != 0)
-    in_rim = dict(zip(*np.unique(labels[rim], return_counts=True), strict=True))
-    present, counts = np.unique(labels[labels != 0], return_counts=True)
-    in_reliable = dict(zip(*np.unique(labels[reliable & (labels != 0)], return_counts=True), strict=True))
-    found: dict[tuple[int, str], RegionValue] = {}
-    order = []
-    for each in maps:
-        order.append(each.name)
-        inside = np.where(each.known, labels, 0)
-        values = metrics.roi_statistics(each.values, inside)
-        noise = {} if each.sigma is None else metrics.roi_statistics(each.sigma, inside)
-        means = {} if weights is None else _weighted(each.values, inside, weights)
-        for label, count in zip(present.tolist(), counts.tolist(), strict=True):
-            known = values.get(label)
-            found[label, each.name] = RegionValue(
-                label,
-                names.get(label, f"label {label}"),
-                each.name,
-                known.voxels if known else 0,
-                count * voxel_ml,
-                means.get(label, (known.mean, known.sd))[0] if known else None,
-                means.get(label, (known.mean, known.sd))[1] if known else None,
-                known.median if known else None,
-                noise[label].mean if label in noise else None,
-                float(in_reliable.get(label, 0) / count),
-                (known.voxels if known else 0) / count,
-                float(in_rim.get(label, 0) / count),
+    regions = Regions.of(labels, names, voxel_mm, reliable, brain)
+    return table_of([regions.values(each, weights) for each in maps])
+
+
+def table_of(values: Sequence[Sequence[RegionValue]]) -> list[RegionValue]:
+    """Sort the values of several maps, each in the order of the regions, by region."""
+    return [value for of_region in zip(*values, strict=True) for value in of_region]
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Voxels of every region, found once for all maps.
+
+    Parameters
+    ----------
+    labels
+        The labels that are present, in order.
+    names
+        Label → name.
+    voxels
+        Of each region, indices into a flat volume whose first axis is fastest.
+    volumes_ml, reliable_parts, rim_parts
+        Of each region, as in `RegionValue`.
+    """
+
+    labels: Sequence[int]
+    names: Mapping[int, str]
+    voxels: Sequence[NDArray[np.intp]]
+    volumes_ml: Sequence[float]
+    reliable_parts: Sequence[float]
+    rim_parts: Sequence[float]
+
+    @classmethod
+    def of(
+        cls,
+        labels: LabelArray,
+        names: Mapping[int, str],
+        voxel_mm: Sequence[float],
+        reliable: MaskArray,
+        brain: MaskArray,
+    ) -> Regions:
+        """Find the voxels of all regions; parameters as of `region_values`."""
+        flat = _flat(labels)
+        inside = np.flatnonzero(flat)
+        inside = inside[np.argsort(flat[inside], kind="stable")]
+        present, starts = np.unique(flat[inside], return_index=True)
+        voxels = np.split(inside, starts[1:]) if len(present) else []
+        voxel_ml = math.prod(voxel_mm) / 1000
+        parts = [_flat(mask) for mask in (reliable, _rim(brain, voxel_mm))]
+        return cls(
+            present.tolist(),
+            names,
+            voxels,
+            [one.size * voxel_ml for one in voxels],
+            *([float(part[one].mean()) for one in voxels] for part in parts),
+        )
+
+    def values(self, each: RegionMap, weights: MapArray | None = None) -> list[RegionValue]:
+        """Statistics of one map in every region; parameters as of `region_values`."""
+        known, volume = _flat(each.known), _flat(each.values)
+        sigma, weight = (None if one is None else _flat(one) for one in (each.sigma, weights))
+        found = []
+        for number, label in enumerate(self.labels):
+            of_region = self.voxels[number]
+            here = of_region[known[of_region]]
+            values = volume[here].astype(np.float64)
+            mean, sd = _moments(values, None if weight is None else weight[here].astype(np.float64))
+            found.append(
+                RegionValue(
+                    label,
+                    self.names.get(label, f"label {label}"),
+                    each.name,
+                    here.size,
+                    self.volumes_ml[number],
+                    mean,
+                    sd,
+                    float(np.median(values)) if here.size else None,
+                    float(sigma[here].astype(np.float64).mean()) if sigma is not None and here.size else None,
+                    self.reliable_parts[number],
+                    here.size / of_region.size,
+                    self.rim_parts[number],
+                )
             )
-    return [found[label, name] for label in present.tolist() for name in order]
+        return found
 
 
-def _weighted(volume: MapArray, labels: LabelArray, weights: MapArray) -> dict[int, tuple[float, float]]:
-    """Weighted mean and standard deviation in every region."""
-    at = labels > 0
-    place, values, w = labels[at], volume[at].astype(np.float64), weights[at].astype(np.float64)
-    total = np.bincount(place, w)
-    mean = np.bincount(place, w * values) / np.maximum(total, 1e-12)
-    sd = np.sqrt(np.bincount(place, w * (values - mean[place]) ** 2) / np.maximum(total, 1e-12))
-    return {label: (float(mean[label]), float(sd[label])) for label in np.flatnonzero(total).tolist()}
+def _flat(volume: NDArray[Any]) -> NDArray[Any]:
+    """Flat volume, first axis fastest: without a copy for images as they are read."""
+    return volume.T.ravel()
+
+
+def _rim(brain: MaskArray, voxel_mm: Sequence[float]) -> MaskArray:
+    """Voxels near the surface of the brain mask; computed in the box of the brain."""
+    rim = np.zeros_like(brain)
+    if brain.any():
+        box = box_around(brain, np.diag([*voxel_mm, 1.0]))
+        depth_mm = ndimage.distance_transform_edt(np.pad(brain[box], 1), sampling=voxel_mm)
+        rim[box] = depth_mm[1:-1, 1:-1, 1:-1] <= RIM_MM
+    return rim
+
+
+def _moments(
+    values: NDArray[np.float64], weights: NDArray[np.float64] | None
+) -> tuple[float, float] | tuple[None, None]:
+    """Mean and standard deviation; without values, or where weights are 0, None and unweighted ones."""
+    if not values.size:
+        return None, None
+    if weights is None or weights.sum() <= 0:
+        return float(values.mean()), float(values.std())
+    mean = np.average(values, weights=weights)
+    return float(mean), math.sqrt(np.average((values - mean) ** 2, weights=weights))
 
 
 def write_values(path: Path, values: Iterable[RegionValue]) -> Path:

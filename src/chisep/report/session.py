@@ -11,8 +11,7 @@ from chisep.pipeline.outputs import BEYOND_RELIABLE_MASK
 from chisep.regions.cit168 import nucleus_names
 from chisep.regions.statistics import RegionValue
 from chisep.report import figures
-from chisep.report.figures import VolumeArray
-from chisep.report.session_images import SessionImages
+from chisep.report.session_images import Head, SessionImages
 from chisep.report.subject import Panel, RegionRow
 
 _PPB = 1000.0
@@ -33,15 +32,13 @@ def panels(
     region_names
         Label → name.
     """
-    # Root sum of squares of the echoes: the anatomy behind outlines.
-    anatomy = np.sqrt(np.square(images.magnitude).sum(0))
     sources = list(_source_panels(images))
     return [
         *(sources or [_qsm_panel(images)]),
-        _mask_panel(images, anatomy),
+        _mask_panel(images.head),
         *_phase_panels(images),
         _field_panel(images),
-        *_spin_echo_panels(images, anatomy),
+        *_spin_echo_panels(images),
         *_rate_panels(images),
         *([_qsm_panel(images)] if sources and not _is_shown(images) else []),
         *_region_panels(images, region_names),
@@ -101,12 +98,12 @@ def _uncertainty_panel(images: SessionImages) -> Panel:
     )
 
 
-def _mask_panel(images: SessionImages, anatomy: VolumeArray) -> Panel:
+def _mask_panel(head: Head) -> Panel:
     return Panel.of_figure(
         "Brain mask",
         "The outline should follow the brain: no skull inside, no brain outside. If it does not, give a "
         "mask of your own (--masks).",
-        figures.mask_outline(anatomy, images.mask, images.affine),
+        figures.mask_outline(head.magnitude, head.mask, head.affine),
         alt="Outline of the brain mask on the magnitude in three planes.",
         in_viewer=True,
     )
@@ -171,7 +168,7 @@ def _field_panel(images: SessionImages) -> Panel:
     )
 
 
-def _spin_echo_panels(images: SessionImages, anatomy: VolumeArray) -> Iterator[Panel]:
+def _spin_echo_panels(images: SessionImages) -> Iterator[Panel]:
     """Registration of the spin echo, and the transmit field of its fit."""
     if images.spin_echo is None:
         return
@@ -182,7 +179,7 @@ def _spin_echo_panels(images: SessionImages, anatomy: VolumeArray) -> Iterator[P
         "ventricles and sulci as well; if not, the registration failed.",
         figures.planes(
             [
-                figures.Row("Gradient echo", anatomy, "a.u."),
+                figures.Row("Gradient echo", images.magnitude, "a.u."),
                 figures.Row("Spin echo", images.spin_echo, "a.u."),
             ],
             images.affine,

@@ -11,17 +11,38 @@ from chisep.types import Affine
 
 
 @dataclass(frozen=True, eq=False)
-class SessionImages:
-    """All images of a session on the grid of its gradient echo.
+class Head:
+    """The whole field of view, in which brain outside of the mask can be seen.
 
     Parameters
     ----------
     affine
         Voxel index to scanner mm.
+    magnitude
+        Root sum of squares of the gradient echoes.
+    mask
+        Brain mask.
+    """
+
+    affine: Affine
+    magnitude: VolumeArray
+    mask: MaskArray
+
+
+@dataclass(frozen=True, eq=False)
+class SessionImages:
+    """All images of a session on the grid of its gradient echo, cropped around the brain.
+
+    Parameters
+    ----------
+    head
+        What is shown of the whole field of view.
+    affine
+        Voxel index to scanner mm, of the cropped images.
     te_s
         Echo times of the gradient echo in seconds.
     magnitude
-        Gradient-echo magnitude, shape (echo, i, j, k).
+        Root sum of squares of the gradient echoes.
     unwrapped_rad
         Unwrapped phase in radians, shape (echo, i, j, k).
     residual_rad
@@ -49,9 +70,10 @@ class SessionImages:
         Whether the QSM is χ of the separation, less its reference.
     """
 
+    head: Head
     affine: Affine
     te_s: Sequence[float]
-    magnitude: EchoArrays
+    magnitude: VolumeArray
     unwrapped_rad: EchoArrays
     residual_rad: VolumeArray | None
     quality: VolumeArray

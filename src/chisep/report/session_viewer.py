@@ -211,15 +211,13 @@ def _fields(images: SessionImages) -> Iterator[ViewerMap]:
 
 
 def _anatomy(images: SessionImages) -> Iterator[ViewerMap]:
-    # Root sum of squares of the echoes.
-    anatomy = np.sqrt(np.square(images.magnitude).sum(0))
     look = (
         "Switch on the overlay of the brain mask: its outline should follow the brain, without skull inside "
         "and without brain outside. If it does not, give a mask of your own (--masks)."
     )
     edges = np.linalg.norm(images.affine[:3, :3], axis=0)
     near = ndimage.distance_transform_edt(~images.mask, sampling=edges) <= _AROUND_MM
-    yield _grey("magnitude", "Gradient-echo magnitude", anatomy, near, look, "qsm")
+    yield _grey("magnitude", "Gradient-echo magnitude", images.magnitude, near, look, "qsm")
     if images.spin_echo is not None:
         look = (
             "Switch to the gradient echo and back: ventricles and sulci should not move; if they do, the "

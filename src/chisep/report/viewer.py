@@ -7,22 +7,26 @@ import json
 import math
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 
+from chisep.regions.labels import present_labels
 from chisep.report.figures.style import MaskArray, VolumeArray
+from chisep.report.figures.view import MARGIN_MM
 from chisep.types import Affine
 
 LabelArray = Int[np.ndarray, "i j k"]
 """Label of every voxel, 0 outside."""
 
-MARGIN_MM = 8.0
-"""Space around the brain box."""
 MOST_VOXELS = 6_000_000
 """Voxels of the brain box in the viewer; finer grids are thinned by averaging blocks."""
 MOST_BYTES = 13_000_000
@@ -37,6 +41,10 @@ _COARSER: Sequence[Mapping[bool, int]] = (
 """Factors of the steps of fine and of other maps, tried in turn."""
 _LEVEL = 6
 _LARGEST = np.iinfo(np.int16).max
+_SLICES, _SLICES_APART, _CLEARLY_MORE = 4, 24, 1.1
+"""Slices of each slab of a sample, their distance, and how far above the limit its estimate is believed."""
+_EVERY = 5
+"""Every how many voxels the entropy is taken from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,36 +181,77 @@ def encode(
     EncodedViewer
         Equal scans give equal content.
     """
-    frames = [_Frame.of(scan, most_voxels) for scan in scans]
-    for coarser in _COARSER:
-        viewer = _encoded(scans, frames, coarser)
-        if viewer.size_bytes <= most_bytes:
-            break
+    parts = [_Part.of(scan, most_voxels) for scan in scans]
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for coarser in _COARSER:
+            # Some slices tell, at a fraction of the cost, when a rounding is much too fine.
+            if coarser is not _COARSER[-1]:
+                estimates = pool.map(partial(_Part.sampled_bytes, coarser=coarser), *_tasks(parts))
+                if sum(estimates) > _CLEARLY_MORE * most_bytes:
+                    continue
+            viewer = _encoded(parts, coarser, pool)
+            if viewer.size_bytes <= most_bytes:
+                break
     return viewer
 
 
-def _encoded(
-    scans: Sequence[ViewerScan], frames: Sequence[_Frame], coarser: Mapping[bool, int]
-) -> EncodedViewer:
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A scan, its place in the page, and the maps that the page makes from two others."""
+
+    scan: ViewerScan
+    frame: _Frame
+    offsets: Mapping[str, float]
+    """Key of a map → constant by which it differs from the difference of two others."""
+
+    @classmethod
+    def of(cls, scan: ViewerScan, most_voxels: int) -> _Part:
+        offsets = {one.key: _offset_of_difference(scan, one) for one in scan.maps}
+        known = {key: offset for key, offset in offsets.items() if offset is not None}
+        return cls(scan, _Frame.of(scan, most_voxels), known)
+
+    def content(self, one: ViewerMap, coarser: Mapping[bool, int]) -> tuple[str, dict[str, Any]]:
+        """Voxels of a map as text, and how to read them; no text where the page makes the map."""
+        step = one.step * coarser[one.fine]
+        if one.key in self.offsets:
+            made = {"difference": [*(one.difference or ())], "offset": self.offsets[one.key]}
+            return "", _facts(one, step) | made
+        text, coding = _deflate(_integers(self.frame.mean(one.values), step))
+        return text, _facts(one, step) | coding
+
+    def sampled_bytes(self, one: ViewerMap, coarser: Mapping[bool, int]) -> float:
+        """Size of a map in the page, estimated from some of its slices; 0 if there are too few."""
+        if one.key in self.offsets or self.frame.shape[-1] < 3 * _SLICES_APART:
+            return 0.0
+        values, size, sampled = self.frame.mean(one.values), 0, 0
+        for start in range(_SLICES_APART // 2, values.shape[-1], _SLICES_APART):
+            slab = values[..., start : start + _SLICES]
+            size += len(_deflate(_integers(slab, one.step * coarser[one.fine]))[0])
+            sampled += slab.size
+        return size * values.size / sampled
+
+
+def _tasks(parts: Sequence[_Part]) -> tuple[list[_Part], list[ViewerMap]]:
+    """All maps, and the part of each."""
+    tasks = [(part, one) for part in parts for one in part.scan.maps]
+    return [part for part, _ in tasks], [one for _, one in tasks]
+
+
+def _encoded(parts: Sequence[_Part], coarser: Mapping[bool, int], pool: Executor) -> EncodedViewer:
     described: list[dict[str, Any]] = []
     blocks: list[tuple[str, str]] = []
-    for number, (scan, frame) in enumerate(zip(scans, frames, strict=True)):
-        steps = {one.key: one.step * coarser[one.fine] for one in scan.maps}
+    contents = pool.map(partial(_Part.content, coarser=coarser), *_tasks(parts))
+    for number, part in enumerate(parts):
         maps: list[dict[str, Any]] = []
-        for one in scan.maps:
-            facts = _facts(one, steps[one.key])
-            offset = _offset_of_difference(scan, one)
-            if one.difference and offset is not None:
-                maps.append(facts | {"difference": [*one.difference], "offset": offset})
-                continue
-            identifier = f"voxels-{number}-{len(maps)}"
-            content, coding = _deflate(_integers(frame, one, steps[one.key]))
-            blocks.append((identifier, content))
-            maps.append(facts | {"block": identifier} | coding)
-        entry: dict[str, Any] = {"name": scan.name, **frame.facts(), "maps": maps}
-        for kind, (content, coding) in _encode_places(frame, scan).items():
+        for place, (text, facts) in enumerate(islice(contents, len(part.scan.maps))):
+            identifier = f"voxels-{number}-{place}"
+            if text:
+                blocks.append((identifier, text))
+            maps.append(facts | ({"block": identifier} if text else {}))
+        entry: dict[str, Any] = {"name": part.scan.name, **part.frame.facts(), "maps": maps}
+        for kind, (text, coding) in _encode_places(part.frame, part.scan).items():
             identifier = f"voxels-{number}-{kind}"
-            blocks.append((identifier, content))
+            blocks.append((identifier, text))
             entry[kind] = {"block": identifier, **coding}
         described.append(entry)
     text = json.dumps({"scans": described}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -216,8 +265,8 @@ def _offset_of_difference(scan: ViewerScan, one: ViewerMap) -> float | None:
     values = {other.key: other.values for other in scan.maps}
     if one.difference is None or not set(one.difference) <= set(values) or not scan.mask.any():
         return None
-    first, second = (values[key][scan.mask] for key in one.difference)
-    rest = one.values[scan.mask] - (first - second)
+    first, second = (values[key] for key in one.difference)
+    rest = (one.values - (first - second)).T[scan.mask.T]
     offset = float(np.median(rest))
     return round(offset, 6) if np.abs(rest - offset).max() <= one.step / 10 else None
 
@@ -299,10 +348,10 @@ def _thinning(lengths: Sequence[int], voxel_mm: Sequence[float], most_voxels: in
     return thin
 
 
-def _integers(frame: _Frame, one: ViewerMap, step: float) -> NDArray[np.int16]:
-    """Round the values of a map to multiples of its step."""
-    values = np.nan_to_num(frame.mean(one.values), nan=0.0, posinf=0.0, neginf=0.0)
-    rounded: NDArray[np.int16] = np.rint(values / step).clip(-_LARGEST, _LARGEST).astype(np.int16)
+def _integers(values: VolumeArray, step: float) -> NDArray[np.int16]:
+    """Round values to multiples of a step."""
+    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    rounded: NDArray[np.int16] = np.rint(finite / step).clip(-_LARGEST, _LARGEST).astype(np.int16, order="F")
     return rounded
 
 
@@ -334,9 +383,11 @@ def _encode_places(frame: _Frame, scan: ViewerScan) -> dict[str, tuple[str, dict
         places["masks"] = (content, {"names": list(scan.masks), **coding})
     if scan.labels is not None and scan.labels.any():
         labels = frame.cut(scan.labels)
-        known = np.unique(labels[labels != 0])
-        numbers = np.where(labels == 0, 0, np.searchsorted(known, labels) + 1)
-        content, coding = _deflate(numbers.astype(np.int16))
+        known = present_labels(labels)
+        numbers = np.zeros_like(labels, np.int16)
+        inside = labels.T != 0
+        numbers.T[inside] = np.searchsorted(known, labels.T[inside]) + 1
+        content, coding = _deflate(np.asfortranarray(numbers))
         names = [scan.region_names.get(int(label), f"region {label}") for label in known]
         nuclei = [number for number, label in enumerate(known.tolist(), start=1) if label in scan.nuclei]
         places["regions"] = (content, {"names": ["", *names], "nuclei": nuclei, **coding})
@@ -354,22 +405,24 @@ def _deflate(steps: NDArray[np.int16]) -> tuple[str, dict[str, Any]]:
     packer = zlib.compressobj(_LEVEL, strategy=zlib.Z_RLE)  # noise has no repeats, and the background is runs
     content = b""
     for plane in (plain & 0xFF, plain >> 8):
-        content += packer.compress(plane.astype(np.uint8).tobytes())
+        content += packer.compress(plane.astype(np.uint8).data)
     content += packer.flush()
     return base64.b64encode(content).decode("ascii"), {"predicted": bool(predicted)}
 
 
 def _differences(steps: NDArray[np.int16]) -> NDArray[np.int16]:
     """Subtract the mean (rounded down) of the neighbours before a voxel along the three axes, modulo 2^16."""
-    total = np.zeros(steps.shape, np.int32)
+    total = np.zeros_like(steps, np.int32)
     total[1:] += steps[:-1]
     total[:, 1:] += steps[:, :-1]
     total[:, :, 1:] += steps[:, :, :-1]
-    return (steps - total // 3).astype(np.int16)
+    total //= 3
+    return (steps - total).astype(np.int16)
 
 
 def _bits(values: NDArray[np.int16]) -> float:
-    """Entropy of integers in bits per value."""
-    counts = np.bincount(values.ravel().view(np.uint16), minlength=1)
-    shares = counts[counts > 0] / values.size
+    """Entropy of some of the integers in bits per value."""
+    some = values.ravel(order="K")[::_EVERY].view(np.uint16)
+    counts = np.bincount(some, minlength=1)
+    shares = counts[counts > 0] / some.size
     return float(-(shares * np.log2(shares)).sum())

@@ -12,7 +12,6 @@ from chisep.pipeline.engine import DeclaredFiles, Stage, StageResult
 from chisep.pipeline.files import StageFiles
 from chisep.pipeline.stages.regions import registered_atlas, trusted_mask
 from chisep.preprocessing.head_size import length_scale
-from chisep.regions.atlas import packaged_atlas
 from chisep.regions.cit168 import nucleus_names
 from chisep.regions.labels import LabelImage, write_names
 from chisep.regions.nuclei import NucleiConfig, nuclei_on_scan
@@ -56,7 +55,7 @@ def _outlined(context: SessionContext, files: StageFiles, config: NucleiConfig) 
     if length_scale(files.load_mask("mask"), files.grid) != 1:
         warnings.append(_NOT_HUMAN)
     else:
-        whole = registered_atlas(context, packaged_atlas(), files, with_r2star=context.fits_r2star)
+        whole = registered_atlas(context, files, with_r2star=context.fits_r2star)
         facts["AtlasOverlapDice"] = round(whole.overlap, 4)
         if whole.to_mni is None or whole.overlap < _LEAST_OVERLAP:
             warnings.append(

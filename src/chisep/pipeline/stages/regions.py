@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
@@ -24,7 +25,13 @@ from chisep.preprocessing.phase_sign import iron_contrast_ppb, phase_sign_warnin
 from chisep.preprocessing.registration import register
 from chisep.preprocessing.relaxivity import DEEP_GREY
 from chisep.preprocessing.relaxometry import FEWEST_ECHOES
-from chisep.regions.atlas import AtlasLabels, atlas_on_scan, packaged_atlas, packaged_atlas_facts
+from chisep.regions.atlas import (
+    AtlasRegistration,
+    labels_on_scan,
+    packaged_atlas,
+    packaged_atlas_facts,
+    registration,
+)
 from chisep.regions.labels import (
     LabelArray,
     LabelImage,
@@ -34,7 +41,14 @@ from chisep.regions.labels import (
     resampled_labels,
     write_names,
 )
-from chisep.regions.statistics import RegionMap, region_values, values_dictionary, write_values
+from chisep.regions.statistics import (
+    RegionMap,
+    Regions,
+    RegionValue,
+    table_of,
+    values_dictionary,
+    write_values,
+)
 
 _POOR_OVERLAP = 0.5
 _POOR_ATLAS, _LEAST_ATLAS = 0.85, 0.6
@@ -143,9 +157,10 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     else:
         table = next(iter(_atlas_table(context.atlas)), None)
         atlas = load_labels(files.path(context.atlas), table)
-    found, alone = _atlas_by_best_contrast(context, atlas, files)
-    poor = found.overlap < _LEAST_ATLAS
-    _save_labels(np.zeros_like(found.labels) if poor else found.labels, atlas, files)
+    found, alone = _registered_by_best_contrast(context, files)
+    poor, brain = found.overlap < _LEAST_ATLAS, files.array("mask") > 0
+    registered = AtlasRegistration(0.0) if poor else found
+    _save_labels(labels_on_scan(atlas, registered, brain, files.grid), atlas, files)
     warnings = [_WITHOUT_R2STAR] if alone else []
     if found.overlap < _POOR_ATLAS:
         warnings.append(
@@ -161,37 +176,33 @@ def _register_atlas(context: SessionContext, files: StageFiles) -> StageResult:
     return StageResult(facts | {"AtlasOverlapDice": round(found.overlap, 4)}, warnings)
 
 
-def _atlas_by_best_contrast(
-    context: SessionContext, atlas: LabelImage, files: StageFiles
-) -> tuple[AtlasLabels, bool]:
-    """Atlas registered to R2* and χ, or to χ alone; also whether R2* was left out.
+def _registered_by_best_contrast(
+    context: SessionContext, files: StageFiles
+) -> tuple[AtlasRegistration, bool]:
+    """Registration by R2* and χ, or by χ alone; also whether R2* was left out.
 
     R2* of two echoes may be too noisy for a registration.
     """
     found = None
     if context.fits_r2star:
-        found = registered_atlas(context, atlas, files, with_r2star=True)
+        found = registered_atlas(context, files, with_r2star=True)
         if found.overlap >= _POOR_ATLAS or len(context.session.megre.te_s) > FEWEST_ECHOES:
             return found, False
-    alone = registered_atlas(context, atlas, files, with_r2star=False)
+    alone = registered_atlas(context, files, with_r2star=False)
     return (alone, True) if found is None or alone.overlap > found.overlap else (found, False)
 
 
-def registered_atlas(
-    context: SessionContext, atlas: LabelImage, files: StageFiles, *, with_r2star: bool
-) -> AtlasLabels:
-    """Atlas registered to the χ of a session, and to its R2*; the stages of one run register once."""
-    found = atlas_on_scan(
-        atlas,
-        files.array("r2star") if with_r2star else None,
-        files.array(context.chi_key),
-        files.array("mask") > 0,
-        trusted_mask(files),
-        files.grid,
-        context.to_mni.get(with_r2star),
-    )
-    context.to_mni[with_r2star] = found.to_mni
-    return found
+def registered_atlas(context: SessionContext, files: StageFiles, *, with_r2star: bool) -> AtlasRegistration:
+    """Registration by the χ of a session, and by its R2*; the stages of one run register once."""
+    if with_r2star not in context.registrations:
+        context.registrations[with_r2star] = registration(
+            files.array("r2star") if with_r2star else None,
+            files.array(context.chi_key),
+            files.array("mask") > 0,
+            trusted_mask(files),
+            files.grid,
+        )
+    return context.registrations[with_r2star]
 
 
 def trusted_mask(files: StageFiles) -> NDArray[np.bool_]:
@@ -223,14 +234,23 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
 
     def work(declared: DeclaredFiles) -> StageResult:
         own = StageFiles(files, declared)
-        warnings, facts = _phase_sign(context, own) if {"qsm", "r2star"} <= set(maps) else ([], {})
-        reliable, brain = own.array("reliable_mask") > 0, own.array("mask") > 0
-        values = []
-        for labels, table in tables.items():
-            regions = np.rint(own.array(labels)).astype(np.int32)
-            names = read_names(own.path(table))
-            volumes = _region_maps(context, own, maps, sigmas)
-            values += region_values(regions, names, volumes, own.grid.voxel_mm, reliable, brain)
+        masks = _Masks.of(own)
+        regions = [
+            Regions.of(
+                np.rint(own.array(labels)).astype(np.int32)[masks.box],
+                read_names(own.path(table)),
+                own.grid.voxel_mm,
+                masks.reliable,
+                masks.brain,
+            )
+            for labels, table in tables.items()
+        ]
+        found: list[list[list[RegionValue]]] = [[] for _ in regions]
+        for each in _region_maps(context, own, maps, sigmas, masks):
+            for of, table in zip(regions, found, strict=True):
+                table.append(of.values(each))
+        values = [value for table in found for value in table_of(table)]
+        warnings, facts = _phase_sign(context, own, masks) if {"qsm", "r2star"} <= set(maps) else ([], {})
         write_values(own.target("region_values"), values)
         texts = {OUTPUTS[key].region_column: OUTPUTS[key].description for key in maps}
         if context.session.mese is None and "r2prime" in maps:
@@ -248,32 +268,51 @@ def regions_stage(context: SessionContext, before: Sequence[Stage]) -> Stage:
     )
 
 
-def _phase_sign(context: SessionContext, files: StageFiles) -> tuple[list[str], dict[str, float]]:
+@dataclass(frozen=True, eq=False)
+class _Masks:
+    """Masks of a session, cropped to the box of the brain: regions lie in it."""
+
+    box: tuple[slice, ...]
+    brain: NDArray[np.bool_]
+    reliable: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, files: StageFiles) -> _Masks:
+        brain, reliable = files.array("mask") > 0, files.array("reliable_mask") > 0
+        box = ndimage.find_objects(brain.view(np.uint8))[0]
+        return cls(box, brain[box], reliable[box])
+
+
+def _phase_sign(
+    context: SessionContext, files: StageFiles, masks: _Masks
+) -> tuple[list[str], dict[str, float]]:
     """Warnings and facts on whether iron is paramagnetic."""
     # Numbers of a given atlas have a meaning of their own.
-    deep_grey = np.isin(files.labels(), [] if context.atlas else list(DEEP_GREY))
-    contrast = iron_contrast_ppb(files.array("qsm"), files.array("r2star"), trusted_mask(files), deep_grey)
+    found = files.cropped(["labels", "qsm", "r2star"], masks.box)
+    deep_grey = np.isin(np.rint(found["labels"]), [] if context.atlas else list(DEEP_GREY))
+    trusted = masks.reliable if masks.reliable.any() else masks.brain
+    contrast = iron_contrast_ppb(found["qsm"], found["r2star"], trusted, deep_grey)
     return phase_sign_warnings(contrast), {} if contrast is None else {"IronContrastPpb": round(contrast, 2)}
 
 
 def _region_maps(
-    context: SessionContext, files: StageFiles, maps: Sequence[str], sigmas: dict[str, str]
+    context: SessionContext, files: StageFiles, maps: Sequence[str], sigmas: dict[str, str], masks: _Masks
 ) -> Iterator[RegionMap]:
     """Yield maps in the units of the table, with their noise and the voxels that they cover."""
-    brain = files.array("mask") > 0
-    separated = brain
+    separated = masks.brain
     if (
         context.fits_r2star and context.session.mese and context.reads_r2prime
     ):  # elsewhere sources are not separated
-        separated = brain & (files.array("r2prime_sigma") > 0)
+        separated = masks.brain & (files.array("r2prime_sigma")[masks.box] > 0)
     for key in maps:
         column = OUTPUTS[key].region_column
         scale = np.float32(1000 if column.endswith("_ppb") else 1)
-        sigma: NDArray[np.float32] | None = scale * files.array(sigmas[key]) if key in sigmas else None
+        keys = [key, *([sigmas[key]] if key in sigmas else [])]
+        values, *sigma = (scale * volume for volume in files.cropped(keys, masks.box).values())
         if column.startswith("chi_") or (key == "qsm" and context.qsm_from_sources):
             known = separated
-        elif sigma is None or column.endswith("_ppb"):
-            known = brain
+        elif not sigma or column.endswith("_ppb"):
+            known = masks.brain
         else:
-            known = brain & (sigma > 0)
-        yield RegionMap(column, scale * files.array(key), known, sigma)
+            known = masks.brain & (sigma[0] > 0)
+        yield RegionMap(column, values, known, sigma[0] if sigma else None)

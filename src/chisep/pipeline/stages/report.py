@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from chisep.pipeline.stages.sources import session_relaxivity, source_sigmas
 from chisep.preprocessing.relaxivity import AUTO
 from chisep.preprocessing.scan_relaxivity import source_text
 from chisep.provenance.records import Record
+from chisep.regions.boxes import box_around, with_corner
 from chisep.regions.statistics import read_values
+from chisep.report.figures.view import MARGIN_MM
 from chisep.report.session import panels, region_rows
-from chisep.report.session_images import SessionImages
+from chisep.report.session_images import Head, SessionImages
 from chisep.report.session_viewer import session_scan
 from chisep.report.subject import QualityRow, SubjectReport, write_report
 from chisep.report.viewer import encode
@@ -49,6 +52,9 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
         images = _images(context, files)
         values = read_values(files.path("region_values"))
         names = {value.index: value.name for value in values}
+        with ThreadPoolExecutor(1) as pool:  # compression leaves the interpreter to the figures
+            viewer = pool.submit(encode, [session_scan(context.session.name, images, names)])
+            shown = panels(images, convergence, names)
         report = SubjectReport(
             title=f"chisep: {context.session.name}",
             subject=context.session.subject,
@@ -56,11 +62,11 @@ def report_stage(context: SessionContext, stages: Sequence[Stage], records: Mapp
             summary=[*_summary(context, files, images, qsm_facts), *(("Assumed", text) for text in assumed)],
             warnings=warnings,
             quality=[QualityRow.of_fact(fact) for fact in checks],
-            panels=panels(images, convergence, names),
+            panels=shown,
             regions=region_rows(values),
             parameters=parameters,
             versions={"chisep": chisep.__version__},
-            viewer=encode([session_scan(context.session.name, images, names)]),
+            viewer=viewer.result(),
         )
         write_report(declared.write(context.files.report), report)
         return StageResult()
@@ -90,36 +96,66 @@ def _without_folders(text: str, *roots: Path) -> str:
 
 
 def _images(context: SessionContext, files: StageFiles) -> SessionImages:
+    """Read all images, cropped to the brain: a third to a half of the voxels of a head."""
     separated = context.fits_r2star
     mese = context.session.mese if separated else None
+    sigmas = _sigma_keys(context) if separated else []
+    brain = files.array("mask") > 0
+    box = box_around(brain, files.affine, MARGIN_MM)
+    magnitude = _root_sum_of_squares(context, files)
+    keys = [
+        *("quality", "phase_mask", "total_field", "field_sigma", "local_field", "local_field_sigma", "qsm"),
+        *(["residual"] if len(context.session.megre.te_s) > 1 else []),
+        *(["r2star", "r2prime", "r2prime_sigma", "chi_pos", "chi_neg", "chi"] if separated else []),
+        *(["spin_echo", "r2"] if mese else []),
+        *(["b1"] if separated and has_b1(context) else []),
+        *sigmas,
+    ]
+    found = files.cropped(keys, box)
     return SessionImages(
-        affine=files.affine,
+        head=Head(files.affine, magnitude, brain),
+        affine=with_corner(files.affine, box),
         te_s=context.session.megre.te_s,
-        magnitude=np.stack([files.echo(image) for image in context.magnitude]),
-        unwrapped_rad=np.moveaxis(nifti.load(files.path("unwrapped"), ndim=4).data, -1, 0),
-        residual_rad=files.array("residual") if len(context.session.megre.te_s) > 1 else None,
-        quality=files.array("quality"),
-        mask=files.array("mask") > 0,
-        phase_mask=files.array("phase_mask") > 0,
-        reliable_mask=trusted_mask(files),
-        total_field_ppm=files.array("total_field"),
-        field_sigma_ppm=files.array("field_sigma"),
-        local_field_ppm=files.array("local_field"),
-        local_field_sigma_ppm=files.array("local_field_sigma"),
-        spin_echo=files.array("spin_echo") if mese else None,
-        r2star_hz=files.array("r2star") if separated else None,
-        r2_hz=files.array("r2") if mese else None,
-        r2prime_hz=files.array("r2prime") if separated else None,
-        r2prime_sigma_hz=files.array("r2prime_sigma") if separated else None,
-        b1=files.array("b1") if separated and has_b1(context) else None,
-        qsm_ppm=files.array("qsm"),
+        magnitude=magnitude[box],
+        unwrapped_rad=_unwrapped(files, box),
+        residual_rad=found.get("residual"),
+        quality=found["quality"],
+        mask=brain[box],
+        phase_mask=found["phase_mask"] > 0,
+        reliable_mask=trusted_mask(files)[box],
+        total_field_ppm=found["total_field"],
+        field_sigma_ppm=found["field_sigma"],
+        local_field_ppm=found["local_field"],
+        local_field_sigma_ppm=found["local_field_sigma"],
+        spin_echo=found.get("spin_echo"),
+        r2star_hz=found.get("r2star"),
+        r2_hz=found.get("r2"),
+        r2prime_hz=found.get("r2prime"),
+        r2prime_sigma_hz=found.get("r2prime_sigma"),
+        b1=found.get("b1"),
+        qsm_ppm=found["qsm"],
         qsm_of_sources=context.qsm_from_sources,
-        chi_pos_ppm=files.array("chi_pos") if separated else None,
-        chi_neg_ppm=files.array("chi_neg") if separated else None,
-        chi_ppm=files.array("chi") if separated else None,
-        chi_sigmas_ppm=_sigmas(context, files) if separated else (),
-        labels=_labels(context, files),
+        chi_pos_ppm=found.get("chi_pos"),
+        chi_neg_ppm=found.get("chi_neg"),
+        chi_ppm=found.get("chi"),
+        chi_sigmas_ppm=tuple(found[key] for key in sigmas),
+        labels=_labels(context, files)[box],
     )
+
+
+def _root_sum_of_squares(context: SessionContext, files: StageFiles) -> NDArray[np.float32]:
+    """Combine the gradient echoes, one in memory at a time."""
+    first, *others = context.magnitude
+    total = np.square(files.echo(first))
+    for image in others:
+        total += np.square(files.echo(image))
+    return np.asarray(np.sqrt(total))
+
+
+def _unwrapped(files: StageFiles, box: tuple[slice, ...]) -> NDArray[np.float32]:
+    """Unwrapped phase of all echoes, shape (echo, i, j, k)."""
+    echoes = nifti.load(files.path("unwrapped"), ndim=4).data[box]
+    return np.moveaxis(echoes.copy(order="K"), -1, 0)
 
 
 def _labels(context: SessionContext, files: StageFiles) -> NDArray[np.int32]:
@@ -131,12 +167,10 @@ def _labels(context: SessionContext, files: StageFiles) -> NDArray[np.int32]:
     return np.where(nuclei > 0, nuclei, labels).astype(np.int32)
 
 
-def _sigmas(context: SessionContext, files: StageFiles) -> tuple[NDArray[np.float32], ...]:
+def _sigma_keys(context: SessionContext) -> list[str]:
     """Predicted uncertainty of χ_pos and χ_neg, and of χ if it is the QSM."""
     keys = source_sigmas(context)
-    return tuple(
-        files.array(key) for key in [*keys, *(["qsm_sigma"] if keys and context.qsm_from_sources else [])]
-    )
+    return [*keys, *(["qsm_sigma"] if keys and context.qsm_from_sources else [])]
 
 
 def _summary(

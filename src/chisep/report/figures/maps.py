@@ -13,6 +13,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from chisep.regions.labels import present_labels
 from chisep.report.figures.sheet import BAR_INCH, GAP_INCH, SIDES_INCH, TITLE_INCH, Box, Sheet
 from chisep.report.figures.style import (
     CHI,
@@ -301,7 +302,7 @@ def region_planes(
     _draw_row(sheet, layout, 0, Row("Susceptibility", volume, "ppb", TOTAL_WINDOW_PPB), mask)
     sheet.heading(GAP_INCH, layout.top(region_row) - 0.08, "Regions")
     # Neighbouring labels are often neighbouring or mirrored structures: steps of 7 separate their colours.
-    numbers = np.unique(labels[labels != 0])
+    numbers = present_labels(labels)
     boxes = [layout.plane(region_row, axis) for axis in range(3)]
     for axis, box in enumerate(boxes):
         draw_plane(sheet, box, layout.view, volume, mask, axis, TOTAL_WINDOW_PPB, "gray")
@@ -327,7 +328,8 @@ def region_planes(
 
 def default_window(values: NDArray[Any], mask: MaskArray | None) -> tuple[float, float]:
     """Intensity window from the 99th percentile of the magnitudes in a mask; symmetric for signed maps."""
-    inside = values[..., mask] if mask is not None and mask.any() else values
+    # Transposed as the mask: images in memory have their first axis fastest.
+    inside = values.T[mask.T] if mask is not None and mask.any() else values
     inside = inside[np.isfinite(inside)]
     if not inside.any():
         return 0.0, 1.0

@@ -22,7 +22,8 @@ from chisep.types import Affine
 SIDES = (("A", "P"), ("R", "L"), ("R", "L"))
 """Left and right end of the sagittal, the coronal and the axial plane."""
 
-_MARGIN_MM = 8.0
+MARGIN_MM = 8.0
+"""Space around the brain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def view_of(
         target, flip = orientation[axis]
         if flip < 0:
             first, last, centre = n - 1 - last, n - 1 - first, n - 1 - centre
-        cut, margin = math.floor(centre + 0.5), math.ceil(_MARGIN_MM / edge)
+        cut, margin = math.floor(centre + 0.5), math.ceil(MARGIN_MM / edge)
         low, high = max(min(first - margin, cut), 0), min(max(last + margin, cut), n - 1)
         axes.append((int(target), float(edge), slice(low, high + 1), cut))
     _, voxel_mm, box, index = zip(*sorted(axes, key=lambda entry: entry[0]), strict=True)
