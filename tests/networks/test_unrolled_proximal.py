@@ -219,7 +219,7 @@ def test_bad_options_are_refused():
             MEASURED_ROWS, SOURCES, unrolled=UnrolledGradientConfig(), proximal=UnrolledProximalConfig()
         )
     with pytest.raises(InputError, match="channels out of"):
-        NetworkConfig(("field", "field_sigma"), ("chi",))
+        NetworkConfig((*PHI_ROWS, "field_sigma"), SOURCES, unrolled=UnrolledGradientConfig())
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -9,6 +9,7 @@ from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.background import remove_background
 from chisep.preprocessing.sinuses import venous_sinuses
+from chisep.preprocessing.vsharp import fitted_sources
 from chisep.types import Grid
 from tests.preprocessing.test_vsharp import ball
 
@@ -27,9 +28,13 @@ def scan(centre, r2star_hz, chi_ppm=BLOOD_PPM):
     return Dipole(GRID).apply(chi), rate, spot
 
 
+def found_blood(field, rate, b0_t):
+    return venous_sinuses(fitted_sources(field, BRAIN, GRID).chi_ppm, BRAIN, GRID, rate, b0_t)
+
+
 def test_blood_at_the_surface_is_found():
     field, rate, spot = scan(AT_THE_SURFACE, 28.0)
-    found = venous_sinuses(field, BRAIN, GRID, rate, B0_T)
+    found = found_blood(field, rate, B0_T)
     assert float((found & spot).sum() / spot.sum()) > 0.6
     assert float((found & ~spot).sum() / spot.sum()) < 0.5
 
@@ -47,20 +52,20 @@ def test_blood_at_the_surface_is_found():
 )
 def test_other_things_stay_in_the_mask(centre, r2star_hz, chi_ppm):
     field, rate, _ = scan(centre, r2star_hz, chi_ppm)
-    assert not venous_sinuses(field, BRAIN, GRID, rate, B0_T).any()
+    assert not found_blood(field, rate, B0_T).any()
 
 
 def test_tissue_has_an_r2_prime_by_field_strength():
     """The same rate is that of blood at 7 T, where tissue of this χ would decay much faster."""
     rate_hz = TISSUE_HZ + default_relaxivity(B0_T).pos_hz_per_ppm * BLOOD_PPM
     field, rate, _ = scan(AT_THE_SURFACE, rate_hz)
-    assert not venous_sinuses(field, BRAIN, GRID, rate, B0_T).any()
-    assert venous_sinuses(field, BRAIN, GRID, rate, 7.0).any()
+    assert not found_blood(field, rate, B0_T).any()
+    assert found_blood(field, rate, 7.0).any()
 
 
 def test_without_r2star_nothing_is_found():
     field, _, _ = scan(AT_THE_SURFACE, 28.0)
-    assert not venous_sinuses(field, BRAIN, GRID, torch.zeros(GRID.shape), B0_T).any()
+    assert not found_blood(field, torch.zeros(GRID.shape), B0_T).any()
 
 
 def test_the_local_field_is_nearer_to_that_of_the_brain():
@@ -70,7 +75,7 @@ def test_the_local_field_is_nearer_to_that_of_the_brain():
     error = {}
     for name, mask in {
         "kept": BRAIN,
-        "left out": BRAIN & ~venous_sinuses(field, BRAIN, GRID, rate, B0_T),
+        "left out": BRAIN & ~found_blood(field, rate, B0_T),
     }.items():
         local = remove_background(field, mask, GRID)
         known = local.mask & brain

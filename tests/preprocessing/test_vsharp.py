@@ -11,7 +11,7 @@ import torch
 from chisep.errors import InputError
 from chisep.physics.dipole import half_spectrum, of_half_spectrum
 from chisep.physics.spherical_mean import sphere_spectrum
-from chisep.preprocessing.vsharp import VsharpConfig, vsharp
+from chisep.preprocessing.vsharp import VsharpConfig, fitted_sources, vsharp
 from chisep.types import Grid
 
 GRIDS = [Grid((72, 72, 72), (1.0, 1.0, 1.0)), Grid((60, 72, 40), (1.2, 1.0, 1.8), (0.3, 0.0, 1.0))]
@@ -51,6 +51,14 @@ def test_the_field_of_an_outside_source_is_removed(grid):
     result = vsharp(outside, mask, grid)
     before, after = outside[result.mask].std(), result.local_field_ppm[result.mask].std()
     assert after < 0.01 * before
+
+
+def test_sources_that_were_fitted_before_are_used_again():
+    grid = GRIDS[0]
+    mask, field = ball(grid, 27), field_of_sphere(grid, (3.0, -2.0, 4.0), 4.0, 0.1)
+    fitted = fitted_sources(field, mask, grid)
+    assert torch.equal(vsharp(field, mask, grid, fitted=fitted).local_field_ppm, fitted.field_ppm * mask)
+    assert torch.equal(vsharp(field, mask, grid).local_field_ppm, fitted.field_ppm * mask)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["isotropic", "anisotropic"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +14,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from chisep.types import Grid, MaskVolume
+from chisep.types import Grid, Maps, MaskVolume, Sources, Susceptibility
 
+_Record = TypeVar("_Record", Maps, Sources, Susceptibility)
 _UPRIGHT_DEG = 2.0
 """Largest angle between B0 and the third axis without a rotation: interpolation costs resolution."""
 
@@ -80,6 +83,23 @@ class BrainBox:
         back = [self._order.index(axis) + 1 for axis in range(3)]
         whole[(slice(None), *self._span)] = box.flip(self._flips).permute(0, *back)
         return whole
+
+    def cut_record(self, record: _Record) -> _Record:
+        """Crop every volume of a record; maps get the grid of the box."""
+        changes: dict[str, Any] = {name: self.cut(volume) for name, volume in _volumes(record)}
+        if isinstance(record, Maps):
+            changes["grid"] = self.grid
+        return replace(record, **changes)
+
+    def restore_record(self, record: _Record) -> _Record:
+        """Put every volume of a record back into a volume of zeros."""
+        changes: dict[str, Any] = {n: self.restore(volume[None])[0] for n, volume in _volumes(record)}
+        return replace(record, **changes)
+
+
+def _volumes(record: Maps | Sources | Susceptibility) -> list[tuple[str, Tensor]]:
+    values = ((field.name, getattr(record, field.name)) for field in fields(record))
+    return [(name, value) for name, value in values if isinstance(value, Tensor)]
 
 
 class _B0Rotation:

@@ -139,6 +139,12 @@ def invert(
     InputError
         If the weights cannot be read, or belong to another kind of network.
     """
+    # The volume around the brain would double memory and time.
+    box = BrainBox(maps.sources_mask, maps.grid)
+    return box.restore_record(_inverted(box.cut_record(maps), options, progress, weights))
+
+
+def _inverted(maps: Maps, options: NetworkOptions, progress: Progress | None, weights: str) -> Susceptibility:
     trained = _loaded(options.weights or weights, maps, (("chi",),), {"field", "field_sigma"})
     made, sigmas, measured = _applied(trained, maps, options)
     estimate = Susceptibility(made[0], chi_sigma_ppm=sigmas.get("chi"))
@@ -167,6 +173,11 @@ def separate(
     InputError
         If the weights cannot be read or are not for χ-separation, or a map that they need is missing.
     """
+    box = BrainBox(maps.sources_mask, maps.grid)
+    return box.restore_record(_separated(box.cut_record(maps), options, progress, weights))
+
+
+def _separated(maps: Maps, options: NetworkOptions, progress: Progress | None, weights: str) -> Sources:
     known: set[Channel] = {"field", "qsm", "r2prime", "r2star", *NOISE.values()}
     trained = _loaded(options.weights or weights, maps, (SOURCES,), known)
     made, sigmas, measured = _applied(trained, maps, options)

@@ -12,7 +12,7 @@ from chisep.preprocessing.checks import Check
 from chisep.preprocessing.field_error import local_field_sigma, reliable_mask, robust_sd
 from chisep.preprocessing.lbv import LbvConfig, lbv
 from chisep.preprocessing.pdf import PdfConfig, pdf
-from chisep.preprocessing.vsharp import LocalField, VsharpConfig, vsharp
+from chisep.preprocessing.vsharp import FittedSources, LocalField, VsharpConfig, vsharp
 from chisep.types import Grid, MaskVolume, Volume
 
 __all__ = [
@@ -88,6 +88,7 @@ def remove_background(
     sigma_ppm: Volume | None = None,
     brain: MaskVolume | None = None,
     hole_chi_ppm: Volume | None = None,
+    fitted: FittedSources | None = None,
 ) -> LocalField:
     """Background field removal: remove the field of sources outside the brain.
 
@@ -109,6 +110,8 @@ def remove_background(
         local field's error. As `mask` where None.
     hole_chi_ppm
         χ of strong sources in this part, shape (i, j, k), as `field_error.chi_of_holes` estimates it.
+    fitted
+        Result of `fitted_sources` of V-SHARP in this mask with these options, if it is there already.
 
     Returns
     -------
@@ -128,7 +131,7 @@ def remove_background(
     config = config or BackgroundConfig()
     match config.method:
         case "vsharp":
-            local = vsharp(total_field_ppm, mask, grid, config.vsharp)
+            local = vsharp(total_field_ppm, mask, grid, config.vsharp, fitted)
         case "pdf":
             local = pdf(total_field_ppm, mask, grid, config.pdf, sigma_ppm=sigma_ppm)
         case "lbv":

@@ -11,11 +11,8 @@ from scipy import ndimage
 
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.morphology import depth_mm
-from chisep.preprocessing.vsharp import VsharpConfig, fitted_sources
 from chisep.types import Grid, MaskVolume, Volume
 
-_FIT = VsharpConfig(iterations=14)
-"""Enough to show a sinus."""
 _LEAST_CHI_PPM = 0.06
 """χ of a sinus as the fit shows it, smoothed over `_SMOOTHING_MM`: that of venous blood is three times this
 or more, but the fit is too weak."""
@@ -31,7 +28,7 @@ _Inside = Bool[np.ndarray, "i j k"]
 
 
 def venous_sinuses(
-    total_field_ppm: Volume, mask: MaskVolume, grid: Grid, r2star_hz: Volume, b0_t: float
+    chi_ppm: Volume, mask: MaskVolume, grid: Grid, r2star_hz: Volume, b0_t: float
 ) -> MaskVolume:
     """Find the blood of venous sinuses in a brain mask.
 
@@ -40,12 +37,12 @@ def venous_sinuses(
 
     Parameters
     ----------
-    total_field_ppm
-        Shape (i, j, k).
+    chi_ppm
+        Sources that V-SHARP fits to the total field (`fitted_sources`), shape (i, j, k).
     mask
-        Where it is known, shape (i, j, k).
+        Where the field is known, shape (i, j, k).
     grid
-        Voxel size and B0 direction.
+        Voxel size.
     r2star_hz
         In 1/s, 0 where it is not known, shape (i, j, k).
     b0_t
@@ -60,7 +57,7 @@ def venous_sinuses(
     -----
     A sinus is strongly paramagnetic, but has a small R2': blood is a fluid whose molecules move between the
     fields of its cells. Tissue with sources of both signs has an R2' of D_r·(χ_pos + χ_neg), at least D_r·χ,
-    and so has the old blood of a haemorrhage. So voxels count whose χ, as `fitted_sources` shows it, is above
+    and so has the old blood of a haemorrhage. So voxels count whose χ, as the fit shows it, is above
     0.06 ppm, and whose R2* is more than 1.2 times the brain's median and less than the median plus D_r·χ.
     Connected ones of 0.1 ml or more that reach the surface of the mask are a sinus, with the voxels next to
     it that decay like blood.
@@ -68,7 +65,7 @@ def venous_sinuses(
     known = mask & (r2star_hz > 0)
     if not bool(known.any()):
         return torch.zeros_like(mask)
-    chi = fitted_sources(total_field_ppm, mask, grid, _FIT).cpu().numpy()
+    chi = chi_ppm.cpu().numpy()
     rate, inside = r2star_hz.cpu().numpy(), mask.cpu().numpy()
     typical_hz = float(r2star_hz[known].median())
     dr = default_relaxivity(b0_t).pos_hz_per_ppm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class VsharpConfig:
     """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth, so that a
     thin slab is not removed completely. By default no rim is left out, but σ of the local field is larger
     there."""
-    iterations: int = 20
+    iterations: int = 16
     """Iterations that fit sources in the mask to the filtered field; 0 uses truncated deconvolution instead,
     as first published."""
     threshold: float = 0.05
@@ -59,7 +60,7 @@ class VsharpConfig:
                 "V-SHARP rim and iterations",
                 found=f"{self.rim_mm} mm, {self.iterations}",
                 expected="numbers of 0 or more",
-                fix="Usual are 0 mm and 20.",
+                fix="Usual are 0 mm and 16.",
             )
         if not 0 < self.threshold < 1:
             raise InputError(
@@ -96,8 +97,22 @@ class LocalField:
     sigma_ppm: Volume
 
 
+class FittedSources(NamedTuple):
+    """Sources in the mask that V-SHARP fits to the filtered field; both volumes in ppm, shape (i, j, k).
+
+    `chi_ppm` is smooth and too weak. `field_ppm` is its field, the local field, in the box around the mask.
+    """
+
+    chi_ppm: Volume
+    field_ppm: Volume
+
+
 def vsharp(
-    total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: VsharpConfig | None = None
+    total_field_ppm: Volume,
+    mask: MaskVolume,
+    grid: Grid,
+    config: VsharpConfig | None = None,
+    fitted: FittedSources | None = None,
 ) -> LocalField:
     """Remove the background field by the spherical mean value property, with spheres of varying radius.
 
@@ -118,6 +133,8 @@ def vsharp(
         Voxel size and B0 direction.
     config
         Options; defaults where None.
+    fitted
+        Result of `fitted_sources` with the same arguments, if it is there already.
 
     Returns
     -------
@@ -143,19 +160,19 @@ def vsharp(
             expected=f"a mask in which a sphere of {smallest:g} mm fits",
             fix="Check the mask, or choose a smaller radius.",
         )
+    if config.iterations:
+        fitted = fitted or _fitted(total_field_ppm, mask, reach, grid, config)
+        return without_rim(fitted.field_ppm, mask, depth, grid, rim_mm)
     box, field = _boxed(total_field_ppm, mask)
     local = torch.zeros_like(total_field_ppm)
-    if config.iterations:
-        _, local[box] = _sources_and_field(field, mask[box], reach[box], grid, smallest, config)
-    else:
-        local[box] = _deconvolved(field, mask[box], reach[box], grid, smallest, config)
+    local[box] = _deconvolved(field, mask[box], reach[box], grid, smallest, config)
     return without_rim(local, mask, depth, grid, rim_mm)
 
 
 def fitted_sources(
     total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: VsharpConfig | None = None
-) -> Volume:
-    """Susceptibility in the mask whose field is the local field of V-SHARP: smooth, and too weak.
+) -> FittedSources:
+    """Fit sources in the mask to the field after the filter of V-SHARP: the first step of `vsharp`.
 
     Parameters
     ----------
@@ -170,17 +187,26 @@ def fitted_sources(
 
     Returns
     -------
-    Volume
-        χ in ppm, 0 outside the mask, shape (i, j, k); 0 everywhere where no sphere fits into the mask.
+    FittedSources
+        0 everywhere where no sphere fits into the mask.
     """
     config = config or VsharpConfig()
-    smallest = _smallest_radius_mm(config, grid)
     reach = reach_mm(depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype))
-    chi = torch.zeros_like(total_field_ppm)
-    if bool((reach >= smallest).any()):
-        box, field = _boxed(total_field_ppm, mask)
-        chi[box], _ = _sources_and_field(field, mask[box], reach[box], grid, smallest, config)
-    return chi
+    if not bool((reach >= _smallest_radius_mm(config, grid)).any()):
+        return FittedSources(torch.zeros_like(total_field_ppm), torch.zeros_like(total_field_ppm))
+    return _fitted(total_field_ppm, mask, reach, grid, config)
+
+
+def _fitted(
+    total_field_ppm: Volume, mask: MaskVolume, reach: Volume, grid: Grid, config: VsharpConfig
+) -> FittedSources:
+    box, field = _boxed(total_field_ppm, mask)
+    made = FittedSources(torch.zeros_like(total_field_ppm), torch.zeros_like(total_field_ppm))
+    smallest = _smallest_radius_mm(config, grid)
+    made.chi_ppm[box], made.field_ppm[box] = _sources_and_field(
+        field, mask[box], reach[box], grid, smallest, config
+    )
+    return made
 
 
 def _boxed(total_field_ppm: Volume, mask: MaskVolume) -> tuple[tuple[slice, ...], Tensor]:

@@ -28,12 +28,16 @@ PENALTY_VOXEL = 8e-3
 PENALTY_TV = 2e-3
 """Penalty of the split differences, relative to the weight of the field."""
 _RELAXATION = 1.7
-_FEWEST_ITERATIONS = 10
+_FEWEST_ITERATIONS = 5
+_FIRST_CORRECTION = 10
+"""Iteration at which the wrapped field is corrected again; then at twice that, and so on."""
+SLAB = 16
+"""Layers of a volume that are in memory at a time where intermediate results are many volumes."""
 _RELEASE_EVERY = 5
 """Iterations after which freed memory is returned: a heap of temporary volumes grows by a tenth in each."""
 
 
-# Long because the steps of one iteration update the same tensors in place, to save memory.
+# Long because the steps of one iteration update the same tensors in place, and delete theirs, to save memory.
 def minimise(
     *,
     padded: PaddedBox,
@@ -93,7 +97,6 @@ def minimise(
     dtype, device = field_ppm.dtype, field_ppm.device
     coarse_power = None if coarse_power is None else coarse_power.to(field_ppm)
     dipole = Dipole(padded.periodic_grid, pad=False, dtype=dtype, device=device)
-    free_space = Dipole(grid, dtype=dtype, device=device)
     gradient = Gradient(grid.voxel_mm)
     channels = len(start)
     normal = (
@@ -113,8 +116,7 @@ def minimise(
     # copies of the field and of the differences are needed, and x is updated from these rests.
     solution = start
     x_hat = dipole.spectrum(start)
-    x = dipole.volume(x_hat)
-    voxel_rest = torch.zeros_like(x)
+    voxel_rest = start.new_zeros((channels, *padded.periodic_grid.shape))
     tv_rest = torch.zeros((channels, 3, *weight.shape), dtype=dtype, device=device)
     field_rest = torch.zeros_like(field_ppm)
     coarse_hat = None if unexplained is None else torch.zeros_like(x_hat[-1])
@@ -129,33 +131,37 @@ def minimise(
             # early: it is added to the data at a few iterations.
             chi = solution[-1]
             periodic = padded.box(dipole.volume(dipole.spectrum(chi).mul_(dipole.kernel)))
+            free_space = Dipole(grid, dtype=dtype, device=device)  # eight volumes, rarely needed
             wrapped = periodic - padded.cut(free_space.apply(padded.restore(chi)))
+            del periodic, free_space
             data = field_ppm + wrapped.mul_(field_gain).mul_(mask)
-            correct_at = max(_FEWEST_ITERATIONS, 2 * iteration)
+            del wrapped
+            correct_at = max(_FIRST_CORRECTION, 2 * iteration)
 
-        tv_dual = _shortened(gradient.apply(padded.box(x)).add_(tv_rest), tv_weight / PENALTY_TV, tv_mask)
-        tv_push = gradient.adjoint(tv_rest.sub_(tv_dual, alpha=2))
-        # Of what has been pushed, rest − 2 dual: the same as rest.lerp_(dual, relaxation) before.
-        tv_rest.mul_(1 - _RELAXATION).add_(tv_dual, alpha=2 - _RELAXATION)
-        del tv_dual  # six volumes
+        x = dipole.volume(x_hat)
+        tv_push = _tv_step(padded.box(x), tv_rest, gradient, tv_weight / PENALTY_TV, tv_mask)
 
-        made_hat = x_hat[-1] * (field_gain * dipole.kernel)
+        made_hat = (x_hat[-1] * dipole.kernel).mul_(field_gain)
         if coarse_hat is not None:
             made_hat.add_(coarse_hat)
         field_dual = padded.box(dipole.volume(made_hat)).add(field_rest)
+        del made_hat
         field_dual.sub_(data).mul_(shrink)
-        field_push = field_rest.sub(field_dual, alpha=2)
+        push_hat = dipole.spectrum(field_rest.sub(field_dual, alpha=2))
         field_rest.lerp_(field_dual, _RELAXATION)
+        del field_dual
 
         voxel_dual = x.add_(voxel_rest)
         before, solution = solution, voxelwise(padded.box(voxel_dual))
         padded.box(voxel_dual).sub_(solution)
         push = voxel_rest.sub(voxel_dual, alpha=2).mul_(PENALTY_VOXEL)
         voxel_rest.lerp_(voxel_dual, _RELAXATION)
+        del voxel_dual, x
 
         padded.box(push).add_(tv_push, alpha=PENALTY_TV)
+        del tv_push
         step_hat = dipole.spectrum(push)
-        push_hat = dipole.spectrum(field_push)
+        del push
         if coarse_hat is None or unexplained is None:
             step_hat[-1].add_(push_hat.mul_(dipole.kernel), alpha=penalty_field * field_gain)
             step_hat.div_(normal)
@@ -166,8 +172,9 @@ def minimise(
             explained = 1 - unexplained
             coarse_step = (push_hat - step_hat[-1] * (field_gain * dipole.kernel)).mul_(explained)
             coarse_hat.add_(coarse_step.sub_(coarse_hat * unexplained), alpha=_RELAXATION)
+            del weighted, explained, coarse_step
         x_hat.add_(step_hat, alpha=_RELAXATION)
-        x = dipole.volume(x_hat)
+        del step_hat, push_hat
 
         change.append(relative_change(solution, before))
         if progress is not None:
@@ -177,8 +184,29 @@ def minimise(
     return solution, change
 
 
+def _tv_step(x: Tensor, rest: Tensor, gradient: Gradient, longest: float, tv_mask: Tensor) -> Tensor:
+    """Dual step of isotropic TV: update the differences' `rest` in place, and return ∇ᵀ(rest − 2 dual).
+
+    Slab by slab along the first axis, since all differences of a volume are six volumes. The last layer of
+    the box is empty (`PaddedBox`), so nothing wraps around.
+    """
+    push = torch.empty_like(x)
+    before = rest.new_zeros(rest[..., :1, :, :].shape)
+    for first in range(0, x.shape[-3], SLAB):
+        here = slice(first, first + SLAB)
+        own = rest[..., here, :, :]
+        count = own.shape[-3]
+        with_next = gradient.apply(x[..., first : first + count + 1, :, :])[..., :count, :, :]
+        dual = _shortened(with_next.add_(own), longest, tv_mask[..., here, :, :])
+        pushed = torch.cat((before, own.sub(dual, alpha=2)), dim=-3)
+        push[..., here, :, :] = gradient.adjoint(pushed)[..., 1:, :, :]
+        before = pushed[..., -1:, :, :].clone()
+        own.lerp_(dual, _RELAXATION)
+    return push
+
+
 def _shortened(differences: Tensor, longest: float, tv_mask: Tensor) -> Tensor:
-    """Limit difference vectors to a maximum length, in place: the dual step of isotropic TV."""
+    """Limit difference vectors to a maximum length, in place."""
     differences.mul_(tv_mask)
     # torch.linalg.vector_norm over the first axis takes five times as long.
     square = torch.zeros_like(differences[0, 0])

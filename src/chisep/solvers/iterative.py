@@ -26,7 +26,7 @@ from torch import Tensor
 from chisep.physics.operators import Gradient
 from chisep.progress import Progress
 from chisep.solvers import closed_form
-from chisep.solvers._admm import PENALTY_VOXEL, minimise
+from chisep.solvers._admm import PENALTY_VOXEL, SLAB, minimise
 from chisep.solvers._common import (
     LEAST_PRIOR_SIGMA_PPM,
     PaddedBox,
@@ -131,9 +131,15 @@ def solve(
     weight_q = mask * (0.0 if qsm is None else (sigma_f / config.qsm_sigma_ppm) ** 2)
     start = closed_form.solve(maps, closed_form.ClosedFormConfig()) if prior is None else prior
     first = torch.stack((padded.cut(start.chi_pos_ppm), padded.cut(start.chi_neg_ppm)))
-    weight_z = None if prior is None else sigma_f**2 * _prior_weight(prior, padded)
     voxelwise = VoxelStep(
-        target, qsm, support, relaxivity.ratio, weight_r, weight_q, prior=first, weight_prior=weight_z
+        target,
+        qsm,
+        support,
+        relaxivity.ratio,
+        weight_r,
+        weight_q,
+        prior=first,
+        weight_prior=None if prior is None else sigma_f**2 * _prior_weight(prior, padded),
     )
     x, change = minimise(
         padded=padded,
@@ -144,7 +150,7 @@ def solve(
         field_gain=math.sqrt(2),
         tv_weight=tv_weight * sigma_f**2 / sigma_r,
         tv_mask=edge_mask(support, Gradient(maps.grid.voxel_mm), magnitude, config.edge_fraction),
-        voxelwise=lambda z: rotated(voxelwise(rotated(z))),
+        voxelwise=voxelwise.on_rotated,
         penalty_field=_PENALTY_CLEAN_FIELD if clean else _PENALTY_FIELD,
         coarse_power=coarse.power,
         iterations=config.iterations,
@@ -225,15 +231,24 @@ class VoxelStep:
             self.constant += weight_prior * prior
             self.pp, self.nn = self.pp + weight_prior[0], self.nn + weight_prior[1]
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Proximal step from z, shape (2, i, j, k)."""
-        pos, neg = (self.constant + self.penalty * z).mul_(self.mask)
-        determinant = self.pp * self.nn - self.pn**2
-        free_pos = (self.nn * pos - self.pn * neg).div_(determinant)
-        free_neg = (self.pp * neg - self.pn * pos).div_(determinant)
+    def on_rotated(self, z: Tensor) -> Tensor:
+        """Proximal step from `rotated` z and back, slab by slab: intermediate results are many volumes."""
+        made = torch.empty_like(z)
+        for first in range(0, z.shape[1], SLAB):
+            layers = slice(first, first + SLAB)
+            made[:, layers] = rotated(self(rotated(z[:, layers]), layers))
+        return made
+
+    def __call__(self, z: Tensor, layers: slice = slice(None)) -> Tensor:
+        """Proximal step from z, shape (2, i, j, k), of some layers of the volume along the first axis."""
+        pp, pn, nn = self.pp[layers], self.pn[layers], self.nn[layers]
+        pos, neg = torch.add(self.constant[:, layers], z, alpha=self.penalty).mul_(self.mask[layers])
+        determinant = pp * nn - pn**2
+        free_pos = (nn * pos - pn * neg).div_(determinant)
+        free_neg = (pp * neg - pn * pos).div_(determinant)
         return torch.stack(
             (
-                torch.where(free_neg < 0, pos / self.pp, free_pos).clamp_(min=0),
-                torch.where(free_pos < 0, neg / self.nn, free_neg).clamp_(min=0),
+                torch.where(free_neg < 0, pos / pp, free_pos).clamp_(min=0),
+                torch.where(free_pos < 0, neg / nn, free_neg).clamp_(min=0),
             )
         )

@@ -21,6 +21,7 @@ from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
 from chisep.preprocessing.sinuses import venous_sinuses
+from chisep.preprocessing.vsharp import VsharpConfig, fitted_sources
 
 _MISSING_PHASE = 0.01
 _LITTLE_TRUSTED = 0.25
@@ -126,22 +127,27 @@ def background_stage(context: SessionContext) -> Stage:
         grid = adult_grid(own.grid, scale)
         warnings = thin_slab(brain, own.grid, scale)
         facts: dict[str, Any] = {}
-        tissue, of_holes = brain, None
+        lengths = adult_lengths(config, scale)
+        tissue, of_holes, fitted = brain, None, None
         if context.fits_r2star:
             of_holes = chi_of_holes(known, brain, grid, own.load("r2star"), context.b0_t)
         if finds_sinuses:
-            blood = venous_sinuses(total, known, grid, own.load("r2star"), context.b0_t)
+            fitted = fitted_sources(total, known, grid)
+            blood = venous_sinuses(fitted.chi_ppm, known, grid, own.load("r2star"), context.b0_t)
             known, tissue = known & ~blood, brain & ~blood
+            if bool(blood.any()) or lengths.vsharp != VsharpConfig():
+                fitted = None  # it is of another mask, or of other options
             voxel_ml = math.prod(own.grid.voxel_mm) / 1000
             facts["SinusesMl"] = round(float(blood.sum()) * voxel_ml, 2 if scale == 1 else 5)
         local = remove_background(
             total,
             known,
             grid,
-            adult_lengths(config, scale),
+            lengths,
             sigma_ppm=own.load("field_sigma"),
             brain=tissue,
             hole_chi_ppm=of_holes,
+            fitted=fitted,
         )
         checks = local_field_checks(local, brain)
         poor = judged(context, checks, "local field")
