@@ -335,6 +335,23 @@ def test_the_command_writes_page_figure_and_table_and_resumes(labels, tmp_path, 
     assert (tmp_path / "out" / "independent.md").read_text(encoding="utf-8") == text
 
 
+def test_networks_are_compared_alone(labels, tmp_path):
+    """Without refinement the estimate is the network's own; the page says so."""
+    weights = save_untrained(tmp_path, "unrolled")
+    call = [
+        "reproduce", "independent", str(tmp_path), "--labels", str(labels), "--worlds", "piecewise",
+        "--conditions", "snr50", "--rows", "closed-form",
+        "--weights", f"mine={weights}", "--reference", "mine",
+    ]  # fmt: skip
+    errors = []
+    for more in ([], ["--no-refinement"]):
+        assert cli.main([*call, *more]) == 0
+        found = json.loads((tmp_path / "independent.json").read_text(encoding="utf-8"))
+        errors.append(found["Scores"]["piecewise"]["snr50"]["mine"]["chi_pos"]["nrmse_percent"]["mean"])
+    assert errors[0] < 0.8 * errors[1]
+    assert "not refined" in (tmp_path / "independent.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

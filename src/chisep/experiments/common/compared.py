@@ -24,12 +24,15 @@ class ComparedMethod:
         Weights file of a network, or the name of packaged weights; empty for a solver.
     qsm
         QSM method for its input χ map; none if empty.
+    refined
+        Whether a solver refines the estimates of networks that predict their uncertainty.
     """
 
     title: str
     method: str
     weights: str = ""
     qsm: str = ""
+    refined: bool = True
 
     @property
     def target(self) -> methods.Target:
@@ -39,4 +42,5 @@ class ComparedMethod:
     def key(self) -> dict[str, Any]:
         """Everything that its results depend on."""
         file = checksum(network_weights.find_weights(self.weights)) if self.weights else None
-        return {"method": self.method, "qsm": self.qsm, "weights": file}
+        key = {"method": self.method, "qsm": self.qsm, "weights": file}
+        return key if self.refined else {**key, "refined": False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ class IndependentConfig:
     """Methods, by name."""
     weights: tuple[str, ...] = ()
     """Further weights files, each as NAME=FILE; their method follows from their header."""
+    refinement: bool = True
+    """Whether a solver refines the estimates of networks with predicted uncertainty. Without, networks are
+    compared alone."""
     box: tuple[int, int, int] | None = None
     """Size in voxels of a box at the centre of the brain, for a quick look; the whole brain if not given."""
     reference: str = "unrolled"
@@ -95,7 +98,7 @@ class IndependentConfig:
         for text in self.weights:
             name, _, file = text.partition("=")
             found[name] = row_of_weights(name, Path(file))
-        return found
+        return {name: replace(row, refined=self.refinement) for name, row in found.items()}
 
 
 def independent(config: IndependentConfig, progress: Progress | None = None) -> list[Path]:
@@ -163,6 +166,7 @@ def _options(config: IndependentConfig) -> dict[str, Any]:
         "labels": [path.name for path in config.labels],
         "box": config.box and list(config.box),
         "draws": config.draws,
+        **({} if config.refinement else {"refinement": False}),
         "seed": config.seed,
         "reference": config.reference,
     }

@@ -29,13 +29,16 @@ def page(found: Mapping[str, Any]) -> str:
     box = options["box"]
     extent = "whole brain" if box is None else f"box of {' × '.join(map(str, box))} voxels in the brain"
     heads = ", ".join(options["labels"])
+    alone = (
+        "" if options.get("refinement", True) else " The estimates of networks are not refined by a solver."
+    )
     return "\n".join(
         [
             "# Independent bench\n",
             f"Written by `chisep reproduce independent`. Label maps: {heads}; 1 mm; {extent}; noise draws: "
             f"{options['draws']}. No world shares code with the simulation or the training of chisep. Values "
             "are means over heads; intervals are 95 % t-intervals over heads, where there are two or more. "
-            "χ and its truth have mean 0.\n",
+            f"χ and its truth have mean 0.{alone}\n",
             *(_world(found, world) for world in found["Scores"]),
             _lesions(found["Lesions"]),
         ]

@@ -44,14 +44,17 @@ def row_of_weights(name: str, file: Path) -> ComparedMethod:
     InputError
         If the file cannot be read, or is a network that no method of the bench uses.
     """
-    config = network_weights.description_of(file).config
+    description = network_weights.description_of(file)
+    config = description.config
     if config.outputs == ("chi",):
         return ComparedMethod(name, "unrolled-qsm" if config.proximal else "qsmnet", str(file))
     if config.outputs == SOURCES and "r2star" not in config.inputs:
         if config.proximal:
             return ComparedMethod(name, "unrolled", str(file))
         method = "unrolled-thesis" if config.unrolled else "chi-sepnet-r2p"
-        return ComparedMethod(name, method, str(file), "qsmnet")
+        # Networks of random protocols were trained with the χ map of packaged weights, named as their method.
+        chi = (description.header.get("recipe", {}).get("protocol") or {}).get("chi_weights")
+        return ComparedMethod(name, method, str(file), chi if chi in methods.METHODS else "qsmnet")
     raise InputError(
         str(file),
         found=f"a network from {', '.join(config.inputs)} to {', '.join(config.outputs)}",
@@ -82,10 +85,12 @@ def input_maps(phantom: Phantom, world: World, condition: Condition, measured: M
 
 def apply(row: ComparedMethod, maps: Maps) -> Sources | Susceptibility:
     """Apply a method to the maps of a scan."""
-    options = NetworkOptions(weights=row.weights, precision=PRECISION) if row.weights else None
+    usual = NetworkOptions(precision=PRECISION)
+    usual = usual if row.refined else replace(usual, refinement=0)
+    options = replace(usual, weights=row.weights) if row.weights else None
     if row.target == "chi":
         return methods.invert(maps, row.method, options)
     if row.qsm:
-        qsm_options = NetworkOptions(precision=PRECISION) if methods.METHODS[row.qsm].is_network else None
+        qsm_options = usual if methods.METHODS[row.qsm].is_network else None
         maps = replace(maps, chi_ppm=methods.invert(maps, row.qsm, qsm_options).chi_ppm)
     return methods.separate(maps, row.method, options)
