@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from chisep.simulation.motion import Pose
 from chisep.solvers.cosmos import CosmosConfig, Fields
 from chisep.solvers.csf_reference import CsfConfig
 from chisep.solvers.filtered_cosmos import FilteredConfig
-from chisep.types import Grid, Susceptibility, Volume
+from chisep.types import Affine, Grid, Susceptibility, Volume
 
 _SEED = 0
 
@@ -64,9 +64,7 @@ def error_budget(
     }
 
 
-def interpolated_there_and_back(
-    field_ppm: Volume, scan: Grid, reference: Grid, transform: Sequence[Sequence[float]]
-) -> Volume:
+def interpolated_there_and_back(field_ppm: Volume, scan: Grid, reference: Grid, transform: Affine) -> Volume:
     """Interpolate a field as the simulated scanner interpolates the head, then as `chisep orientations` does.
 
     Parameters
@@ -78,7 +76,6 @@ def interpolated_there_and_back(
     transform
         World mm of the reference to world mm of the scan, shape (4, 4).
     """
-    matrix = torch.as_tensor(transform, dtype=torch.float64).numpy()
-    there = Pose(matrix, scan.matrix(), scan.shape).seen(field_ppm, reference.matrix())
+    there = Pose(transform, scan.matrix(), scan.shape).seen(field_ppm, reference.matrix())
     everywhere = torch.ones(scan.shape, dtype=torch.bool)
-    return to_reference(there, everywhere, scan, reference, matrix)[0]
+    return to_reference(there, everywhere, scan, reference, transform)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 
 SUBJECT, _REFERENCE = "01", "ori1"
 _SOURCES = {"chi_pos": "paramagnetic", "chi_neg": "diamagnetic"}
-
-
+_DEPTHS_MM = (0.0, 3.0, 6.0, 10.0, math.inf)
 _FOUND, _TRUE_MOTION = "from raw scans", "the same with true motion"
 
 
@@ -76,21 +77,20 @@ class Comparison:
             "LocalField": self._field_errors(inputs),
             "CommonPartOfBrain": round(float((self.common & self.brain).sum() / self.brain.sum()), 4),
             "NrmsePercent": errors,
+            "ErrorByDepth": self._by_depth(rows[_FOUND]["chi"]),
             "LabelsOverTrueMotion": {key: round(found[key] / perfect[key], 4) for key in _SOURCES},
         }
 
     def budget(self) -> dict[str, Any]:
         """Errors (NRMSE in %) of χ and its sources with causes of an error switched off."""
         inputs, reference = self._aligned(), self._grid(_REFERENCE)
-        path = self._of(self.truth, "xfm", "motion").with_suffix("").with_suffix(".json")
 
         def there_and_back(field: Volume, number: int) -> Volume:
             name = self.names[number]
             if name == _REFERENCE:
                 return field
             beyond = torch.from_numpy(continued(field.numpy(), self.brain))
-            transform = bids.read_json(acquired(path, name))["FirstToThisWorldMm"]
-            return interpolated_there_and_back(beyond, self._grid(name), reference, transform)
+            return interpolated_there_and_back(beyond, self._grid(name), reference, self._true_motion(name))
 
         options = self.config.processing
         chi = error_budget(
@@ -133,9 +133,7 @@ class Comparison:
 
     def _motion(self, name: str) -> dict[str, Any]:
         """Errors of the motion that was found, at the centre of the brain and at its surface."""
-        path = self._of(self.truth, "xfm", "motion").with_suffix("").with_suffix(".json")
-        true = np.asarray(bids.read_json(acquired(path, name))["FirstToThisWorldMm"])
-        found = self._transform(name)
+        true, found = self._true_motion(name), self._transform(name)
         affine = nifti.load_mask(self._of(self.truth, "mask", "brain")).affine
         points = np.argwhere(self.brain) @ affine[:3, :3].T + affine[:3, 3]
         off = points @ (found - true)[:3, :3].T + (found - true)[:3, 3]
@@ -179,6 +177,29 @@ class Comparison:
                 }
             )
         return rows
+
+    def _by_depth(self, chi: np.ndarray) -> list[dict[str, Any]]:
+        """Error of χ by depth in the part of the brain where it is measured."""
+        inside = self.common & self.brain
+        depth = depth_mm(torch.from_numpy(inside), self._grid(_REFERENCE)).numpy()
+        square = np.square(1000 * (chi - self.true["chi"])) * inside
+        rows = []
+        for low, high in itertools.pairwise(_DEPTHS_MM):
+            shell = inside & (depth > low) & (depth <= high)
+            rows.append(
+                {
+                    "DepthMm": f"{low:g} to {high:g}" if math.isfinite(high) else f"more than {low:g}",
+                    "PartOfVoxels": round(float(shell.sum() / inside.sum()), 4),
+                    "RmsPpb": round(float(np.sqrt(square[shell].mean())), 3),
+                    "PartOfSquareError": round(float(square[shell].sum() / square.sum()), 4),
+                }
+            )
+        return rows
+
+    def _true_motion(self, name: str) -> Affine:
+        path = self._of(self.truth, "xfm", "motion").with_suffix("").with_suffix(".json")
+        content = bids.read_json(acquired(path, name))
+        return np.asarray(content["FirstToThisWorldMm"], dtype=np.float64)
 
     def _transform(self, name: str) -> Affine:
         file = f"sub-{SUBJECT}_acq-{name}_from-{_REFERENCE}_to-{name}_xfm.json"
@@ -234,7 +255,6 @@ class Comparison:
         """Align the same fields by the true motion in place of that of registration."""
         reference = self._grid(_REFERENCE)
         fields, sigmas, noise, masks, directions = [], [], [], [], []
-        path = self._of(self.truth, "xfm", "motion").with_suffix("").with_suffix(".json")
         for name in self.names:
             grid = self._grid(name)
             field, sigma, of_noise = (
@@ -244,7 +264,7 @@ class Comparison:
             known = self._own(name, "desc-eroded_mask") > 0
             transform = np.eye(4)
             if name != _REFERENCE:
-                transform = np.asarray(bids.read_json(acquired(path, name))["FirstToThisWorldMm"])
+                transform = self._true_motion(name)
                 field, here = to_reference(field, known, grid, reference, transform)
                 sigma, of_noise = (
                     to_reference(one, known, grid, reference, transform, linear=True)[0]

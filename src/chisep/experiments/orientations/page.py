@@ -48,6 +48,22 @@ def page(results: Mapping[str, Any]) -> str:
         + ", ".join(f"{key} {ratio:.3f}" for key, ratio in results["LabelsOverTrueMotion"].items())
         + ".\n",
     ]
+    if "ErrorByDepth" in results:
+        text += [
+            "Error of χ from raw scans by depth in the common mask:\n",
+            markdown(
+                ("depth", "voxels", "error, RMS", "part of the square error"),
+                [
+                    (
+                        f"{row['DepthMm']} mm",
+                        f"{100 * row['PartOfVoxels']:.0f} %",
+                        f"{row['RmsPpb']:.1f} ppb",
+                        f"{100 * row['PartOfSquareError']:.0f} %",
+                    )
+                    for row in results["ErrorByDepth"]
+                ],
+            ),
+        ]
     if "ErrorBudget" in results:
         text += [
             "## Error budget\n",
