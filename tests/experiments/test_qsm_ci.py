@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from chisep.errors import InputError
+from chisep.experiments.qsm_ci import command as qsm_ci_command
 from chisep.experiments.qsm_ci import page, rows, special, worlds
 from chisep.experiments.qsm_ci.definitions import DEFINITIONS, GREY, WHITE, definition, tissues_of, tracts_of
 from chisep.experiments.reproducibility import command, scans
@@ -186,6 +188,48 @@ class TestRows:
         assert "| MSPE ≤ 2/2 % | mc | chisep | 1.50/1.50 | yes |" in text
         assert "| D_r within 15 % | mc | chisep | -6/-6 % | yes |" in text
         assert "| 7t-field | chisep | tv (noisy field) | 0.500 | 50.0 | – | 1.50 | 1.000 |" in text
+
+    def test_page_has_mean_and_range_over_heads(self):
+        def one(head, xsim):
+            score = {"xsim": xsim, "nrmse": 100 * xsim, "coverage": 1.0}
+            key = {
+                "World": "7t-field",
+                "Maker": "chisep",
+                "Stage": "bfr",
+                "Method": "default",
+                "Noisy": False,
+            }
+            return {**key, "Head": head, "Code": "0123", "Scores": {"localfield": score}}
+
+        found = {"Head": "head-11", "VoxelMm": 2.0, "Rows": [one("head-11", 0.5)]}
+        found["FurtherHeads"] = [one("head-12", 0.7), one("head-13", 0.9)]
+        text = page.page(found)
+        assert "on head-12, head-13" in text
+        assert "| bfr | localfield | 3 | 0.700 (0.500 to 0.900) | 70.0 (50.0 to 90.0) | – | – |" in text
+
+    def test_further_heads_have_the_default_alone(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(worlds, "head_tissue", lambda one, _head: tissue(one))
+        monkeypatch.setattr(rows, "_scored", lambda *_: {"Scores": {"r2prime": {"xsim": 0.5}}})
+        first, second = (tmp_path / f"head-{number}_dseg.nii.gz" for number in (11, 12))
+        for file in (first, second):
+            file.write_bytes(b"read by head_tissue alone")
+        config = qsm_ci_command.QsmCiExperimentConfig(
+            out=tmp_path,
+            labels=first,
+            further_heads=(second,),
+            worlds=("mc",),
+            makers=("chisep",),
+            stages=("r2prime-generation",),
+        )
+        qsm_ci_command.qsm_ci_worlds(config)
+        found = json.loads((tmp_path / "qsm-ci.json").read_text())
+        assert {one["Method"] for one in found["Rows"]} == set(rows.METHODS["r2prime-generation"])
+        assert [(one["Head"], one["Method"]) for one in found["FurtherHeads"]] == [("head-12", rows.DEFAULT)]
+        assert (tmp_path / "head-12" / "worlds" / "chisep" / "mc").is_dir()
+        with pytest.raises(InputError, match="the same file name"):
+            replace(config, further_heads=(first,))
+        with pytest.raises(InputError, match="no such file"):
+            replace(config, further_heads=(tmp_path / "head-13_dseg.nii.gz",))
 
 
 class TestReproducibility:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import chisep
 from chisep.errors import InputError
 from chisep.experiments.qsm_ci.definitions import DEFINITIONS, Maker, definition
 from chisep.experiments.qsm_ci.page import page
-from chisep.experiments.qsm_ci.rows import METHODS, benchmark, cells_of, row
+from chisep.experiments.qsm_ci.rows import DEFAULT, METHODS, benchmark, cells_of, row
 from chisep.experiments.qsm_ci.worlds import HeadOptions, written_world
 from chisep.io.files import make_directory, write_json, write_text
 from chisep.progress import Progress
@@ -28,6 +28,8 @@ class QsmCiExperimentConfig:
     change."""
     labels: Path | None = None
     """Label map of the head; the packaged head if none."""
+    further_heads: tuple[Path, ...] = ()
+    """Label maps of further heads, for the rows of the default alone."""
     worlds: tuple[str, ...] = tuple(DEFINITIONS)
     """Worlds to make."""
     makers: tuple[Maker, ...] = ("qsm-forward", "chisep")
@@ -51,6 +53,22 @@ class QsmCiExperimentConfig:
                 raise InputError(
                     "stages", found=name, expected=", ".join(METHODS), fix="Correct the option --stages."
                 )
+        heads = (*(() if self.labels is None else (self.labels,)), *self.further_heads)
+        for labels in heads:
+            if not labels.is_file():
+                raise InputError(
+                    labels,
+                    found="no such file",
+                    expected="the label map of a head",
+                    fix="Correct the options --labels and --further-heads.",
+                )
+        if len({_stem(labels) for labels in heads}) < len(heads):
+            raise InputError(
+                "further_heads",
+                found="two heads of the same file name",
+                expected="another file name for each head, which names its folder",
+                fix="Correct the option --further-heads.",
+            )
 
 
 def qsm_ci_worlds(config: QsmCiExperimentConfig, progress: Progress | None = None) -> list[Path]:
@@ -68,32 +86,64 @@ def qsm_ci_worlds(config: QsmCiExperimentConfig, progress: Progress | None = Non
     """
     benchmark()
     make_directory(config.out)
-    head = HeadOptions(config.labels, config.voxel_mm, config.seed)
+    first = _Head(config.out, config.labels, config.methods)
+    others = [_Head(config.out / _stem(path), path, (DEFAULT,)) for path in config.further_heads]
     rows: list[dict[str, Any]] = []
+    further: list[dict[str, Any]] = []
     written: list[Path] = []
     for done, name in enumerate(config.worlds):
-        for maker in config.makers:
-            one = definition(name)
+
+        def say(text: str, done: int = done) -> None:
             if progress is not None:
-                progress(f"{name} by {maker}", done, len(config.worlds))
-            world = written_world(config.out / "worlds" / maker / name, one, maker, head)
-            for cell in cells_of(world, separates=one.separates, only=config.stages):
-                if config.methods and cell.method not in config.methods:
-                    continue
-                if progress is not None:
-                    progress(f"{name} by {maker}: {cell.stage}, {cell.method}", done, len(config.worlds))
-                rows.append(row(cell, config.submissions, config.out / "cells"))
-            written = _written(config, rows)
+                progress(text, done, len(config.worlds))
+
+        for maker in config.makers:
+            rows += _rows(config, first, name, maker, say)
+            for head in others:
+                further += _rows(config, head, name, maker, say)
+            written = _written(config, rows, further)
     return written
 
 
-def _written(config: QsmCiExperimentConfig, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+@dataclass(frozen=True)
+class _Head:
+    """A head: folder of its worlds and rows, label map, and the methods to run (all if empty)."""
+
+    folder: Path
+    labels: Path | None
+    methods: tuple[str, ...]
+
+
+def _rows(
+    config: QsmCiExperimentConfig, head: _Head, name: str, maker: Maker, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Make one world of a head and compute its rows."""
+    one, stem = definition(name), _stem(head.labels)
+    say(f"{name} by {maker}, {stem}")
+    options = HeadOptions(head.labels, config.voxel_mm, config.seed)
+    world = written_world(head.folder / "worlds" / maker / name, one, maker, options)
+    rows = []
+    for cell in cells_of(world, separates=one.separates, only=config.stages):
+        if not head.methods or cell.method in head.methods:
+            say(f"{name} by {maker}, {stem}: {cell.stage}, {cell.method}")
+            rows.append(row(cell, config.submissions, head.folder / "cells") | {"Head": stem})
+    return rows
+
+
+def _stem(labels: Path | None) -> str:
+    return "packaged head" if labels is None else labels.name.removesuffix(".nii.gz").removesuffix("_dseg")
+
+
+def _written(
+    config: QsmCiExperimentConfig, rows: Sequence[Mapping[str, Any]], further: Sequence[Mapping[str, Any]]
+) -> list[Path]:
     found = {
         "GeneratedBy": f"chisep {chisep.__version__}",
-        "Head": "packaged head" if config.labels is None else config.labels.name,
+        "Head": _stem(config.labels),
         "VoxelMm": config.voxel_mm,
         "Seed": config.seed,
         "Rows": list(rows),
+        "FurtherHeads": list(further),
     }
     return [
         write_text(config.out / "qsm-ci.md", page(found)),

@@ -22,6 +22,8 @@ _TITLES = {
     "coverage": ("coverage", 3),
     "dice": ("Dice", 3),
 }
+_OF_HEADS = ("xsim", "nrmse", "mspe", "dice")
+"""Metrics of the table of more than one head."""
 _SHORT = {"chi-para": "χ_pos ", "chi-dia": "χ_neg "}
 _MC_XSIM, _MC_MSPE = (0.85, 0.78), 2.0
 _LARGEST_DR_ERROR = 0.15
@@ -41,6 +43,7 @@ def page(found: Mapping[str, Any]) -> str:
         "## Aims\n",
         markdown(["aim", "world", "made by", "found", "met"], _aims(rows)),
         _published(rows),
+        _heads(rows, found.get("FurtherHeads", [])),
     ]
     for stage in METHODS:
         here = [one for one in rows if one["Stage"] == stage and one["Method"] not in BUDGET]
@@ -175,6 +178,40 @@ def _published(rows: Sequence[Row]) -> str:
         "by qsm-forward are alike.\n\n"
         + markdown(["world", "method", "xSIM χ_pos/χ_neg", "MSPE χ_pos/χ_neg (%)"], lines)
     )
+
+
+def _heads(rows: Sequence[Row], further: Sequence[Row]) -> str:
+    """Tabulate mean and range of the default over heads, for the rows that further heads have."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for one in further:
+        key = (one["World"], one["Maker"], one["Stage"], one["Method"], one["Noisy"])
+        first = _find(rows, *key[:4], noisy=one["Noisy"])
+        groups.setdefault(key, [] if first is None else [first]).append(one)
+    lines = []
+    for (world, maker, stage, _, noisy), same in groups.items():
+        for output in same[0]["Scores"]:
+            scores = [one["Scores"][output] for one in same]
+            cells = [
+                _mean_range([x[key] for x in scores if x.get(key) is not None], _TITLES[key][1])
+                for key in _OF_HEADS
+            ]
+            name = stage + " (noisy field)" * noisy
+            lines.append([world, maker, name, output, str(len(same)), *cells])
+    if not lines:
+        return ""
+    heads = ", ".join(dict.fromkeys(one["Head"] for one in further))
+    titles = [_TITLES[key][0] for key in _OF_HEADS]
+    return (
+        f"## More than one head\n\nThe default on this head and on {heads}: mean (lowest to highest).\n\n"
+        + markdown(["world", "made by", "stage", "output", "heads", *titles], lines)
+    )
+
+
+def _mean_range(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    low, mean, high = (f"{x:.{digits}f}" for x in (min(values), sum(values) / len(values), max(values)))
+    return f"{mean} ({low} to {high})"
 
 
 def _mspe(values: tuple[float | None, float | None]) -> str:
