@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import chisep
 from chisep import methods
 from chisep.api.qsm_ci import QsmCiConfig, qsm_ci
+from chisep.api.qsm_ci.command import StageName
 from chisep.api.qsm_ci.dephasing import dephasing_of
 from chisep.api.qsm_ci.inputs import Inputs
 from chisep.errors import ChisepWarning, InputError
@@ -49,7 +50,7 @@ DEFAULT = "default"
 NO_CHI, NETWORK_RATE = "default, no χ map", "network r2s alone"
 NOISY = "localfield-noisy"
 
-METHODS: Mapping[str, tuple[str, ...]] = {
+METHODS: Mapping[StageName, tuple[str, ...]] = {
     "chi-separation": (
         *(DEFAULT, NO_CHI, *BUDGET, NULL, LABEL_NULL, "iterative", "closed-form"),
         *("chi-sepnet-r2p", "unrolled-thesis"),
@@ -93,7 +94,7 @@ class Cell:
     """
 
     world: Path
-    stage: str
+    stage: StageName
     method: str
     noisy: bool = False
 
@@ -202,7 +203,7 @@ def _scored(cell: Cell, submissions: Path) -> dict[str, Any]:
         if cell.method == DEFAULT:
             found["Runner"] = _run_submission(cell, submissions, given, out)
         elif cell.method in methods.METHODS:
-            qsm_ci(QsmCiConfig(given, out, stage=_known_stage(cell.stage), method=cell.method))
+            qsm_ci(QsmCiConfig(given, out, stage=cell.stage, method=cell.method))
         elif cell.method == NO_CHI:
             (given / "chimap.nii.gz").unlink()
             qsm_ci(QsmCiConfig(given, out, stage="chi-separation"))
@@ -212,10 +213,6 @@ def _scored(cell: Cell, submissions: Path) -> dict[str, Any]:
             found["D_r"] = _relaxivity(cell, Inputs(given), chi_is_true=cell.method == DEFAULT)
         found["Scores"] = _scores(cell, out)
     return found
-
-
-def _known_stage(stage: str) -> Any:  # noqa: ANN401
-    return stage
 
 
 def _copy_inputs(cell: Cell, given: Path) -> None:

@@ -37,8 +37,11 @@ PERFECT = (TRUE_FIELD, TRUE_RATE, TRUE_BOTH)
 _FEWEST_ML = 0.25
 """Smallest volume of a region."""
 _Z95 = 1.96
-_CODE = ("experiments/reproducibility/scans.py", "methods", "networks", "physics", "preprocessing")
-_MORE_CODE = ("simulation", "solvers")
+_CODE = (
+    *("experiments/reproducibility/scans.py", "methods", "networks", "physics", "preprocessing"),
+    *("simulation", "solvers"),
+)
+"""Packages that region means depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ def reproducibility(config: ReproducibilityConfig, progress: Progress | None = N
             means.setdefault(name, {})[scan.name] = _stored(config, scan, method, inputs)["Regions"]
     found = {
         "GeneratedBy": f"chisep {chisep.__version__}",
-        "Code": code_checksum(*_CODE, *_MORE_CODE),
+        "Code": code_checksum(*_CODE),
         "Head": "packaged head" if config.labels is None else config.labels.name,
         "VoxelMm": config.voxel_mm,
         "Seed": config.seed,
@@ -195,7 +198,7 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 def _stored(config: ReproducibilityConfig, scan: Scan, method: str, inputs: str) -> dict[str, Any]:
     key = {
         "GeneratedBy": f"chisep {chisep.__version__}",
-        "Code": code_checksum("simulation") if method == TRUTH else code_checksum(*_CODE, *_MORE_CODE),
+        "Code": code_checksum("simulation") if method == TRUTH else code_checksum(*_CODE),
         "Scan": asdict(scan),
         "Head": None if config.labels is None else checksum(config.labels),
         "VoxelMm": config.voxel_mm,
