@@ -75,7 +75,7 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
         return ViewerMap(
             key,
             name,
-            PPB * values,
+            values,
             "ppb",
             _CHI_STEP_PPB,
             _SOURCE_WINDOWS,
@@ -84,6 +84,7 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
             sigma,
             before,
             fine=True,
+            scale=PPB,
         )
 
     if images.chi_pos_ppm is not None and images.chi_neg_ppm is not None and images.chi_ppm is not None:
@@ -99,7 +100,7 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
     yield ViewerMap(
         "qsm",
         "QSM (χ, referenced)",
-        PPB * images.qsm_ppm,
+        images.qsm_ppm,
         "ppb",
         _CHI_STEP_PPB,
         _CHI_WINDOWS,
@@ -109,12 +110,13 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
         "local_field",
         difference=("chi_pos", "chi_neg") if images.qsm_of_sources else None,
         fine=True,
+        scale=PPB,
     )
     if images.chi_ppm is not None and not images.qsm_of_sources:
         yield ViewerMap(
             "chi",
             "χ = χ_pos − χ_neg",
-            PPB * images.chi_ppm,
+            images.chi_ppm,
             "ppb",
             _CHI_STEP_PPB,
             _CHI_WINDOWS,
@@ -123,13 +125,14 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
             "",
             "qsm",
             difference=("chi_pos", "chi_neg"),
+            scale=PPB,
         )
     names = {"chi_pos": "χ_pos", "chi_neg": "χ_neg", "qsm": "QSM"}
     for key, values in sigmas.items():
         yield ViewerMap(
             f"{key}_sigma",
             f"SD of {names[key]}",
-            PPB * values,
+            values,
             "ppb",
             _SIGMA_STEP_PPB,
             _SIGMA_WINDOWS,
@@ -138,6 +141,7 @@ def _susceptibility(images: SessionImages) -> Iterator[ViewerMap]:
             "in and around strong sources, and wherever R2′ is noisy.",
             "",
             key,
+            scale=PPB,
         )
 
 
@@ -195,11 +199,11 @@ def _fields(images: SessionImages) -> Iterator[ViewerMap]:
     )
     for key, name, values, end, step, sigma, before in fields:
         windows = ((-end, end), (-2 * end, 2 * end), (-end / 2, end / 2))
-        yield ViewerMap(key, name, PPB * values, "ppb", step, windows, "Field", shading, sigma, before)
+        yield ViewerMap(key, name, values, "ppb", step, windows, "Field", shading, sigma, before, scale=PPB)
     yield ViewerMap(
         "local_field_sigma",
         "Error of the local field (SD)",
-        PPB * images.local_field_sigma_ppm,
+        images.local_field_sigma_ppm,
         "ppb",
         _SIGMA_STEP_PPB,
         _SIGMA_WINDOWS,
@@ -207,6 +211,7 @@ def _fields(images: SessionImages) -> Iterator[ViewerMap]:
         "The noise of the echoes and what background removal leaves, which grows to the edge.",
         "",
         "local_field",
+        scale=PPB,
     )
 
 

@@ -58,7 +58,7 @@ class ViewerMap:
     name
         Name for readers, plain text.
     values
-        In `unit`, shape (i, j, k).
+        In `unit` after multiplication by `scale`, shape (i, j, k).
     unit
         Text after values.
     step
@@ -82,6 +82,8 @@ class ViewerMap:
         them. None for any other map.
     fine
         Whether its rounding is kept as long as possible when a page would be too large.
+    scale
+        Factor from `values` to `unit`: scaled copies of all maps would take much memory.
     """
 
     key: str
@@ -98,6 +100,7 @@ class ViewerMap:
     masked: bool = True
     difference: tuple[str, str] | None = None
     fine: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +219,7 @@ class _Part:
         if one.key in self.offsets:
             made = {"difference": [*(one.difference or ())], "offset": self.offsets[one.key]}
             return "", _facts(one, step) | made
-        text, coding = _deflate(_integers(self.frame.mean(one.values), step))
+        text, coding = _deflate(_integers(one.scale * self.frame.mean(one.values), step))
         return text, _facts(one, step) | coding
 
     def sampled_bytes(self, one: ViewerMap, coarser: Mapping[bool, int]) -> float:
@@ -225,7 +228,7 @@ class _Part:
             return 0.0
         values, size, sampled = self.frame.mean(one.values), 0, 0
         for start in range(_SLICES_APART // 2, values.shape[-1], _SLICES_APART):
-            slab = values[..., start : start + _SLICES]
+            slab = one.scale * values[..., start : start + _SLICES]
             size += len(_deflate(_integers(slab, one.step * coarser[one.fine]))[0])
             sampled += slab.size
         return size * values.size / sampled
@@ -262,11 +265,12 @@ def _encoded(parts: Sequence[_Part], coarser: Mapping[bool, int], pool: Executor
 
 def _offset_of_difference(scan: ViewerScan, one: ViewerMap) -> float | None:
     """Constant by which a map differs from the difference of two others; None where it is no constant."""
-    values = {other.key: other.values for other in scan.maps}
-    if one.difference is None or not set(one.difference) <= set(values) or not scan.mask.any():
+    maps = {other.key: other for other in scan.maps}
+    if one.difference is None or not set(one.difference) <= set(maps) or not scan.mask.any():
         return None
-    first, second = (values[key] for key in one.difference)
-    rest = (one.values - (first - second)).T[scan.mask.T]
+    terms = (one, *(maps[key] for key in one.difference))
+    made, first, second = (term.scale * term.values.T[scan.mask.T] for term in terms)
+    rest = made - (first - second)
     offset = float(np.median(rest))
     return round(offset, 6) if np.abs(rest - offset).max() <= one.step / 10 else None
 

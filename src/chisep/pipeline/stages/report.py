@@ -103,6 +103,7 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
     brain = files.array("mask") > 0
     box = box_around(brain, files.affine, MARGIN_MM)
     magnitude = _root_sum_of_squares(context, files)
+    unwrapped_rad = _unwrapped(files, box)
     keys = [
         *("quality", "phase_mask", "total_field", "field_sigma", "local_field", "local_field_sigma", "qsm"),
         *(["residual"] if len(context.session.megre.te_s) > 1 else []),
@@ -117,7 +118,7 @@ def _images(context: SessionContext, files: StageFiles) -> SessionImages:
         affine=with_corner(files.affine, box),
         te_s=context.session.megre.te_s,
         magnitude=magnitude[box],
-        unwrapped_rad=_unwrapped(files, box),
+        unwrapped_rad=unwrapped_rad,
         residual_rad=found.get("residual"),
         quality=found["quality"],
         mask=brain[box],
