@@ -219,7 +219,7 @@ class _Part:
         if one.key in self.offsets:
             made = {"difference": [*(one.difference or ())], "offset": self.offsets[one.key]}
             return "", _facts(one, step) | made
-        text, coding = _deflate(_integers(one.scale * self.frame.mean(one.values), step))
+        text, coding = _deflate(_integers(self.frame.mean(one.values), one.scale, step))
         return text, _facts(one, step) | coding
 
     def sampled_bytes(self, one: ViewerMap, coarser: Mapping[bool, int]) -> float:
@@ -228,8 +228,8 @@ class _Part:
             return 0.0
         values, size, sampled = self.frame.mean(one.values), 0, 0
         for start in range(_SLICES_APART // 2, values.shape[-1], _SLICES_APART):
-            slab = one.scale * values[..., start : start + _SLICES]
-            size += len(_deflate(_integers(slab, one.step * coarser[one.fine]))[0])
+            slab = values[..., start : start + _SLICES]
+            size += len(_deflate(_integers(slab, one.scale, one.step * coarser[one.fine]))[0])
             sampled += slab.size
         return size * values.size / sampled
 
@@ -352,11 +352,13 @@ def _thinning(lengths: Sequence[int], voxel_mm: Sequence[float], most_voxels: in
     return thin
 
 
-def _integers(values: VolumeArray, step: float) -> NDArray[np.int16]:
-    """Round values to multiples of a step."""
-    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    rounded: NDArray[np.int16] = np.rint(finite / step).clip(-_LARGEST, _LARGEST).astype(np.int16, order="F")
-    return rounded
+def _integers(values: VolumeArray, scale: float, step: float) -> NDArray[np.int16]:
+    """Round scaled values to multiples of a step."""
+    steps = scale * values
+    steps /= step
+    np.nan_to_num(steps, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    np.rint(steps, out=steps)
+    return np.asarray(steps.clip(-_LARGEST, _LARGEST, out=steps).astype(np.int16, order="F"))
 
 
 def _facts(one: ViewerMap, step: float) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from chisep.io import bids, nifti
 from chisep.io.files import write_json
@@ -32,6 +31,7 @@ from chisep.regions.atlas import (
     packaged_atlas_facts,
     registration,
 )
+from chisep.regions.boxes import box_around
 from chisep.regions.labels import (
     LabelArray,
     LabelImage,
@@ -279,7 +279,7 @@ class _Masks:
     @classmethod
     def of(cls, files: StageFiles) -> _Masks:
         brain, reliable = files.array("mask") > 0, files.array("reliable_mask") > 0
-        box = ndimage.find_objects(brain.view(np.uint8))[0]
+        box = box_around(brain, files.affine)
         return cls(box, brain[box], reliable[box])
 
 
