@@ -184,9 +184,9 @@ class TestRows:
         assert "| mc | chisep | default | 0.500 | 50.0 | 1.50 | 1.000 | 0.500 | 50.0 | 1.50 | 1.000 |" in text
         assert "300 of 320 (-6 %)" in text
         assert "0123456789ab (2 rows)" in text
-        assert "| xSIM ≥ 0.85/0.78 | mc | chisep | 0.500/0.500 | no |" in text
-        assert "| MSPE ≤ 2/2 % | mc | chisep | 1.50/1.50 | yes |" in text
-        assert "| D_r within 15 % | mc | chisep | -6/-6 % | yes |" in text
+        assert "| xSIM ≥ 0.85/0.78 | head-11 | mc | chisep | 0.500/0.500 | no |" in text
+        assert "| MSPE ≤ 2/2 % | head-11 | mc | chisep | 1.50/1.50 | yes |" in text
+        assert "| D_r within 15 % | head-11 | mc | chisep | -6/-6 % | yes |" in text
         assert "| 7t-field | chisep | tv (noisy field) | 0.500 | 50.0 | – | 1.50 | 1.000 |" in text
 
     def test_page_has_mean_and_range_over_heads(self):
@@ -195,17 +195,20 @@ class TestRows:
             key = {
                 "World": "7t-field",
                 "Maker": "chisep",
-                "Stage": "bfr",
+                "Stage": "end-to-end",
                 "Method": "default",
                 "Noisy": False,
             }
-            return {**key, "Head": head, "Code": "0123", "Scores": {"localfield": score}}
+            return {**key, "Head": head, "Code": "0123", "Scores": {"chimap": score}}
 
-        found = {"Head": "head-11", "VoxelMm": 2.0, "Rows": [one("head-11", 0.5)]}
-        found["FurtherHeads"] = [one("head-12", 0.7), one("head-13", 0.9)]
+        found = {"Head": "head-11", "VoxelMm": 2.0, "Rows": [one("head-11", 0.3)]}
+        found["FurtherHeads"] = [one("head-12", 0.5), one("head-13", 0.7)]
         text = page.page(found)
         assert "on head-12, head-13" in text
-        assert "| bfr | localfield | 3 | 0.700 (0.500 to 0.900) | 70.0 (50.0 to 90.0) | – | – |" in text
+        assert "0123 (3 rows)" in text
+        assert "| end-to-end | chimap | 3 | 0.500 (0.300 to 0.700) | 50.0 (30.0 to 70.0) | – | – |" in text
+        assert "| end-to-end: xSIM above 0.40 | head-11 | 7t-field | chisep | 0.300 | no |" in text
+        assert "| end-to-end: xSIM above 0.40 | head-12 | 7t-field | chisep | 0.500 | yes |" in text
 
     def test_further_heads_have_the_default_alone(self, tmp_path, monkeypatch):
         monkeypatch.setattr(worlds, "head_tissue", lambda one, _head: tissue(one))

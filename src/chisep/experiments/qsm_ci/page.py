@@ -41,7 +41,7 @@ def page(found: Mapping[str, Any]) -> str:
         "QSM-CI's local runner.\n",
         f"{_of_code(found)}\n",
         "## Aims\n",
-        markdown(["aim", "world", "made by", "found", "met"], _aims(rows)),
+        markdown(["aim", "head", "world", "made by", "found", "met"], _aims_of_heads(found)),
         _published(rows),
         _heads(rows, found.get("FurtherHeads", [])),
     ]
@@ -68,14 +68,15 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def _of_code(found: Mapping[str, Any]) -> str:
+    rows = [*found["Rows"], *found.get("FurtherHeads", [])]
     weights = {
         one["Name"]: one["SHA256"][:12]
-        for row in found["Rows"]
+        for row in rows
         if row["Method"] == DEFAULT
         for one in row.get("Weights", [])
     }
     listed = ", ".join(f"`{name}` {digest}" for name, digest in sorted(weights.items()))
-    codes = Counter(row["Code"][:12] for row in found["Rows"] if row["Method"] not in (NULL, LABEL_NULL))
+    codes = Counter(row["Code"][:12] for row in rows if row["Method"] not in (NULL, LABEL_NULL))
     of = ", ".join(f"{code} ({count} rows)" for code, count in codes.most_common())
     return f"Code (SHA-256 of the source of all stages): {of}. Weights: {listed or 'none'}."
 
@@ -88,6 +89,13 @@ def _find(
         if key == (world, maker, stage, method, noisy):
             return one
     return None
+
+
+def _aims_of_heads(found: Mapping[str, Any]) -> list[list[str]]:
+    heads: dict[str, list[Row]] = {str(found["Head"]).removesuffix("_dseg.nii.gz"): list(found["Rows"])}
+    for one in found.get("FurtherHeads", []):
+        heads.setdefault(one["Head"], []).append(one)
+    return [[line[0], head, *line[1:]] for head, rows in heads.items() for line in _aims(rows)]
 
 
 def _aims(rows: Sequence[Row]) -> list[list[str]]:
