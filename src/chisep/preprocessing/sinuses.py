@@ -14,8 +14,8 @@ from chisep.preprocessing.morphology import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
 
 _LEAST_CHI_PPM = 0.06
-"""χ of a sinus as the fit shows it, smoothed over `_SMOOTHING_MM`: that of venous blood is three times this
-or more, but the fit is too weak."""
+"""χ of a sinus as the fit of 14 iterations shows it, smoothed over `_SMOOTHING_MM`: that of venous blood is
+three times this or more, but the fit is too weak. With more iterations brain is above it too."""
 _SMOOTHING_MM = 1.0
 _LEAST_R2STAR, _LEAST_AROUND = 1.2, 0.5
 """R2* of venous blood, and of its partial volume with CSF or brain, relative to the median of the brain. So

@@ -40,7 +40,7 @@ class VsharpConfig:
     """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth, so that a
     thin slab is not removed completely. By default no rim is left out, but σ of the local field is larger
     there."""
-    iterations: int = 16
+    iterations: int = 14
     """Iterations that fit sources in the mask to the filtered field; 0 uses truncated deconvolution instead,
     as first published."""
     threshold: float = 0.05
@@ -60,7 +60,7 @@ class VsharpConfig:
                 "V-SHARP rim and iterations",
                 found=f"{self.rim_mm} mm, {self.iterations}",
                 expected="numbers of 0 or more",
-                fix="Usual are 0 mm and 16.",
+                fix="Usual are 0 mm and 14.",
             )
         if not 0 < self.threshold < 1:
             raise InputError(
