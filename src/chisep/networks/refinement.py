@@ -103,7 +103,7 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
     unlike = excess >= _UNLIKE
     maps = replace(maps, field_sigma_ppm=_field_sigma(maps, estimate, excess))
     if not unlike:
-        maps = _without_residual_background(maps, estimate)
+        maps = _without_residual_background(maps, estimate, excess)
     config = iterative.IterativeConfig(iterations=iterations)
     if not unlike:
         config = replace(config, tolerance=_TOLERANCE)
@@ -211,17 +211,23 @@ def _misfit_of_field(maps: Maps, estimate: Sources) -> Volume:
     return (maps.field_ppm - dipole.apply(estimate.chi_ppm)).mul_(maps.mask)
 
 
-def _without_residual_background(maps: Maps, estimate: Sources) -> Maps:
+def _without_residual_background(maps: Maps, estimate: Sources, excess: float) -> Maps:
     """Remove the residual background field: what sources outside of the brain explain of the misfit.
 
     Background removal has to tell the fields of sources inside and outside apart by assumptions. An estimate
-    of the sources inside leaves a misfit in which the outside has a larger part.
+    of the sources inside leaves a misfit in which the outside has a larger part, unless the estimate is
+    wrong: the part that is removed falls with the excess.
     """
     misfit = _misfit_of_field(maps, estimate)
     sigma = _volume(maps.field_sigma_ppm, misfit)
     local = pdf(misfit, maps.mask, maps.grid, _RESIDUAL_BACKGROUND, sigma_ppm=sigma)
     background = misfit.sub_(local.local_field_ppm).mul_(local.mask)
-    return replace(maps, field_ppm=maps.field_ppm - background)
+    return replace(maps, field_ppm=maps.field_ppm - background.mul_(_believed(excess)))
+
+
+def _believed(excess: float) -> float:
+    """Part of the misfit of the field that counts as an error of the field, not of the estimate."""
+    return float(excess**-8)
 
 
 def _field_sigma(maps: Maps, estimate: Sources, excess: float) -> Volume:
@@ -240,7 +246,7 @@ def _field_sigma(maps: Maps, estimate: Sources, excess: float) -> Volume:
         _MEAN_SQUARE_DIPOLE * (variance_pos + variance_neg),
         maps.mask & (of_field > 0),
     )
-    unstated = max(0.0, missed - _USUAL_MISFIT * stated) / excess**8
+    unstated = max(0.0, missed - _USUAL_MISFIT * stated) * _believed(excess)
     return (of_field.square() + unstated).sqrt_() * (of_field > 0)
 
 
