@@ -57,6 +57,7 @@ PAGES = {
     "thesis/patients": lambda found: patients.page(found["Rows"], found["IntermediateEstimates"]),
     "thesis/qsm": lambda found: qsm.page(found["Rows"]),
     "thesis/table": lambda found: table.page(found["Rows"]),
+    "thesis-from-raw-scans/table": lambda found: table.page(found["Rows"]),
     "whole-brain/whole-brain": _whole_brain,
 }
 
