@@ -8,8 +8,8 @@ import torch
 from chisep.physics.dipole import Dipole
 from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.background import remove_background
-from chisep.preprocessing.sinuses import venous_sinuses
-from chisep.preprocessing.vsharp import fitted_sources
+from chisep.preprocessing.sinuses import FIT_ITERATIONS, venous_sinuses
+from chisep.preprocessing.vsharp import VsharpConfig, fitted_sources
 from chisep.types import Grid
 from tests.preprocessing.test_vsharp import ball
 
@@ -29,7 +29,8 @@ def scan(centre, r2star_hz, chi_ppm=BLOOD_PPM):
 
 
 def found_blood(field, rate, b0_t):
-    return venous_sinuses(fitted_sources(field, BRAIN, GRID).chi_ppm, BRAIN, GRID, rate, b0_t)
+    config = VsharpConfig(iterations=FIT_ITERATIONS)
+    return venous_sinuses(fitted_sources(field, BRAIN, GRID, config).chi_ppm, BRAIN, GRID, rate, b0_t)
 
 
 def test_blood_at_the_surface_is_found():

@@ -61,6 +61,17 @@ def test_sources_that_were_fitted_before_are_used_again():
     assert torch.equal(vsharp(field, mask, grid).local_field_ppm, fitted.field_ppm * mask)
 
 
+def test_a_fit_can_be_watched_and_ended():
+    grid = Grid((24, 26, 22), (2.0, 2.0, 2.0))
+    mask, field = ball(grid, 20), field_of_sphere(grid, (3.0, -2.0, 4.0), 4.0, 0.1)
+    seen = {}
+    fitted_sources(field, mask, grid, stop=lambda n, chi: bool(seen.setdefault(n, chi.clone()) is None))
+    assert list(seen) == list(range(1, 21))
+    ended = fitted_sources(field, mask, grid, stop=lambda n, _: n == 3)
+    assert torch.equal(ended.chi_ppm, seen[3])
+    assert torch.equal(ended.chi_ppm, fitted_sources(field, mask, grid, VsharpConfig(iterations=3)).chi_ppm)
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=["isotropic", "anisotropic"])
 def test_the_field_of_an_inside_source_stays(grid):
     mask = ball(grid, 27)

@@ -13,8 +13,10 @@ from chisep.physics.signal import default_relaxivity
 from chisep.preprocessing.morphology import depth_mm
 from chisep.types import Grid, MaskVolume, Volume
 
+FIT_ITERATIONS = 14
+"""Iterations of the fit of `fitted_sources` that shows a sinus."""
 _LEAST_CHI_PPM = 0.06
-"""χ of a sinus as the fit of 14 iterations shows it, smoothed over `_SMOOTHING_MM`: that of venous blood is
+"""χ of a sinus as that fit shows it, smoothed over `_SMOOTHING_MM`: that of venous blood is
 three times this or more, but the fit is too weak. With more iterations brain is above it too."""
 _SMOOTHING_MM = 1.0
 _LEAST_R2STAR, _LEAST_AROUND = 1.2, 0.5
@@ -38,7 +40,7 @@ def venous_sinuses(
     Parameters
     ----------
     chi_ppm
-        Sources that V-SHARP fits to the total field (`fitted_sources`), shape (i, j, k).
+        Sources that `FIT_ITERATIONS` of V-SHARP fit to the total field (`fitted_sources`), shape (i, j, k).
     mask
         Where the field is known, shape (i, j, k).
     grid

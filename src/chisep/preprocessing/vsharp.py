@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chisep.errors import InputError
-from chisep.physics.cg import cg
+from chisep.physics.cg import CgState, cg
 from chisep.physics.dipole import Dipole, half_spectrum, of_half_spectrum
 from chisep.physics.spherical_mean import (
     SphericalMeanFilter,
@@ -40,7 +41,7 @@ class VsharpConfig:
     """Depth in mm of the rim of the mask that is left out; at most a third of the deepest depth, so that a
     thin slab is not removed completely. By default no rim is left out, but σ of the local field is larger
     there."""
-    iterations: int = 14
+    iterations: int = 20
     """Iterations that fit sources in the mask to the filtered field; 0 uses truncated deconvolution instead,
     as first published."""
     threshold: float = 0.05
@@ -60,7 +61,7 @@ class VsharpConfig:
                 "V-SHARP rim and iterations",
                 found=f"{self.rim_mm} mm, {self.iterations}",
                 expected="numbers of 0 or more",
-                fix="Usual are 0 mm and 14.",
+                fix="Usual are 0 mm and 20.",
             )
         if not 0 < self.threshold < 1:
             raise InputError(
@@ -170,7 +171,11 @@ def vsharp(
 
 
 def fitted_sources(
-    total_field_ppm: Volume, mask: MaskVolume, grid: Grid, config: VsharpConfig | None = None
+    total_field_ppm: Volume,
+    mask: MaskVolume,
+    grid: Grid,
+    config: VsharpConfig | None = None,
+    stop: Callable[[int, Volume], bool] | None = None,
 ) -> FittedSources:
     """Fit sources in the mask to the field after the filter of V-SHARP: the first step of `vsharp`.
 
@@ -185,6 +190,9 @@ def fitted_sources(
     config
         Options; its iterations make the result sharper. Defaults where None.
 
+    stop
+        Called with the number of iterations done and χ after each; True ends the fit.
+
     Returns
     -------
     FittedSources
@@ -194,17 +202,29 @@ def fitted_sources(
     reach = reach_mm(depth_mm(mask, grid).to(total_field_ppm.device, total_field_ppm.dtype))
     if not bool((reach >= _smallest_radius_mm(config, grid)).any()):
         return FittedSources(torch.zeros_like(total_field_ppm), torch.zeros_like(total_field_ppm))
-    return _fitted(total_field_ppm, mask, reach, grid, config)
+    return _fitted(total_field_ppm, mask, reach, grid, config, stop)
 
 
 def _fitted(
-    total_field_ppm: Volume, mask: MaskVolume, reach: Volume, grid: Grid, config: VsharpConfig
+    total_field_ppm: Volume,
+    mask: MaskVolume,
+    reach: Volume,
+    grid: Grid,
+    config: VsharpConfig,
+    stop: Callable[[int, Volume], bool] | None = None,
 ) -> FittedSources:
     box, field = _boxed(total_field_ppm, mask)
     made = FittedSources(torch.zeros_like(total_field_ppm), torch.zeros_like(total_field_ppm))
     smallest = _smallest_radius_mm(config, grid)
+
+    def stops(state: CgState) -> bool:
+        if stop is None:
+            return False
+        made.chi_ppm[box] = state.solution
+        return stop(state.iteration, made.chi_ppm)
+
     made.chi_ppm[box], made.field_ppm[box] = _sources_and_field(
-        field, mask[box], reach[box], grid, smallest, config
+        field, mask[box], reach[box], grid, smallest, config, stops
     )
     return made
 
@@ -261,7 +281,13 @@ def _deconvolved(
 
 
 def _sources_and_field(
-    field: Tensor, mask: Tensor, depth: Tensor, grid: Grid, smallest: float, config: VsharpConfig
+    field: Tensor,
+    mask: Tensor,
+    depth: Tensor,
+    grid: Grid,
+    smallest: float,
+    config: VsharpConfig,
+    stops: Callable[[CgState], bool],
 ) -> tuple[Tensor, Tensor]:
     """Fit sources χ in the mask to the filtered data; also returns their field.
 
@@ -285,6 +311,7 @@ def _sources_and_field(
         seen(spectrum(field)),
         iterations=config.iterations,
         preconditioner=lambda residual: volume(spectrum(residual).mul_(weight)) * inside,
+        callback=stops,
     )
     return chi, volume(spectrum(chi).mul_(dipole.kernel))
 

@@ -20,8 +20,9 @@ from chisep.preprocessing.head_size import adult_grid, adult_lengths, length_sca
 from chisep.preprocessing.magnitude_checks import check_decay, check_magnitudes
 from chisep.preprocessing.mask import quality_mask
 from chisep.preprocessing.phase_scale import phase_in_radians
-from chisep.preprocessing.sinuses import venous_sinuses
-from chisep.preprocessing.vsharp import VsharpConfig, fitted_sources
+from chisep.preprocessing.sinuses import FIT_ITERATIONS, venous_sinuses
+from chisep.preprocessing.vsharp import FittedSources, VsharpConfig, fitted_sources
+from chisep.types import Grid, MaskVolume, Volume
 
 _MISSING_PHASE = 0.01
 _LITTLE_TRUSTED = 0.25
@@ -114,6 +115,21 @@ def _total_field(context: SessionContext, files: StageFiles) -> StageResult:
     return StageResult(facts, warnings)
 
 
+def _sinuses(
+    total: Volume, known: MaskVolume, grid: Grid, r2star_hz: Volume, b0_t: float
+) -> tuple[FittedSources | None, MaskVolume]:
+    """Find venous sinuses; without any, the sources that V-SHARP fitted on the way are those it needs."""
+    blood = torch.zeros_like(known)
+
+    def found(iteration: int, chi: Volume) -> bool:
+        if iteration == FIT_ITERATIONS:
+            blood.logical_or_(venous_sinuses(chi, known, grid, r2star_hz, b0_t))
+        return bool(blood.any())
+
+    fitted = fitted_sources(total, known, grid, stop=found)
+    return (None if bool(blood.any()) else fitted), blood
+
+
 def background_stage(context: SessionContext) -> Stage:
     """Background field removal."""
     config, files = context.config.background, context.files
@@ -132,11 +148,10 @@ def background_stage(context: SessionContext) -> Stage:
         if context.fits_r2star:
             of_holes = chi_of_holes(known, brain, grid, own.load("r2star"), context.b0_t)
         if finds_sinuses:
-            fitted = fitted_sources(total, known, grid)
-            blood = venous_sinuses(fitted.chi_ppm, known, grid, own.load("r2star"), context.b0_t)
+            fitted, blood = _sinuses(total, known, grid, own.load("r2star"), context.b0_t)
             known, tissue = known & ~blood, brain & ~blood
-            if bool(blood.any()) or lengths.vsharp != VsharpConfig():
-                fitted = None  # it is of another mask, or of other options
+            if lengths.vsharp != VsharpConfig():
+                fitted = None  # it is of other options
             voxel_ml = math.prod(own.grid.voxel_mm) / 1000
             facts["SinusesMl"] = round(float(blood.sum()) * voxel_ml, 2 if scale == 1 else 5)
         local = remove_background(
