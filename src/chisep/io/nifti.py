@@ -244,7 +244,7 @@ def _values(
     """Convert stored numbers to values in chunks, with scaling in double precision."""
     stored: NDArray[Any] = np.frombuffer(content, stored_as)
     if scaling is None and stored.dtype == dtype:
-        return stored
+        return stored.view(dtype)  # its dtype is written with a byte order otherwise
     values = np.empty(stored.size, dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are refused with a message
         for start in range(0, stored.size, _CHUNK_BYTES):
