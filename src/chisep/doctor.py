@@ -33,7 +33,7 @@ _EXTRAS = {
     "dicom": (("dcm2niix",), "DICOM files (`chisep dicom`)"),
     "slurm": (("dask-jobqueue",), "a SLURM cluster (`--cluster slurm`)"),
 }
-_RESULTS_GB = 0.17
+_RESULTS_GB = 0.22
 """Results of a session at 1 mm (`benchmarks/results/planning.json`)."""
 _LEAST_SESSIONS = 5
 """Room on the disk below which the check says so."""
