@@ -9,7 +9,7 @@ import torch
 
 from chisep.execution.config import ClusterConfig
 
-SESSION_GB = 4.0
+SESSION_GB = 3.9
 """Memory planned for a session at 1 mm in 10⁹ bytes, above its peak in `benchmarks/results/session.json`."""
 
 _USED_PART_OF_MEMORY = 0.9
