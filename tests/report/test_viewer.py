@@ -195,6 +195,8 @@ def test_a_map_is_scrolled_read_and_switched_in_chromium(tmp_path):
         box = axial.bounding_box()
         axial.click(position={"x": 0.4 * box["width"], "y": 0.6 * box["height"]})
         place = root.locator(".viewer-place")
+        # The page is drawn in the next frame; the region may be that of the place before, too.
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         page.wait_for_function("document.querySelector('.viewer-place').dataset.region == 'left putamen'")
         assert "left putamen" in place.text_content()
         said = place.text_content().split(" · ")[-1].removesuffix(" mm").split(", ")
