@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
 from chisep.physics.dipole import Dipole
+from chisep.preprocessing.morphology import depth_mm
 from chisep.preprocessing.pdf import PdfConfig, pdf
 from chisep.progress import Progress
 from chisep.solvers import iterative, tv
@@ -105,10 +104,11 @@ def refined_sources(maps: Maps, estimate: Sources, iterations: int, progress: Pr
         return estimate
     excess = _excess(maps, estimate)
     unlike = excess >= _UNLIKE
-    of_field = _field_error(maps, estimate, excess)
+    misfit = _misfit_of_field(maps, estimate)
+    of_field = _field_error(misfit, maps, estimate, excess)
     maps = replace(maps, field_sigma_ppm=of_field.sigma_ppm)
     if of_field.part_of_misfit > _LEAST_PART:
-        maps = _without_residual_background(maps, estimate, of_field.part_of_misfit)
+        maps = _without_residual_background(maps, misfit, of_field.part_of_misfit)
     config = iterative.IterativeConfig(iterations=iterations)
     if not unlike:
         config = replace(config, tolerance=_TOLERANCE)
@@ -132,9 +132,7 @@ def refined_chi(
 
 def _surface(maps: Maps) -> MaskVolume:
     """Find the surface layer of the brain."""
-    inside = np.pad(maps.sources_mask.cpu().numpy(), 1)
-    depth_mm = distance_transform_edt(inside, sampling=maps.grid.voxel_mm)[1:-1, 1:-1, 1:-1]
-    layer: MaskVolume = torch.from_numpy(depth_mm <= _SURFACE_MM).to(maps.mask.device) & maps.sources_mask
+    layer: MaskVolume = (depth_mm(maps.sources_mask, maps.grid) <= _SURFACE_MM) & maps.sources_mask
     return layer
 
 
@@ -222,7 +220,7 @@ class _FieldError(NamedTuple):
     part_of_misfit: float
 
 
-def _field_error(maps: Maps, estimate: Sources, excess: float) -> _FieldError:
+def _field_error(misfit: Volume, maps: Maps, estimate: Sources, excess: float) -> _FieldError:
     """Estimate the error of the field from what a network misses of it beyond its stated uncertainty.
 
     Where R2' does not show that the network is wrong, that is an error of the field, like those of background
@@ -233,7 +231,7 @@ def _field_error(maps: Maps, estimate: Sources, excess: float) -> _FieldError:
         return _FieldError(of_field, 0.0)
     variance_pos, variance_neg, _ = _sigma(estimate).square_()
     missed, stated = _mean_squares(
-        _misfit_of_field(maps, estimate),
+        misfit,
         of_field,
         _MEAN_SQUARE_DIPOLE * (variance_pos + variance_neg),
         maps.mask & (of_field > 0),
@@ -248,17 +246,16 @@ def _misfit_of_field(maps: Maps, estimate: Sources) -> Volume:
     return (maps.field_ppm - dipole.apply(estimate.chi_ppm)).mul_(maps.mask)
 
 
-def _without_residual_background(maps: Maps, estimate: Sources, part: float) -> Maps:
+def _without_residual_background(maps: Maps, misfit: Volume, part: float) -> Maps:
     """Remove the residual background field: what sources outside of the brain explain of the misfit.
 
     Background removal has to tell the fields of sources inside and outside apart by assumptions. An estimate
     of the sources inside leaves a misfit in which the outside has a larger part. Errors of the estimate are
     in it too: only the part that is an error of the field is removed.
     """
-    misfit = _misfit_of_field(maps, estimate)
     sigma = _volume(maps.field_sigma_ppm, misfit)
     local = pdf(misfit, maps.mask, maps.grid, _RESIDUAL_BACKGROUND, sigma_ppm=sigma)
-    background = misfit.sub_(local.local_field_ppm).mul_(local.mask)
+    background = (misfit - local.local_field_ppm).mul_(local.mask)
     return replace(maps, field_ppm=maps.field_ppm - part * background)
 
 

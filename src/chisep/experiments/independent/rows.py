@@ -86,7 +86,8 @@ def input_maps(phantom: Phantom, world: World, condition: Condition, measured: M
 def apply(row: ComparedMethod, maps: Maps) -> Sources | Susceptibility:
     """Apply a method to the maps of a scan."""
     usual = NetworkOptions(precision=PRECISION)
-    usual = usual if row.refined else replace(usual, refinement=0)
+    if not row.refined:
+        usual = replace(usual, refinement=0)
     options = replace(usual, weights=row.weights) if row.weights else None
     if row.target == "chi":
         return methods.invert(maps, row.method, options)
