@@ -43,17 +43,17 @@ Watch = Callable[[Update], None]
 """Called at every change and every second, from another thread than the caller's."""
 
 TYPICAL_SECONDS: Mapping[str, float] = {
-    "mask": 4.1,
-    "field": 7.0,
-    "registration": 7.1,
-    "relaxometry": 11.7,
-    "background": 13.9,
-    "separation": 6.8,
-    "labels": 5.3,
-    "nuclei": 6.8,
+    "mask": 5.1,
+    "field": 9.0,
+    "registration": 7.2,
+    "relaxometry": 14.3,
+    "background": 11.7,
+    "separation": 17.9,
+    "labels": 4.5,
+    "nuclei": 3.3,
     "qsm": 0.1,
-    "regions": 3.6,
-    "report": 7.9,
+    "regions": 1.5,
+    "report": 6.7,
 }
 """Processor seconds of each stage at 1 mm with one thread (`benchmarks/results/session-one-thread.json`)."""
 
